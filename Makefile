@@ -1,0 +1,65 @@
+# Every target sets up .venv first if it is missing or older than what it is made from.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export MLFLOW_DISABLE_TELEMETRY := true
+export DVC_NO_ANALYTICS := true
+export WANDB_ERROR_REPORTING := false
+# uv reads its own variable only; pip's list of wheel folders holds the CPU build of torch where there is one.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+
+.PHONY: repro test lint format type docs-check ui setup constraints clean help
+
+help: ## what each target does
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+setup: $(VENV)/.ready .dvc/plots/offline.html ## make .venv and the offline page that `dvc plots show` fills
+
+repro: setup ## run the whole recipe that params.yaml names, and say where to look next
+	azneobert recipe
+	dvc repro
+	azneobert next
+
+test: setup ## run the tests
+	python -m pytest
+
+lint: setup ## format check, lint, types
+	ruff format --check .
+	ruff check .
+	mypy
+
+format: setup ## rewrite the code in the one format
+	ruff format .
+	ruff check --fix .
+
+docs-check: setup ## every link and every command of the documentation
+	python -m pytest tests/test_docs.py
+
+ui: setup ## compare runs in the browser
+	mlflow ui
+
+constraints: $(VENV)/.uv ## pin anew what constraints.txt pins
+	uv pip compile --quiet --all-extras --no-annotate --no-header --no-emit-package azneobert \
+	  --override <(echo "torch==2.13.0") pyproject.toml -o constraints.txt
+
+clean: ## remove everything that a run makes, the DVC cache and the environment left alone
+	rm -rf outputs mlruns mlflow.db dvc_plots wandb
+
+$(VENV)/.uv:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv && touch $@
+
+# uv resolves and installs in seconds; plain pip does the same in minutes where uv cannot be had.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv || echo "uv cannot be had here: using pip"
+	if test -x $(BIN)/uv; then \
+	  $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev,wandb]'; \
+	else \
+	  $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,wandb]'; \
+	fi
+	touch $@
+
+.dvc/plots/offline.html: $(VENV)/.ready pipelines/offline_plots.py
+	python pipelines/offline_plots.py $@

@@ -1,0 +1,67 @@
+"""A folder of checkpoints: each appears by one rename, `latest` moves after it, and the oldest go last."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from azneobert.checkpoint.universal import Manifest, TrainState, verify_checkpoint, write_checkpoint
+from azneobert.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+_PREFIX = "step-"
+_PARTIAL = ".partial-"
+
+
+class CheckpointFolder:
+    """Checkpoints of one run, at most `keep` of them."""
+
+    def __init__(self, path: Path, keep: int):
+        self.path = path
+        self.keep = keep
+
+    def publish(self, state: TrainState, manifest: Manifest, tokenizer: Path) -> Path:
+        """Write a checkpoint beside the others, rename it into place, move `latest`, then drop the oldest."""
+        target = self.path / f"{_PREFIX}{manifest.step:08d}"
+        partial = self.path / f"{_PARTIAL}{target.name}"
+        self.remove_partials()
+        partial.mkdir(parents=True)
+        write_checkpoint(partial, state, manifest, tokenizer)
+        if target.exists():  # only a damaged one can stand there: a good one would have been resumed from
+            shutil.rmtree(target)
+        os.rename(partial, target)
+        self._point_latest(target)
+        for old in self.steps()[: -self.keep]:
+            shutil.rmtree(old)
+        return target
+
+    def steps(self) -> list[Path]:
+        """The published checkpoints, oldest first, whole or not."""
+        return sorted(self.path.glob(f"{_PREFIX}*"))
+
+    def latest(self) -> tuple[Path, Manifest] | None:
+        """The newest checkpoint that is whole; a damaged one is passed over with a warning that says why."""
+        for folder in reversed(self.steps()):
+            try:
+                return folder, verify_checkpoint(folder)
+            except CheckpointError as error:
+                log.warning("%s; trying the one before it", error)
+        return None
+
+    def remove_partials(self) -> None:
+        """Remove what a killed writer left."""
+        for partial in self.path.glob(f"{_PARTIAL}*"):
+            shutil.rmtree(partial)
+
+    def _point_latest(self, target: Path) -> None:
+        pointer = self.path / ".latest"
+        pointer.write_text(target.name + "\n")
+        with pointer.open() as file:
+            os.fsync(file.fileno())
+        os.replace(pointer, self.path / "latest")
+        descriptor = os.open(self.path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Documents, tokens, rows and the stream."""

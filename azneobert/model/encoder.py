@@ -1,0 +1,194 @@
+"""NeoBERT's encoder (Le Breton et al., arXiv 2502.19587): pre-RMSNorm, RoPE, SwiGLU, no bias anywhere, no dropout.
+
+Suffixes: T tokens of all rows, D hidden, N heads, H head size, F feed-forward, V vocabulary, M masked tokens.
+Parameters stay in fp32 and are cast to the compute dtype where they are used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from azneobert.model.attention import Attention, reference
+from azneobert.recipe import Model
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Where windows begin, and each token's rotation: what every layer needs beside its input."""
+
+    cu_seqlens: torch.Tensor
+    max_seqlen: int
+    cos_TH: torch.Tensor
+    sin_TH: torch.Tensor
+
+
+class RMSNorm(nn.Module):
+    """Root mean square normalisation (Zhang and Sennrich, arXiv 1910.07467), computed in fp32."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
+        """(T, D) -> (T, D), in the dtype of x."""
+        x = x_TD.float()
+        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+        return (x * self.weight).to(x_TD.dtype)
+
+
+class Linear(nn.Module):
+    """A bias-free projection whose fp32 weight (out, in) is cast to the dtype of its input."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., in) -> (..., out)."""
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class Rotary(nn.Module):
+    """Rotary position embedding (Su et al., arXiv 2104.09864) in the half-split convention, in fp32."""
+
+    def __init__(self, head_size: int, positions: int, theta: float):
+        super().__init__()
+        frequencies = 1.0 / theta ** (torch.arange(0, head_size, 2, dtype=torch.int64).float() / head_size)
+        angles = torch.outer(torch.arange(positions).float(), frequencies)
+        self.register_buffer("cos", torch.cat([angles.cos(), angles.cos()], dim=-1), persistent=False)
+        self.register_buffer("sin", torch.cat([angles.sin(), angles.sin()], dim=-1), persistent=False)
+
+    def forward(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Positions (T,) -> cos and sin, each (T, H)."""
+        return self.cos[position_ids], self.sin[position_ids]
+
+
+def rotate(x_TNH: torch.Tensor, cos_TH: torch.Tensor, sin_TH: torch.Tensor) -> torch.Tensor:
+    """Rotate the pairs (i, i + H/2) of each head by the angle of the token's position; (T, N, H) -> (T, N, H)."""
+    x = x_TNH.float()
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.cat([-second, first], dim=-1)
+    return (x * cos_TH[:, None] + turned * sin_TH[:, None]).to(x_TNH.dtype)
+
+
+class Block(nn.Module):
+    """Attention and SwiGLU, each behind a norm and beside a residual."""
+
+    def __init__(self, config: Model):
+        super().__init__()
+        hidden, inner = config.hidden_size, swiglu_size(config.intermediate_size)
+        self.heads = config.num_attention_heads
+        self.attention_norm = RMSNorm(hidden, config.rms_norm_eps)
+        self.qkv = Linear(hidden, 3 * hidden)  # [Q | K | V]
+        self.out = Linear(hidden, hidden)
+        self.ffn_norm = RMSNorm(hidden, config.rms_norm_eps)
+        self.gate_up = Linear(hidden, 2 * inner)  # [gate | up]
+        self.down = Linear(inner, hidden)
+
+    def forward(self, x_TD: torch.Tensor, windows: Windows, attention: Attention) -> torch.Tensor:
+        """(T, D) -> (T, D)."""
+        tokens, hidden = x_TD.shape
+        qkv = self.qkv(self.attention_norm(x_TD)).view(tokens, 3, self.heads, hidden // self.heads)
+        q_TNH, k_TNH, v_TNH = qkv.unbind(1)
+        q_TNH = rotate(q_TNH, windows.cos_TH, windows.sin_TH)
+        k_TNH = rotate(k_TNH, windows.cos_TH, windows.sin_TH)
+        mixed_TNH = attention(q_TNH, k_TNH, v_TNH, windows.cu_seqlens, windows.max_seqlen)
+        x_TD = x_TD + self.out(mixed_TNH.reshape(tokens, hidden))
+        gate_TF, up_TF = self.gate_up(self.ffn_norm(x_TD)).chunk(2, dim=-1)
+        return x_TD + self.down(F.silu(gate_TF) * up_TF)
+
+
+class Encoder(nn.Module):
+    """Token ids of packed rows in, hidden states out."""
+
+    def __init__(self, config: Model, compute_dtype: torch.dtype = torch.float32, attention: Attention = reference):
+        super().__init__()
+        self.compute_dtype = compute_dtype
+        self.attention = attention
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.rotary = Rotary(
+            config.hidden_size // config.num_attention_heads, config.max_position_embeddings, config.rope_theta
+        )
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.final_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int
+    ) -> torch.Tensor:
+        """Ids and positions (T,), window starts (windows + 1, or more) -> hidden states (T, D) in the compute dtype."""
+        windows = Windows(cu_seqlens, max_seqlen, *self.rotary(position_ids))
+        x_TD = self.embedding(input_ids).to(self.compute_dtype)
+        for block in self.blocks:
+            x_TD = block(x_TD, windows, self.attention)
+        return self.final_norm(x_TD)
+
+
+class MaskedLM(nn.Module):
+    """The encoder and a bias-free head, which sees masked tokens only."""
+
+    def __init__(self, config: Model, compute_dtype: torch.dtype = torch.float32, attention: Attention = reference):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config, compute_dtype, attention)
+        self.head = Linear(config.hidden_size, config.vocab_size)
+        if config.tie_embeddings:
+            self.head.weight = self.encoder.embedding.weight
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        max_seqlen: int,
+        masked_indices: torch.Tensor,
+    ) -> torch.Tensor:
+        """Logits (M, V) of the tokens at `masked_indices` (M,), in fp32; the other arguments as for `Encoder`."""
+        hidden_TD = self.encoder(input_ids, position_ids, cu_seqlens, max_seqlen)
+        return self.head(hidden_TD[masked_indices]).float()
+
+
+def build_model(
+    config: Model, seed: int, compute_dtype: torch.dtype = torch.float32, attention: Attention = reference
+) -> MaskedLM:
+    """A model with NeoBERT's initial weights: uniform(-0.02, 0.02) for every matrix, ones for the norms.
+
+    The weights depend on the seed and the configuration only, not on the device or on torch's global generator.
+    """
+    model = MaskedLM(config, compute_dtype, attention)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.uniform_(-config.initializer_range, config.initializer_range, generator=generator)
+    return model
+
+
+def swiglu_size(intermediate_size: int) -> int:
+    """The width of SwiGLU: two thirds of the plain feed-forward's, rounded up to a multiple of 8."""
+    return -(-(2 * intermediate_size // 3) // 8) * 8
+
+
+def count_parameters(config: Model) -> int:
+    """The number of parameters of a MaskedLM with this configuration; a tied head counts once."""
+    hidden, inner = config.hidden_size, swiglu_size(config.intermediate_size)
+    block = 4 * hidden * hidden + 3 * hidden * inner + 2 * hidden
+    embeddings = config.vocab_size * hidden * (1 if config.tie_embeddings else 2)
+    return config.num_hidden_layers * block + hidden + embeddings
+
+
+def flops_per_token(config: Model, sequence_length: int, masking_rate: float) -> float:
+    """Floating-point operations of forward and backward for each token of full rows.
+
+    Matrix multiplications count 2 a weight forward and twice that backward; the head runs on masked tokens; attention
+    counts 4 x tokens seen x hidden forward (scores and mixing), twice that backward.
+    """
+    hidden, inner = config.hidden_size, swiglu_size(config.intermediate_size)
+    block = 4 * hidden * hidden + 3 * hidden * inner
+    head = masking_rate * config.vocab_size * hidden
+    attention = 2 * sequence_length * hidden * config.num_hidden_layers
+    return 6 * (config.num_hidden_layers * block + head + attention)

@@ -1,0 +1,317 @@
+"""params.yaml, read into frozen and strict models: an unknown key or a wrong type is an error with its path."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from azneobert.data.collections import COLLECTIONS
+from azneobert.errors import RecipeError
+
+PHASES = ("phase1", "phase2")
+PhaseName = Literal["phase1", "phase2"]
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+# YAML 1.1 reads an unquoted `off` as false; a person who writes it means the word.
+WandbMode = Annotated[
+    Literal["off", "offline", "online"], BeforeValidator(lambda value: "off" if value is False else value)
+]
+
+
+class _Block(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Source(_Block):
+    """Where one collection comes from, and which field of a record holds the text."""
+
+    path: str
+    text_field: str = "text"
+    id_field: str | None = "id"
+    revision: str = ""  # raise it when a source outside data/ has changed: DVC cannot see that by itself
+
+
+class Cleaning(_Block):
+    """Thresholds of data/cleaning.py."""
+
+    min_words: Positive
+    min_latin: Fraction
+    min_schwa: Fraction
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Data(_Block):
+    """The eleven collections and how they are cleaned."""
+
+    sources: dict[str, Source]
+    cleaning: Cleaning
+
+    @model_validator(mode="after")
+    def _all_collections(self) -> Data:
+        if set(self.sources) != set(COLLECTIONS):
+            missing = ", ".join(sorted(set(COLLECTIONS) - set(self.sources))) or "none"
+            unknown = ", ".join(sorted(set(self.sources) - set(COLLECTIONS))) or "none"
+            raise ValueError(f"the eleven collections would do; missing: {missing}; unknown: {unknown}")
+        return self
+
+
+class Tokenizer(_Block):
+    """Train a tokenizer on the documents, or import a tokenizer.json unchanged."""
+
+    algorithm: Literal["wordpiece", "bpe", "unigram", "import"]
+    vocab_size: Positive
+    lowercase: bool = False
+    path: str | None = None
+
+    @model_validator(mode="after")
+    def _import_needs_a_path(self) -> Tokenizer:
+        if (self.algorithm == "import") != (self.path is not None):
+            raise ValueError("`path` names the tokenizer.json to import: set it with `algorithm: import`, and only then")
+        return self
+
+
+class Model(_Block):
+    """NeoBERT's architecture; `intermediate_size` is before the 2/3 rule of SwiGLU."""
+
+    hidden_size: Positive
+    num_hidden_layers: Positive
+    num_attention_heads: Positive
+    intermediate_size: Positive
+    vocab_size: Positive
+    max_position_embeddings: Positive
+    rope_theta: float
+    rms_norm_eps: float
+    initializer_range: float
+    tie_embeddings: bool
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Model:
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise ValueError(
+                f"hidden_size {self.hidden_size} over {self.num_attention_heads} heads is not an even head size; "
+                f"{2 * self.num_attention_heads * max(1, self.hidden_size // (2 * self.num_attention_heads))} would do"
+            )
+        return self
+
+
+class Training(_Block):
+    """What both phases share, and what decides the numbers that a run computes."""
+
+    masking_rate: Annotated[float, Field(gt=0, lt=1)]
+    adam_betas: tuple[float, float]
+    adam_eps: float
+    weight_decay: float
+    clip_norm: float
+    compute_dtype: Literal["float32", "bfloat16"]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pair(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("adam_betas"), list):
+            return {**data, "adam_betas": tuple(data["adam_betas"])}
+        return data
+
+
+class Carry(_Block):
+    """What a phase takes over, beside the weights, from the checkpoint that it starts from."""
+
+    moments: bool
+    schedule: bool
+    position: bool
+
+
+class Phase(_Block):
+    """One phase of pretraining: linear warm-up to the peak, then a cosine to zero at the last step."""
+
+    sequence_length: Positive
+    global_batch: Positive
+    steps: Positive
+    warmup_steps: Annotated[int, Field(ge=0)]
+    peak_learning_rate: Annotated[float, Field(gt=0)]
+    start_from: Literal["phase1"] | None = None
+    carry: Carry | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Phase:
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} leaves nothing of {self.steps} steps; fewer would do")
+        if (self.start_from is None) != (self.carry is None):
+            raise ValueError("`start_from` and `carry` go together: what does the phase start from, and what is kept?")
+        return self
+
+
+class Runtime(_Block):
+    """How a run is carried out. Nothing here changes what is computed, so a resumed run may differ in it."""
+
+    engine: Literal["plain", "zero2"]
+    processes: Positive
+    max_micro_batch: Positive
+    attention: Literal["auto", "fa2", "reference"]
+    compile: bool
+    workers: Annotated[int, Field(ge=0)]
+    log_every: Positive
+    checkpoint_every: Positive
+    keep_checkpoints: Positive
+
+
+class Evaluation(_Block):
+    """Held-out loss: how often while training, and on how many rows of each collection at most."""
+
+    every: Positive
+    max_rows_per_collection: Positive
+
+
+class Tracking(_Block):
+    """Where runs are recorded. The environment's MLFLOW_TRACKING_URI goes before `mlflow_uri`."""
+
+    mlflow_uri: str
+    experiment: str
+    wandb: WandbMode
+    wandb_project: str = "azneobert"
+
+
+class Registry(_Block):
+    """The registered model, and whether its versions hold the optimizer's moments."""
+
+    name: str
+    with_moments: bool
+
+
+class Finetuning(_Block):
+    """The task that shows what the pretrained encoder is worth: the topic of a text."""
+
+    model: str
+    task: str
+    epochs: Positive
+    batch_size: Positive
+    learning_rate: Annotated[float, Field(gt=0)]
+    max_length: Positive
+    seeds: Annotated[tuple[int, ...], Field(min_length=1), BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
+
+
+class Recipe(_Block):
+    """Everything that a stage may depend on."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    data: Data
+    tokenizer: Tokenizer
+    model: Model
+    training: Training
+    phase1: Phase
+    phase2: Phase
+    runtime: Runtime
+    evaluation: Evaluation
+    tracking: Tracking
+    registry: Registry
+    finetuning: Finetuning
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Recipe:
+        if self.tokenizer.vocab_size != self.model.vocab_size:
+            raise ValueError(
+                f"tokenizer.vocab_size {self.tokenizer.vocab_size} and model.vocab_size {self.model.vocab_size} differ; "
+                "the same number in both would do"
+            )
+        limit = self.model.max_position_embeddings
+        for name in PHASES:
+            phase = self.phase(name)
+            if phase.sequence_length > limit:
+                raise ValueError(
+                    f"{name}.sequence_length {phase.sequence_length} exceeds model.max_position_embeddings {limit}; "
+                    f"{limit} or less would do"
+                )
+            divide_batch(phase.global_batch, self.runtime.processes, self.runtime.max_micro_batch, f"{name}.")
+        if self.finetuning.max_length > limit:
+            raise ValueError(
+                f"finetuning.max_length {self.finetuning.max_length} exceeds model.max_position_embeddings {limit}; "
+                f"{limit} or less would do"
+            )
+        if self.phase1.start_from is not None:
+            raise ValueError("phase1.start_from: the first phase starts from random weights; remove the key")
+        return self
+
+    def phase(self, name: PhaseName) -> Phase:
+        """The block of one phase."""
+        return self.phase1 if name == "phase1" else self.phase2
+
+
+def divide_batch(global_batch: int, processes: int, max_micro_batch: int, where: str = "") -> tuple[int, int]:
+    """The micro-batch (rows) and the number of accumulation steps that make up a global batch.
+
+    The micro-batch is the largest that divides a process's share and does not exceed `max_micro_batch`.
+
+    Raises:
+        ValueError: the batch does not divide over the processes; the message names the sizes that would do.
+    """
+    if global_batch % processes:
+        below = global_batch - global_batch % processes
+        sizes = " or ".join(str(size) for size in (below, below + processes) if size)
+        counts = ", ".join(str(n) for n in range(1, processes + 1) if global_batch % n == 0)
+        raise ValueError(
+            f"{where}global_batch {global_batch} does not divide over {processes} processes; "
+            f"a batch of {sizes}, or {counts} processes would do"
+        )
+    share = global_batch // processes
+    micro_batch = next(size for size in range(min(share, max_micro_batch), 0, -1) if share % size == 0)
+    return micro_batch, share // micro_batch
+
+
+def load_recipe(path: Path | str = "params.yaml", name: str | None = None) -> tuple[str, Recipe]:
+    """The name and content of the recipe that `path` selects, or of the one called `name`.
+
+    Raises:
+        RecipeError: the file is missing or not YAML, or the recipe has an unknown key, a wrong type or parts that
+            do not fit each other. The message holds the path of the key.
+    """
+    document = _read_yaml(Path(path))
+    recipes = [key for key, value in document.items() if isinstance(value, dict)]
+    chosen = name if name is not None else document.get("recipe")
+    if chosen not in recipes:
+        raise RecipeError(f"{path}: recipe: found {chosen!r}; one of {', '.join(recipes)} would do")
+    unknown = sorted(key for key in document if key != "recipe" and key not in recipes)
+    if unknown:
+        raise RecipeError(f"{path}: {unknown[0]}: unknown key; `recipe` and one block a recipe would do")
+    try:
+        return str(chosen), Recipe.model_validate(document[chosen])
+    except ValidationError as error:
+        raise RecipeError(f"{path}: {_first_error(str(chosen), error)}") from None
+
+
+def recipe_fingerprint(block: BaseModel | dict[str, Any]) -> str:
+    """The sha256 of a part of a recipe, in canonical JSON."""
+    plain = block.model_dump(mode="json") if isinstance(block, BaseModel) else block
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such file; run this in the project's folder") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(document, dict):
+        raise RecipeError(f"{path}: holds {type(document).__name__}; `recipe` and one block a recipe would do")
+    return document
+
+
+def _first_error(name: str, error: ValidationError) -> str:
+    details = error.errors()
+    first = details[0]
+    where = ".".join([name, *(str(part) for part in first["loc"])])
+    # A check across several keys already names them, so the value it was given would only repeat the block.
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = "unknown key; remove it or correct its spelling"
+    elif first["type"] == "missing":
+        message = "is missing; every key of the recipe must be stated"
+    elif first["type"] != "value_error":
+        message = f"{message[0].lower()}{message[1:]}, found {first['input']!r}"
+    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    return f"{where}: {message}{more}"

@@ -1,0 +1,86 @@
+"""The training loop, readable top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from azneobert.data.stream import Batch, Stream
+from azneobert.recipe import Evaluation, Phase, Runtime
+from azneobert.tracking import Tracker
+from azneobert.training.engine import Engine
+from azneobert.training.evaluation import evaluate
+from azneobert.training.meter import Meter
+from azneobert.training.optim import learning_rate
+from azneobert.training.progress import Progress
+from azneobert.training.stopping import StopRequest
+
+
+@dataclass
+class Run:
+    """Everything the loop touches. `schedule_offset` is where on its schedule the phase's step 0 lies."""
+
+    name: str
+    phase: Phase
+    runtime: Runtime
+    evaluation: Evaluation
+    engine: Engine
+    micro_batches: Iterator[Batch]
+    micro_batch: int
+    accumulation: int
+    validation: dict[str, Stream]
+    first_step: int
+    schedule_offset: int
+    meter: Meter
+    tracker: Tracker | None  # on the main rank only
+    save: Callable[[int], None]
+
+
+def train(run: Run, stop: StopRequest) -> bool:
+    """Train to the last step, or until somebody asks to stop; a checkpoint stands at the step where this returns.
+
+    Returns whether the run is complete.
+    """
+    phase, runtime = run.phase, run.runtime
+    tokens_per_step = phase.global_batch * phase.sequence_length
+    last_rate_step = run.schedule_offset + phase.steps
+    with Progress(run.name, phase.steps, run.first_step, visible=run.engine.world.is_main) as progress:
+        if run.first_step == 0:
+            _validate(run, 0, progress)
+        for step in range(run.first_step, phase.steps):
+            rate = learning_rate(
+                run.schedule_offset + step, phase.warmup_steps, last_rate_step, phase.peak_learning_rate
+            )
+            run.meter.start()
+            loss, grad_norm = run.engine.step(run.micro_batches, run.accumulation, rate)
+            run.meter.stop(tokens_per_step)
+
+            done = step + 1
+            finished = done == phase.steps
+            if finished or done % runtime.log_every == 0:
+                figures = {"train/loss": loss.item(), "train/grad_norm": grad_norm.item(), "train/lr": rate}
+                figures |= run.meter.read() | {"train/tokens": done * tokens_per_step}
+                progress.update(done, figures)
+                if run.tracker:
+                    run.tracker.log(done, figures)
+            if finished or done % run.evaluation.every == 0:
+                _validate(run, done, progress)
+            stopping = stop.agreed()
+            if finished or stopping or done % runtime.checkpoint_every == 0:
+                run.save(done)
+            if stopping and not finished:
+                return False
+    return True
+
+
+def _validate(run: Run, step: int, progress: Progress) -> None:
+    metrics = evaluate(
+        run.engine.model,
+        run.validation,
+        run.micro_batch,
+        run.evaluation.max_rows_per_collection,
+        run.engine.world,
+    )
+    progress.validation(step, metrics["eval/loss"], metrics["eval/accuracy"])
+    if run.tracker:
+        run.tracker.log(step, metrics)

@@ -1,0 +1,50 @@
+"""What a step costs: tokens per second, model FLOP utilisation, memory."""
+
+from __future__ import annotations
+
+import resource
+import time
+
+import torch
+
+from azneobert.model.encoder import flops_per_token
+from azneobert.recipe import Model
+
+# Dense bf16 peak by the vendor's data sheet, FLOP/s; a device that is not listed reports no utilisation.
+PEAK_FLOPS = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12}
+
+
+class Meter:
+    """Time spent in steps since the last reading; evaluation and checkpoints do not count."""
+
+    def __init__(self, model: Model, sequence_length: int, masking_rate: float, device: torch.device, world: int):
+        self._flops = flops_per_token(model, sequence_length, masking_rate)
+        self._device = device
+        self._world = world
+        self._peak = PEAK_FLOPS.get(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+        self._seconds = 0.0
+        self._tokens = 0
+        self._began = 0.0
+
+    def start(self) -> None:
+        """A step begins."""
+        self._began = time.perf_counter()
+
+    def stop(self, tokens: int) -> None:
+        """A step of this many tokens, over all ranks, has ended."""
+        self._seconds += time.perf_counter() - self._began
+        self._tokens += tokens
+
+    def read(self) -> dict[str, float]:
+        """The figures since the last reading; `train/tokens_per_second` is of all ranks together."""
+        rate = self._tokens / max(self._seconds, 1e-9)
+        self._seconds, self._tokens = 0.0, 0
+        figures = {"train/tokens_per_second": rate, "train/memory_gib": self._memory_gib()}
+        if self._peak:
+            figures["train/mfu"] = rate * self._flops / (self._peak * self._world)
+        return figures
+
+    def _memory_gib(self) -> float:
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device) / 2**30
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,69 @@
+"""What a person sees of a run: a bar on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+_LINES_IN_A_LOG = 20
+
+
+class Progress:
+    """Loss, tokens per second and time left, on the main rank."""
+
+    def __init__(self, name: str, steps: int, first_step: int, *, visible: bool):
+        self._name = name
+        self._steps = steps
+        self._first_step = first_step
+        self._visible = visible
+        self._console = Console(file=sys.stdout)
+        self._bar: RichProgress | None = None
+        if visible and self._console.is_terminal:
+            self._bar = RichProgress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._task = self._bar.add_task(name, total=steps, completed=first_step, figures="")
+        self._began = time.monotonic()
+        self._printed = first_step
+
+    def __enter__(self) -> Progress:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, step: int, figures: dict[str, float]) -> None:
+        """Show the figures of a step."""
+        text = f"loss {figures['train/loss']:.4f}  {figures['train/tokens_per_second']:,.0f} tokens/s"
+        if self._bar:
+            self._bar.update(self._task, completed=step, figures=text)
+        elif self._visible and (step - self._printed >= self._steps / _LINES_IN_A_LOG or step == self._steps):
+            self._printed = step
+            print(f"{self._name}  step {step}/{self._steps}  {text}  left {self._left(step)}", flush=True)
+
+    def validation(self, step: int, loss: float, accuracy: float) -> None:
+        """Show a validation."""
+        if self._visible:
+            message = f"{self._name}  step {step}/{self._steps}  held-out loss {loss:.4f}  accuracy {accuracy:.1%}"
+            if self._bar:
+                self._bar.console.print(message, highlight=False)
+            else:
+                print(message, flush=True)
+
+    def _left(self, step: int) -> str:
+        seconds = (time.monotonic() - self._began) / max(1, step - self._first_step) * (self._steps - step)
+        return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"

@@ -1,0 +1,59 @@
+"""Signals and stop files become one flag, on which all ranks agree before the loop acts on it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: asked to stop, state saved, start again to go on
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class StopRequest:
+    """Whether somebody asked the run to stop. A handler only sets the flag; a timer bounds what follows.
+
+    Use as a context manager; the former handlers come back on leaving.
+    """
+
+    def __init__(self, stop_file: Path, grace_seconds: float = 120.0):
+        self._stop_file = stop_file
+        self._grace_seconds = grace_seconds
+        self._asked = False
+        self._timer: threading.Timer | None = None
+        self._group: dist.ProcessGroup | None = None
+
+    def __enter__(self) -> StopRequest:
+        self._former = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            # A group of its own on the host, so that agreeing never waits for a GPU.
+            self._group = dist.new_group(backend="gloo")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        if self._timer:
+            self._timer.cancel()
+
+    def agreed(self) -> bool:
+        """Whether any rank was asked to stop. Every rank must call this at the same step."""
+        asked = self._asked or self._stop_file.exists()
+        if self._group is not None:
+            flag = torch.tensor([int(asked)])
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
+            asked = bool(flag.item())
+        return asked
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:
+            return
+        self._asked = True
+        self._timer = threading.Timer(self._grace_seconds, os._exit, [EXIT_STOPPED])
+        self._timer.daemon = True
+        self._timer.start()

@@ -1,0 +1,49 @@
+"""Stage: one phase of pretraining, in this process or as several on this machine.
+
+A run that stands half-finished in the phase's folder goes on; one of other data, model or settings is set aside.
+"""
+
+import signal
+import subprocess
+import sys
+from argparse import Namespace
+
+import torch
+
+from azneobert.errors import TrainingError
+from azneobert.recipe import PHASES, Recipe
+from azneobert.training.report import write_report
+from azneobert.training.run import Inputs, prepare_folder, pretrain, stop_file
+from azneobert.training.stopping import EXIT_STOPPED
+from pretrain import phase_inputs
+from stage import Paths, run_stage, write_json
+
+
+def launch(name: str, recipe: Recipe, paths: Paths, options: Namespace) -> None:
+    """Train the phase, then write its metrics and curves."""
+    inputs = phase_inputs(name, recipe, paths, options.phase)
+    if prepare_folder(inputs):
+        print(f"{options.phase}: complete already; nothing that decides its numbers has changed")
+    elif not (pretrain(inputs) if recipe.runtime.processes == 1 else _several(inputs)):
+        print(f"{options.phase}: stopped as asked, with a checkpoint; start again to go on")
+        sys.exit(EXIT_STOPPED)
+    write_json(paths.metrics(options.phase), write_report(inputs, paths.root / "plots"))
+
+
+def _several(inputs: Inputs) -> bool:
+    """Start the ranks with `accelerate launch`, which would kill them at a signal: a stop file tells them instead."""
+    where = ["--multi_gpu"] if torch.cuda.is_available() else ["--cpu"]
+    processes = str(inputs.recipe.runtime.processes)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes", processes]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", *where, "pipelines/pretrain.py", inputs.phase]
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, lambda *_: stop_file(inputs.folder).touch())
+    code = subprocess.Popen(command, start_new_session=True).wait()
+    stopped = stop_file(inputs.folder).exists()
+    if code and not stopped:
+        raise TrainingError(f"{inputs.phase}: a rank ended with an error (exit code {code}); its message stands above")
+    return not stopped
+
+
+if __name__ == "__main__":
+    run_stage(launch, phase=PHASES)

@@ -1,0 +1,37 @@
+"""Stage: pack the windows of all collections into rows of one phase's sequence length."""
+
+import shutil
+from argparse import Namespace
+
+from azneobert.data.rows import plan_facts, plan_rows, write_plan
+from azneobert.data.store import TokenStore
+from azneobert.errors import DataError
+from azneobert.recipe import PHASES, Recipe
+from stage import Paths, run_stage, write_json
+
+
+def rows(name: str, recipe: Recipe, paths: Paths, options: Namespace) -> None:
+    length = recipe.phase(options.phase).sequence_length
+    target = paths.rows(options.phase)
+    shutil.rmtree(target, ignore_errors=True)
+    training = {collection: TokenStore.open(paths.tokens / collection / "train") for collection in recipe.data.sources}
+    plan = plan_rows(training, length, recipe.seed)
+    if not len(plan):
+        raise DataError(f"{paths.tokens}: no document to train on; a smaller validation_fraction would do")
+    write_plan(plan, target / "train")
+    facts = plan_facts(plan)
+    for collection in recipe.data.sources:
+        held_out = TokenStore.open(paths.tokens / collection / "validation")
+        if len(held_out):
+            validation = plan_rows({collection: held_out}, length, recipe.seed)
+            write_plan(validation, target / "validation" / collection)
+            facts[f"validation_rows/{collection}"] = len(validation)
+    write_json(paths.metrics(f"rows/{options.phase}"), facts)
+    print(
+        f"{options.phase}: {facts['rows']:,} rows of {length}, {facts['fill']:.2%} full, "
+        f"{facts['windows_per_row']} windows a row"
+    )
+
+
+if __name__ == "__main__":
+    run_stage(rows, phase=PHASES)

@@ -1,0 +1,133 @@
+"""What every stage shares: where its recipe keeps things, how it reports numbers, and how it fails."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from azneobert.errors import AzNeoBertError
+from azneobert.recipe import Recipe, load_recipe, recipe_fingerprint
+
+# What decides the numbers that training computes; a finished run made by other code is not finished.
+TRAINING_CODE = ("azneobert/data/stream.py", "azneobert/model", "azneobert/training", "azneobert/checkpoint")
+
+
+class Paths:
+    """The places of one recipe's outputs, as dvc.yaml names them."""
+
+    def __init__(self, recipe: str):
+        self.root = Path("outputs") / recipe
+        self.tokens = self.root / "tokens"
+        self.tokenizer = self.root / "tokenizer" / "tokenizer.json"
+        self.registered = self.root / "registered.json"
+
+    def documents(self, collection: str) -> Path:
+        """The cleaned documents of one collection."""
+        return self.root / "documents" / f"{collection}.parquet"
+
+    def duplicates(self, collection: str) -> Path:
+        """Which of them another collection already holds."""
+        return self.root / "duplicates" / f"{collection}.npy"
+
+    def rows(self, phase: str) -> Path:
+        """The row plans of one phase: train, and validation by collection."""
+        return self.root / "rows" / phase
+
+    def run(self, phase: str) -> Path:
+        """The checkpoints of one phase."""
+        return self.root / phase
+
+    def tracking(self, phase: str) -> Path:
+        """The points of one phase's run, and which MLflow run it is."""
+        return self.root / "tracking" / phase
+
+    def metrics(self, stage: str) -> Path:
+        """The numbers that a stage leaves."""
+        return self.root / "metrics" / f"{stage}.json"
+
+    def plot(self, name: str) -> Path:
+        """A curve or a picture."""
+        return self.root / "plots" / name
+
+
+def run_stage(
+    stage: Callable[[str, Recipe, Paths, argparse.Namespace], None], **arguments: Iterable[str]
+) -> None:
+    """Read the recipe, run the stage, and print what a user can mend as one line with exit code 1.
+
+    `arguments` are the stage's positional arguments, each with the values it may have.
+    """
+    parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
+    for argument, choices in arguments.items():
+        parser.add_argument(argument, choices=list(choices))
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        name, recipe = load_recipe()
+        stage(name, recipe, Paths(name), options)
+    except AzNeoBertError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.filename}: {error.strerror}")
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write a stage's numbers."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def file_md5(file: Path) -> str:
+    """The md5 of a file: the hash that DVC knows it by."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "md5").hexdigest()
+
+
+def lineage(recipe: Recipe) -> dict[str, Any]:
+    """What a checkpoint is made of: commit, DVC's hashes of the tokens, recipe, code and versions."""
+    return {
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "tokens_md5": _tokens_md5(),
+        "recipe_sha256": recipe_fingerprint(recipe),
+        "code_sha256": code_sha256(),
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in ("azneobert", "torch", "accelerate", "tokenizers", "numpy")},
+        },
+    }
+
+
+def code_sha256() -> str:
+    """The sha256 of the code that decides what training computes."""
+    digest = hashlib.sha256()
+    for place in TRAINING_CODE:
+        path = Path(place)
+        for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _tokens_md5() -> dict[str, str]:
+    """DVC's hash of each collection's tokens, from dvc.lock, which DVC brings up to date after each stage."""
+    try:
+        stages = yaml.safe_load(Path("dvc.lock").read_text())["stages"]
+    except (OSError, KeyError, TypeError, yaml.YAMLError):
+        return {}  # run without DVC
+    return {name.partition("@")[2]: s["outs"][0]["md5"] for name, s in stages.items() if name.startswith("tokens@")}
