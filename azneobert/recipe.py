@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -13,8 +13,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from azneobert.data.collections import COLLECTIONS
 from azneobert.errors import RecipeError
 
-PHASES = ("phase1", "phase2")
 PhaseName = Literal["phase1", "phase2"]
+PHASES: tuple[PhaseName, ...] = get_args(PhaseName)
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -72,7 +72,9 @@ class Tokenizer(_Block):
     @model_validator(mode="after")
     def _import_needs_a_path(self) -> Tokenizer:
         if (self.algorithm == "import") != (self.path is not None):
-            raise ValueError("`path` names the tokenizer.json to import: set it with `algorithm: import`, and only then")
+            raise ValueError(
+                "`path` names the tokenizer.json to import: set it with `algorithm: import`, and only then"
+            )
         return self
 
 
@@ -192,7 +194,9 @@ class Finetuning(_Block):
     batch_size: Positive
     learning_rate: Annotated[float, Field(gt=0)]
     max_length: Positive
-    seeds: Annotated[tuple[int, ...], Field(min_length=1), BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
+    seeds: Annotated[
+        tuple[int, ...], Field(min_length=1), BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
+    ]
 
 
 class Recipe(_Block):
@@ -215,8 +219,8 @@ class Recipe(_Block):
     def _parts_fit(self) -> Recipe:
         if self.tokenizer.vocab_size != self.model.vocab_size:
             raise ValueError(
-                f"tokenizer.vocab_size {self.tokenizer.vocab_size} and model.vocab_size {self.model.vocab_size} differ; "
-                "the same number in both would do"
+                f"tokenizer.vocab_size {self.tokenizer.vocab_size} and model.vocab_size "
+                f"{self.model.vocab_size} differ; the same number in both would do"
             )
         limit = self.model.max_position_embeddings
         for name in PHASES:

@@ -1,7 +1,7 @@
 """MLflow, and wandb beside it. A run that resumes is the same run; a server that is down stops nothing.
 
-Every point goes to a spool first, a file in the run's own folder, and from there to MLflow in batches by a thread of its
-own. What could not be delivered waits in the spool. Points carry their first time stamp, under which MLflow takes a
+Every point goes to a spool first, a file in the run's own folder, and from there to MLflow in batches by a thread of
+its own. What could not be delivered waits in the spool. Points carry their first time stamp, under which MLflow takes a
 repeated delivery for the same point, so that each arrives exactly once.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import threading
 import time
 from collections.abc import Iterator
@@ -194,6 +195,7 @@ def tracking_uri(tracking: Tracking) -> str:
 def mlflow_client(tracking: Tracking) -> MlflowClient:
     """A client of the recipe's store that gives up on a dead server in seconds, not minutes."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     import mlflow
@@ -266,7 +268,7 @@ def _start_wandb(folder: Path, tracking: Tracking, info: RunInfo) -> Any:
         return None
     identity = folder / "wandb_id"
     if not identity.exists():
-        identity.write_text(wandb.util.generate_id())
+        identity.write_text(secrets.token_hex(4))
     return wandb.init(
         project=tracking.wandb_project,
         name=info.name,

@@ -61,9 +61,7 @@ class Paths:
         return self.root / "plots" / name
 
 
-def run_stage(
-    stage: Callable[[str, Recipe, Paths, argparse.Namespace], None], **arguments: Iterable[str]
-) -> None:
+def run_stage(stage: Callable[[str, Recipe, Paths, argparse.Namespace], None], **arguments: Iterable[str]) -> None:
     """Read the recipe, run the stage, and print what a user can mend as one line with exit code 1.
 
     `arguments` are the stage's positional arguments, each with the values it may have.

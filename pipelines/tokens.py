@@ -31,7 +31,9 @@ def tokens(name: str, recipe: Recipe, paths: Paths, options: Namespace) -> None:
         )
         counts[side] = {"documents": meta.documents, "tokens": meta.tokens}
     write_json(paths.metrics(f"tokens/{collection}"), counts)
-    print(f"{collection}: {counts['train']['tokens']:,} tokens to train on, {counts['validation']['tokens']:,} held out")
+    print(
+        f"{collection}: {counts['train']['tokens']:,} tokens to train on, {counts['validation']['tokens']:,} held out"
+    )
 
 
 if __name__ == "__main__":

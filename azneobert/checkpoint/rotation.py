@@ -32,7 +32,7 @@ class CheckpointFolder:
         write_checkpoint(partial, state, manifest, tokenizer)
         if target.exists():  # only a damaged one can stand there: a good one would have been resumed from
             shutil.rmtree(target)
-        os.rename(partial, target)
+        partial.rename(target)
         self._point_latest(target)
         for old in self.steps()[: -self.keep]:
             shutil.rmtree(old)
@@ -61,7 +61,7 @@ class CheckpointFolder:
         pointer.write_text(target.name + "\n")
         with pointer.open() as file:
             os.fsync(file.fileno())
-        os.replace(pointer, self.path / "latest")
+        pointer.replace(self.path / "latest")
         descriptor = os.open(self.path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)

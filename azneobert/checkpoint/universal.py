@@ -80,6 +80,7 @@ def write_checkpoint(folder: Path, state: TrainState, manifest: Manifest, tokeni
     )
     files = {}
     for file in sorted(folder.iterdir()):
+        file.chmod(0o644)  # safetensors writes for its owner alone
         _sync(file)
         files[file.name] = {"sha256": sha256_file(file), "size": file.stat().st_size}
     _write_json(folder / MANIFEST, {**vars(manifest), "files": files})
@@ -98,7 +99,9 @@ def read_manifest(folder: Path) -> Manifest:
         content = json.loads(file.read_text(encoding="utf-8"))
         version = content["format_version"]
         if content["format"] != FORMAT or version != FORMAT_VERSION:
-            raise CheckpointError(f"{file}: {content['format']} {version}; this program reads {FORMAT} {FORMAT_VERSION}")
+            raise CheckpointError(
+                f"{file}: {content['format']} {version}; this program reads {FORMAT} {FORMAT_VERSION}"
+            )
         return Manifest(**content)
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: no whole checkpoint there: {MANIFEST} is missing") from None

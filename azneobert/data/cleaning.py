@@ -20,7 +20,9 @@ DROP_REASONS = ("empty", "short", "language", "duplicate")
 # Letters that only look like the Azerbaijani ones. The two schwas are never right in Latin script.
 _SCHWA = str.maketrans({"ә": "ə", "Ә": "Ə", "ǝ": "ə", "Ǝ": "Ə"})
 _LOOKALIKES = str.maketrans("аеорсхуіһАВЕКМНОРСТХУІ", "aeopcxyihABEKMHOPCTXYI")
-_MIXED_WORD = re.compile(r"\w*(?:[A-Za-zƏəĞğIıİÖöŞşÜüÇç]\w*[\u0400-\u04FF]|[\u0400-\u04FF]\w*[A-Za-zƏəĞğIıİÖöŞşÜüÇç])\w*")
+_MIXED_WORD = re.compile(
+    r"\w*(?:[A-Za-zƏəĞğIıİÖöŞşÜüÇç]\w*[\u0400-\u04FF]|[\u0400-\u04FF]\w*[A-Za-zƏəĞğIıİÖöŞşÜüÇç])\w*"
+)
 # Soft hyphen, zero-width characters, directional marks, byte order mark, and control characters but tab and newline.
 _INVISIBLE = re.compile(r"[\u00AD\u200B-\u200F\u202A-\u202E\u2060-\u2064\uFEFF\x00-\x08\x0B-\x1F\x7F-\x9F]")
 _SPACES = re.compile(r"[^\S\n]+")

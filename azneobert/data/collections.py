@@ -98,7 +98,9 @@ def _parse(file: Path, number: int, line: str) -> dict[str, Any]:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         shown = line.strip()[:40]
-        raise DataError(f"{file}:{number}: not JSON ({error.msg}): {shown!r}; one JSON object a line would do") from None
+        raise DataError(
+            f"{file}:{number}: not JSON ({error.msg}): {shown!r}; one JSON object a line would do"
+        ) from None
     if not isinstance(record, dict):
         raise DataError(f"{file}:{number}: a JSON {type(record).__name__}; an object with the document's text would do")
     return record

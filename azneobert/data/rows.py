@@ -1,7 +1,7 @@
 """The row plan: which pieces of which documents share a row.
 
-A document longer than a row is cut into windows, each framed ``[CLS] ... [SEP]``; windows are packed into rows of exactly
-the sequence length. Packing works on the histogram of window lengths (longest-pack-first, Krell et al., arXiv
+A document longer than a row is cut into windows, each framed ``[CLS] ... [SEP]``; windows are packed into rows of
+exactly the sequence length. Packing works on the histogram of window lengths (longest-pack-first, Krell et al., arXiv
 2107.02027), so that its cost follows the sequence length and not the number of windows.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections import defaultdict
 from dataclasses import asdict, dataclass
@@ -92,7 +91,7 @@ def write_plan(plan: RowPlan, path: Path) -> None:
         np.save(partial / f"{name}.npy", getattr(plan, name))
     (partial / "meta.json").write_text(json.dumps(asdict(plan.meta), indent=1) + "\n")
     shutil.rmtree(path, ignore_errors=True)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def open_plan(path: Path, stores: dict[str, TokenStore]) -> RowPlan:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -117,7 +116,7 @@ def write_store(
     )
     (partial / "meta.json").write_text(json.dumps(asdict(meta), indent=1) + "\n")
     shutil.rmtree(path, ignore_errors=True)
-    os.replace(partial, path)
+    partial.replace(path)
     return meta
 
 

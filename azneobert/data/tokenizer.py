@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -59,7 +60,8 @@ def load_tokenizer(path: Path, vocab_size: int | None = None) -> Tokenizer:
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
     """The ids of the five special tokens, by token."""
-    return {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
+    ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
+    return {token: number for token, number in ids.items() if number is not None}
 
 
 def tokenizer_sha256(path: Path) -> str:
@@ -70,7 +72,7 @@ def tokenizer_sha256(path: Path) -> str:
 def fertility(tokenizer: Tokenizer, batches: Iterable[list[str]]) -> dict[str, float]:
     """Tokens, words (white-space separated), tokens per word and the share of unknown tokens."""
     tokens = words = unknown = 0
-    unknown_id = tokenizer.token_to_id(UNK)
+    unknown_id = special_ids(tokenizer)[UNK]
     for texts in batches:
         for text, encoding in zip(texts, tokenizer.encode_batch_fast(texts, add_special_tokens=False), strict=True):
             tokens += len(encoding.ids)
@@ -94,7 +96,7 @@ def _normalizer(lowercase: bool) -> normalizers.Normalizer:
 
 
 def _untrained(algorithm: str, vocab_size: int) -> tuple[Tokenizer, trainers.Trainer]:
-    common = {"vocab_size": vocab_size, "special_tokens": list(SPECIAL_TOKENS), "show_progress": False}
+    common: dict[str, Any] = {"vocab_size": vocab_size, "special_tokens": list(SPECIAL_TOKENS), "show_progress": False}
     if algorithm == "wordpiece":
         tokenizer = Tokenizer(models.WordPiece(unk_token=UNK))
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

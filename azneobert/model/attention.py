@@ -39,7 +39,9 @@ def fa2(
     """FlashAttention 2 as torch ships it (CUDA, 16-bit only); arguments and result as in `reference`."""
     from torch.nn.attention.varlen import varlen_attn
 
-    return varlen_attn(q_TNH, k_TNH, v_TNH, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+    mixed = varlen_attn(q_TNH, k_TNH, v_TNH, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+    assert isinstance(mixed, torch.Tensor)  # a tuple comes back only where the log-sum-exp is asked for
+    return mixed
 
 
 def choose_attention(name: str, device: torch.device, dtype: torch.dtype) -> tuple[str, Attention]:
@@ -50,7 +52,9 @@ def choose_attention(name: str, device: torch.device, dtype: torch.dtype) -> tup
     """
     fa2_runs = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
     if name == "fa2" and not fa2_runs:
-        raise TrainingError(f"runtime.attention: fa2 needs CUDA and bfloat16, found {device.type} and {dtype}; use auto")
+        raise TrainingError(
+            f"runtime.attention: fa2 needs CUDA and bfloat16, found {device.type} and {dtype}; use auto"
+        )
     if name == "fa2" or (name == "auto" and fa2_runs):
         return "fa2", fa2
     return "reference", reference

@@ -7,6 +7,7 @@ Parameters stay in fp32 and are cast to the compute dtype where they are used.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -44,6 +45,8 @@ class RMSNorm(nn.Module):
 class Linear(nn.Module):
     """A bias-free projection whose fp32 weight (out, in) is cast to the dtype of its input."""
 
+    weight: nn.Parameter
+
     def __init__(self, in_features: int, out_features: int):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
@@ -55,6 +58,9 @@ class Linear(nn.Module):
 
 class Rotary(nn.Module):
     """Rotary position embedding (Su et al., arXiv 2104.09864) in the half-split convention, in fp32."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
 
     def __init__(self, head_size: int, positions: int, theta: float):
         super().__init__()
@@ -137,7 +143,7 @@ class MaskedLM(nn.Module):
         self.encoder = Encoder(config, compute_dtype, attention)
         self.head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_embeddings:
-            self.head.weight = self.encoder.embedding.weight
+            self.head.weight = cast(nn.Parameter, self.encoder.embedding.weight)
 
     def forward(
         self,

@@ -1,6 +1,6 @@
 """To and from transformers: its EuroBERT class computes the same function, so an export needs no remote code.
 
-EuroBERT keeps Q, K and V, and gate and up, in separate matrices; here each group is one matrix, its parts in that order.
+EuroBERT keeps Q, K and V, and gate and up, in separate matrices; here each group is one matrix, in that order.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from azneobert.data.tokenizer import CLS, MASK, PAD, SEP, UNK, load_tokenizer
+from azneobert.data.tokenizer import CLS, MASK, PAD, SEP, UNK, load_tokenizer, special_ids
 from azneobert.model.encoder import swiglu_size
 from azneobert.recipe import Model
 
@@ -98,8 +98,7 @@ def export_transformers(weights: dict[str, torch.Tensor], config: Model, tokeniz
     if config.tie_embeddings:
         exported.pop("lm_head.weight", None)
     save_file(exported, target / "model.safetensors", metadata={"format": "pt"})
-    token_ids = {token: loaded.token_to_id(token) for token in (PAD, UNK, CLS, SEP, MASK)}
-    _write_json(target / "config.json", eurobert_config(config, token_ids))
+    _write_json(target / "config.json", eurobert_config(config, special_ids(loaded)))
     (target / "tokenizer.json").write_bytes(tokenizer.read_bytes())
     _write_json(
         target / "tokenizer_config.json",

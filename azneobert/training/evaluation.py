@@ -17,7 +17,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics `eval/loss`, `eval/accuracy`, and both by collection, over at most `max_rows` rows of each.
 
-    Every row counts the same: each has the same number of masks. Ranks take rows in turn and every rank gets the result.
+    Every row counts the same: each has the same number of masks. Ranks take rows in turn; every rank gets the result.
     """
     sums = torch.zeros(len(streams), 3, dtype=torch.float64)
     for number, stream in enumerate(streams.values()):

@@ -44,9 +44,7 @@ def write_report(inputs: Inputs, plots: Path) -> dict[str, Any]:
     }
 
 
-def draw_losses(
-    picture: Path, title: str, training: list[dict[str, float]], held_out: list[dict[str, float]]
-) -> None:
+def draw_losses(picture: Path, title: str, training: list[dict[str, float]], held_out: list[dict[str, float]]) -> None:
     """The loss against the step: each step faint, their running mean and the held-out loss plain."""
     import matplotlib
 

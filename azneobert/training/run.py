@@ -36,8 +36,8 @@ from azneobert.training.stopping import StopRequest
 class Inputs:
     """Where a phase finds what it needs and leaves what it makes.
 
-    `folder` is for checkpoints, `tracking` for the points on their way to MLflow; `start` is the folder of the phase that
-    this one starts from. `lineage` goes into every checkpoint as it is.
+    `folder` is for checkpoints, `tracking` for the points on their way to MLflow; `start` is the folder of the phase
+    that this one starts from. `lineage` goes into every checkpoint as it is.
     """
 
     recipe_name: str
@@ -145,9 +145,7 @@ def pretrain(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool:
             validation=validation,
             first_step=position.step,
             schedule_offset=position.schedule_offset,
-            meter=Meter(
-                recipe.model, phase.sequence_length, recipe.training.masking_rate, world.device, world.size
-            ),
+            meter=Meter(recipe.model, phase.sequence_length, recipe.training.masking_rate, world.device, world.size),
             tracker=tracker,
             save=save,
         )
@@ -178,9 +176,11 @@ def open_streams(inputs: Inputs) -> tuple[Stream, dict[str, Stream]]:
 
     def stores(side: str) -> dict[str, TokenStore]:
         opened = {name: TokenStore.open(inputs.tokens / name / side) for name in recipe.data.sources}
-        for name, store in opened.items():
+        for store in opened.values():
             if store.meta.tokenizer_sha256 != sha256:
-                raise DataError(f"{store.path}: made with another tokenizer than {inputs.tokenizer}; `dvc repro tokens`")
+                raise DataError(
+                    f"{store.path}: made with another tokenizer than {inputs.tokenizer}; `dvc repro tokens`"
+                )
         return opened
 
     training = stores("train")
@@ -191,9 +191,7 @@ def open_streams(inputs: Inputs) -> tuple[Stream, dict[str, Stream]]:
     for name, store in stores("validation").items():
         if len(store):
             held_out = open_plan(inputs.rows / "validation" / name, {name: store})
-            validation[name] = Stream(
-                held_out, {name: store}, ids, seed=recipe.seed, masking_rate=rate, shuffle=False
-            )
+            validation[name] = Stream(held_out, {name: store}, ids, seed=recipe.seed, masking_rate=rate, shuffle=False)
     return stream, validation
 
 
@@ -258,7 +256,7 @@ def find_position(
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """One training at a time in a folder. A second one waits, so that a run whose launcher was killed is not doubled."""
+    """One training at a time in a folder; a second one waits, so that a run that lost its launcher is not doubled."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f".{folder.name}.lock").open("a+") as file:
         try:
@@ -335,9 +333,7 @@ def _tracker(inputs: Inputs, position: Position) -> Tracker:
     return Tracker(inputs.tracking, recipe.tracking, info)
 
 
-def _manifest(
-    inputs: Inputs, identity: dict[str, Any], position: Position, step: int, run_id: str | None
-) -> Manifest:
+def _manifest(inputs: Inputs, identity: dict[str, Any], position: Position, step: int, run_id: str | None) -> Manifest:
     recipe = inputs.recipe
     phase = recipe.phase(inputs.phase)
     return Manifest(
@@ -372,8 +368,8 @@ def _announce(inputs: Inputs, engine: Engine, micro_batch: int, accumulation: in
     phase = inputs.recipe.phase(inputs.phase)
     world = engine.world
     print(
-        f"{inputs.phase}: {count_parameters(inputs.recipe.model):,} parameters; a batch of {phase.global_batch} rows of "
-        f"{phase.sequence_length} = {world.size} processes x {micro_batch} rows x {accumulation} micro-steps; "
+        f"{inputs.phase}: {count_parameters(inputs.recipe.model):,} parameters; a batch of {phase.global_batch} rows "
+        f"of {phase.sequence_length} = {world.size} x {micro_batch} rows x {accumulation} micro-steps; "
         f"from step {position.step} of {phase.steps}",
         flush=True,
     )

@@ -1,0 +1,166 @@
+"""The `azneobert` command."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from azneobert.errors import AzNeoBertError, RecipeError
+from azneobert.recipe import PHASES, Recipe, divide_batch, load_recipe
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+checkpoint = typer.Typer(no_args_is_help=True, help="Universal checkpoints.")
+registry = typer.Typer(no_args_is_help=True, help="Registered versions of the model.")
+app.add_typer(checkpoint, name="checkpoint")
+app.add_typer(registry, name="registry")
+console = Console(highlight=False, soft_wrap=True)
+
+RecipeName = Annotated[str | None, typer.Option("--recipe", help="A recipe of params.yaml; default: the one it picks.")]
+
+
+def main() -> None:
+    """Run the command; what a user can mend is one line on standard error and exit code 1."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        app()
+    except AzNeoBertError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.filename}: {error.strerror}")
+
+
+@app.command()
+def recipe(name: RecipeName = None) -> None:
+    """Check a recipe and its sources before any work starts, and show what it comes to."""
+    from azneobert.data.collections import source_files
+    from azneobert.model.encoder import count_parameters
+
+    chosen, loaded = load_recipe(name=name)
+    for source in loaded.data.sources.values():
+        source_files(Path(source.path))
+    if loaded.tokenizer.path is not None and not Path(loaded.tokenizer.path).is_file():
+        raise RecipeError(f"params.yaml: {chosen}.tokenizer.path: {loaded.tokenizer.path} is not there; put it there")
+    console.print(
+        f"recipe {chosen}: {count_parameters(loaded.model):,} parameters, {len(loaded.data.sources)} collections"
+    )
+    for phase_name in PHASES:
+        console.print(_phase_line(loaded, phase_name))
+
+
+@app.command(name="next")
+def where_next(name: RecipeName = None) -> None:
+    """Say where to look after `dvc repro`."""
+    chosen, loaded = load_recipe(name=name)
+    root = Path("outputs") / chosen
+    console.print(f"\n[bold]recipe {chosen} is done[/bold]\n")
+    console.print(_versions_table(loaded))
+    tuned = json.loads((root / "metrics" / "finetune.json").read_text())
+    console.print(
+        f"topic of a text, test accuracy: {tuned['pretrained']['accuracy']:.1%} pretrained, "
+        f"{tuned['random']['accuracy']:.1%} from random weights\n"
+    )
+    for what, command in (
+        ("loss curves", f"{root}/plots/phase1.png and phase2.png"),
+        ("all plots, offline", "dvc plots show"),
+        ("all numbers", "dvc metrics show"),
+        ("compare runs", "mlflow ui"),
+        ("fill a mask", 'azneobert fill-mask "Bakı Azərbaycanın [MASK] şəhəridir."'),
+        ("get the model", f"azneobert registry pull models:/{loaded.registry.name}@phase2 DIR"),
+    ):
+        console.print(f"  {what:<20} {command}", markup=False)
+
+
+@app.command(name="fill-mask")
+def fill_mask(
+    text: Annotated[str, typer.Argument(help="A sentence with one or more [MASK].")],
+    model: Annotated[str | None, typer.Option(help="A registry URI; default: phase 2 of the recipe's model.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many candidates for each mask.")] = 5,
+) -> None:
+    """What a registered model puts in the place of [MASK]."""
+    from azneobert.filling import fill_masks
+    from azneobert.registry import pull
+
+    _, loaded = load_recipe()
+    uri = model or f"models:/{loaded.registry.name}@phase2"
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = pull(uri, Path(scratch) / "model", loaded.tracking)
+        candidates = fill_masks(folder, text, top)
+    for number, row in enumerate(candidates, start=1):
+        table = Table("token", "probability", title=f"[MASK] {number} of {len(candidates)}, {uri}".replace("[", r"\["))
+        for token, probability in row:
+            table.add_row(token, f"{probability:.2%}")
+        console.print(table)
+
+
+@checkpoint.command()
+def inspect(folder: Path) -> None:
+    """Show what a universal checkpoint holds, from its manifest alone."""
+    from azneobert.checkpoint.universal import read_manifest
+
+    manifest = read_manifest(folder)
+    table = Table("what", Column("value", overflow="fold"), title=str(folder))
+    for key in ("phase", "step", "samples", "tokens", "recipe_name"):
+        table.add_row(key, str(getattr(manifest, key)))
+    for group in ("lineage", "stream", "schedule"):
+        for key, value in getattr(manifest, group).items():
+            table.add_row(f"{group}.{key}", json.dumps(value, ensure_ascii=False))
+    for file, stated in manifest.files.items():
+        table.add_row(file, f"{stated['size']:,} bytes, sha256 {stated['sha256'][:16]}…")
+    console.print(table)
+
+
+@checkpoint.command()
+def verify(folder: Path) -> None:
+    """Check the size and hash of every file of a universal checkpoint."""
+    from azneobert.checkpoint.universal import verify_checkpoint
+
+    manifest = verify_checkpoint(folder)
+    console.print(f"{folder}: whole; {manifest.phase}, step {manifest.step}")
+
+
+@registry.command(name="list")
+def list_registered(name: RecipeName = None) -> None:
+    """Show the registered versions and their aliases."""
+    console.print(_versions_table(load_recipe(name=name)[1]))
+
+
+@registry.command(name="pull")
+def pull_version(uri: str, folder: Path, name: RecipeName = None) -> None:
+    """Bring a version into a new folder, every file's hash verified."""
+    from azneobert.registry import pull
+
+    pull(uri, folder, load_recipe(name=name)[1].tracking)
+    console.print(f"{uri} is in {folder}, every file verified")
+
+
+def _phase_line(loaded: Recipe, name: Any) -> str:
+    phase = loaded.phase(name)
+    processes = loaded.runtime.processes
+    rows, accumulation = divide_batch(phase.global_batch, processes, loaded.runtime.max_micro_batch)
+    tokens = phase.steps * phase.global_batch * phase.sequence_length
+    return (
+        f"  {name}: {phase.steps:,} steps of {phase.global_batch:,} rows ({processes} x {rows} rows x {accumulation} "
+        f"micro-steps) of {phase.sequence_length:,} tokens: {tokens:,} tokens"
+    )
+
+
+def _versions_table(loaded: Recipe) -> Table:
+    from azneobert.registry import list_versions
+    from azneobert.tracking import tracking_uri
+
+    table = Table(
+        "version", "aliases", "recipe", "step", "commit", title=f"registered in {tracking_uri(loaded.tracking)}"
+    )
+    for version in list_versions(loaded.tracking, loaded.registry.name):
+        tags = {key.removeprefix("azneobert."): value for key, value in version.tags.items()}
+        aliases = ", ".join(version.aliases)
+        table.add_row(version.uri, aliases, tags.get("recipe"), tags.get("step"), tags.get("git_commit", "")[:10])
+    return table

@@ -1,0 +1,44 @@
+"""Labelled tasks: a folder with train.jsonl, validation.jsonl and test.jsonl, each line a text and its label."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from azneobert.data.collections import read_source
+from azneobert.errors import DataError
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A text classification task; `splits` holds (text, label index) pairs, `labels` the names in sorted order."""
+
+    name: str
+    labels: list[str]
+    splits: dict[str, list[tuple[str, int]]]
+
+
+def read_task(folder: Path) -> Task:
+    """Read a task.
+
+    Raises:
+        DataError: a split is missing or empty, a line is not JSON or lacks `text` or `label`, or a split holds a label
+            that training does not.
+    """
+    # `label` stands where a document's id would: the reader is the same.
+    raw = {
+        split: [(document.text, document.id) for document in read_source(folder / f"{split}.jsonl", "text", "label")]
+        for split in SPLITS
+    }
+    labels = sorted({label for _, label in raw["train"]})
+    for split, examples in raw.items():
+        unknown = Counter(label for _, label in examples if label not in labels)
+        if unknown:
+            raise DataError(
+                f"{folder / split}.jsonl: label {next(iter(unknown))!r} is not in train.jsonl ({', '.join(labels)})"
+            )
+    index = {label: number for number, label in enumerate(labels)}
+    return Task(folder.name, labels, {s: [(text, index[label]) for text, label in e] for s, e in raw.items()})

@@ -1,0 +1,68 @@
+"""Stage: fine-tune the registered model on a labelled task, beside the same network from random weights."""
+
+import statistics
+import tempfile
+from argparse import Namespace
+from pathlib import Path
+
+from azneobert.finetuning.classification import fine_tune
+from azneobert.finetuning.tasks import read_task
+from azneobert.recipe import Recipe
+from azneobert.registry import pull
+from azneobert.tracking import RunInfo, Tracker
+from stage import Paths, run_stage, write_json
+
+
+def finetune(name: str, recipe: Recipe, paths: Paths, options: Namespace) -> None:
+    settings = recipe.finetuning
+    task = read_task(Path(settings.task))
+    scores: dict[str, list[dict[str, float]]] = {"pretrained": [], "random": []}
+    with tempfile.TemporaryDirectory() as scratch:
+        encoder = pull(settings.model, Path(scratch) / "model", recipe.tracking)
+        for weights, found in scores.items():
+            for seed in settings.seeds:
+                found.append(fine_tune(encoder, task, settings, seed, pretrained=weights == "pretrained"))
+                print(
+                    f"{task.name}: {weights} weights, seed {seed}: test accuracy {found[-1]['accuracy']:.1%}",
+                    flush=True,
+                )
+    figures = {weights: summary(found) for weights, found in scores.items()}
+    figures["examples"] = {split: len(examples) for split, examples in task.splits.items()}
+    write_json(paths.metrics("finetune"), figures)
+    record(name, recipe, paths, scores)
+    for weights in scores:
+        mean, deviation = figures[weights]["accuracy"], figures[weights]["accuracy_deviation"]
+        print(
+            f"{task.name}: {weights} weights: test accuracy {mean:.1%} ± {deviation:.1%}, {len(settings.seeds)} seeds"
+        )
+
+
+def summary(found: list[dict[str, float]]) -> dict[str, float]:
+    """Mean and deviation over the seeds."""
+    figures = {}
+    for key in found[0]:
+        values = [scores[key] for scores in found]
+        figures[key] = round(statistics.fmean(values), 4)
+        figures[f"{key}_deviation"] = round(statistics.stdev(values), 4) if len(values) > 1 else 0.0
+    return figures
+
+
+def record(name: str, recipe: Recipe, paths: Paths, scores: dict[str, list[dict[str, float]]]) -> None:
+    """One MLflow run; the step is the number of the seed."""
+    info = RunInfo(
+        name=f"{name}-finetune",
+        params={"finetuning": recipe.finetuning.model_dump(mode="json")},
+        tags={"azneobert.recipe": name, "azneobert.model": recipe.finetuning.model},
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        tracker = Tracker(Path(scratch), recipe.tracking, info)
+        for number in range(len(recipe.finetuning.seeds)):
+            values = {
+                f"test/{key}/{weights}": v for weights, found in scores.items() for key, v in found[number].items()
+            }
+            tracker.log(number, values)
+        tracker.finish("FINISHED")
+
+
+if __name__ == "__main__":
+    run_stage(finetune)
