@@ -1,14 +1,16 @@
 """Stage: fine-tune the registered model on a labelled task, beside the same network from random weights."""
 
+import json
 import statistics
 import tempfile
 from argparse import Namespace
 from pathlib import Path
 
+from azneobert.errors import RegistryError
 from azneobert.finetuning.classification import fine_tune
 from azneobert.finetuning.tasks import read_task
 from azneobert.recipe import Recipe
-from azneobert.registry import pull
+from azneobert.registry import find_version, pull
 from azneobert.tracking import RunInfo, Tracker
 from stage import Paths, run_stage, write_json
 
@@ -16,6 +18,7 @@ from stage import Paths, run_stage, write_json
 def finetune(name: str, recipe: Recipe, paths: Paths, options: Namespace) -> None:
     settings = recipe.finetuning
     task = read_task(Path(settings.task))
+    check_version(recipe, paths)
     scores: dict[str, list[dict[str, float]]] = {"pretrained": [], "random": []}
     with tempfile.TemporaryDirectory() as scratch:
         encoder = pull(settings.model, Path(scratch) / "model", recipe.tracking)
@@ -35,6 +38,18 @@ def finetune(name: str, recipe: Recipe, paths: Paths, options: Namespace) -> Non
         print(
             f"{task.name}: {weights} weights: test accuracy {mean:.1%} ± {deviation:.1%}, {len(settings.seeds)} seeds"
         )
+
+
+def check_version(recipe: Recipe, paths: Paths) -> None:
+    """Refuse an alias that has moved on since this pipeline registered its version."""
+    asked = recipe.finetuning.model
+    for registered in json.loads(paths.registered.read_text()).values():
+        found = find_version(asked, recipe.tracking).uri if asked == registered["alias"] else registered["uri"]
+        if found != registered["uri"]:
+            raise RegistryError(
+                f"{asked} is {found}, this pipeline registered {registered['uri']}; "
+                "`dvc repro -f register` moves it back"
+            )
 
 
 def summary(found: list[dict[str, float]]) -> dict[str, float]:

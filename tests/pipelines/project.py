@@ -1,0 +1,104 @@
+"""A copy of this project at toy size, in a folder of its own, driven by its real commands."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+TOY = {
+    "tokenizer": {"vocab_size": 400},
+    "model": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "vocab_size": 400,
+    },
+    "phase1": {"sequence_length": 64, "global_batch": 8, "steps": 12, "warmup_steps": 2},
+    "phase2": {"sequence_length": 128, "global_batch": 4, "steps": 4, "warmup_steps": 1},
+    "runtime": {"checkpoint_every": 4},
+    "evaluation": {"every": 6, "max_rows_per_collection": 2},
+    "finetuning": {"epochs": 1, "seeds": [1], "max_length": 64},
+}
+
+
+@dataclass
+class Reproduced:
+    """A toy project after its first `make repro`, and what that printed."""
+
+    project: Project
+    printed: str
+
+
+class Project:
+    """The working tree's files, committed to a repository of their own, with a sample recipe of seconds."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        files = _run(["git", "ls-files", "-co", "--exclude-standard"], ROOT).stdout.splitlines()
+        for name in files:
+            if (ROOT / name).is_file():
+                target = folder / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, target)
+        (folder / "dvc.lock").unlink(missing_ok=True)
+        # The environment is this one; it counts as made from these files, whatever their dates.
+        (folder / ".venv").symlink_to(ROOT / ".venv")
+        for name in ("pyproject.toml", "constraints.txt"):
+            os.utime(folder / name, (0, 0))
+        self.change(TOY)
+        self.commit()
+
+    def change(self, edits: dict[str, Any]) -> None:
+        """Change numbers in the sample recipe: a block, a key, a value."""
+        file = self.folder / "params.yaml"
+        params = yaml.safe_load(file.read_text())
+        _merge(params["sample"], edits)
+        file.write_text(yaml.safe_dump(params, sort_keys=False))
+
+    def commit(self) -> None:
+        """Commit everything, as `dvc exp run` and the lineage ask for."""
+        if not (self.folder / ".git").exists():
+            self.run("git", "init", "-q")
+        self.run("git", "add", "-A")
+        who = ["-c", "user.name=test", "-c", "user.email=test@example.org", "-c", "commit.gpgsign=false"]
+        self.run("git", *who, "commit", "-q", "--allow-empty", "-m", "toy")
+
+    def run(self, *command: str, check: bool = True, timeout: float = 400) -> subprocess.CompletedProcess[str]:
+        """Run a command in the project's folder."""
+        return _run(list(command), self.folder, check=check, timeout=timeout)
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        """Start a command in a session of its own, so that all of it can be killed."""
+        return subprocess.Popen(
+            command, cwd=self.folder, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True, text=True
+        )
+
+
+def environment() -> dict[str, str]:
+    """This environment, with the project's programs first, and nothing that says where this suite's runs are kept."""
+    path = f"{ROOT / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    return {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"} | {"PATH": path}
+
+
+def _run(command: list[str], cwd: Path, *, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout)
+    if check and done.returncode:
+        raise AssertionError(f"{command} exited with {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
+    return done
+
+
+def _merge(target: dict[str, Any], edits: dict[str, Any]) -> None:
+    for key, value in edits.items():
+        if isinstance(value, dict):
+            _merge(target[key], value)
+        else:
+            target[key] = value

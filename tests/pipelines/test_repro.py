@@ -1,0 +1,200 @@
+"""The main job, at toy size, through the commands that a user types."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+from project import Project, Reproduced
+
+from azneobert.checkpoint.universal import read_manifest
+from azneobert.tracking import read_points, read_run_id
+
+STAGES_OF_A_REPRO = 11 + 1 + 1 + 11 + 2 + 2 + 2 + 1 + 1
+
+
+def stages_run(printed: str) -> list[str]:
+    return re.findall(r"Running stage '([^']+)'", printed)
+
+
+def test_make_repro_runs_every_stage_and_says_where_to_look_next(reproduced: Reproduced) -> None:
+    assert len(stages_run(reproduced.printed)) == STAGES_OF_A_REPRO
+    for hint in ("mlflow ui", "models:/azneobert/2", "phase1.png", "azneobert fill-mask"):
+        assert hint in reproduced.printed
+    assert "up to date" in reproduced.project.run("dvc", "status").stdout
+
+
+def test_both_phases_are_registered_and_load_without_remote_code(reproduced: Reproduced, tmp_path: Path) -> None:
+    from transformers import AutoModelForMaskedLM
+
+    listed = reproduced.project.run("azneobert", "registry", "list").stdout
+    assert "phase1" in listed
+    assert "phase2" in listed
+    reproduced.project.run("azneobert", "registry", "pull", "models:/azneobert@phase2", str(tmp_path / "model"))
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "model", trust_remote_code=False)
+    assert model.config.hidden_size == 32
+    reproduced.project.run("azneobert", "checkpoint", "verify", str(tmp_path / "model" / "checkpoint"))
+
+
+def test_mlflow_itself_downloads_the_same_bytes(reproduced: Reproduced, tmp_path: Path) -> None:
+    uri = "models:/azneobert@phase1"
+    reproduced.project.run("azneobert", "registry", "pull", uri, str(tmp_path / "ours"))
+    reproduced.project.run(
+        "mlflow", "artifacts", "download", "--artifact-uri", uri, "--dst-path", str(tmp_path / "theirs")
+    )
+    ours = {f.relative_to(tmp_path / "ours"): f.read_bytes() for f in (tmp_path / "ours").rglob("*") if f.is_file()}
+    theirs = {
+        f.relative_to(tmp_path / "theirs"): f.read_bytes() for f in (tmp_path / "theirs").rglob("*") if f.is_file()
+    }
+    assert theirs == ours
+
+
+def test_the_checkpoint_names_commit_tokens_and_run(reproduced: Reproduced) -> None:
+    folder = reproduced.project.folder
+    manifest = read_manifest(folder / "outputs/sample/phase2/checkpoints/step-00000004")
+    assert len(manifest.lineage["git_commit"]) == 40
+    assert set(manifest.lineage["tokens_md5"]) == set(manifest.recipe["data"]["sources"])
+    assert all(md5.endswith(".dir") for md5 in manifest.lineage["tokens_md5"].values())
+    assert manifest.lineage["mlflow_run_id"] == read_run_id(folder / "outputs/sample/tracking/phase2")
+    assert manifest.lineage["started_from"]["phase"] == "phase1"
+    assert manifest.lineage["started_from"]["step"] == 12
+
+
+def test_mlflow_holds_one_run_a_phase_with_curve_settings_and_lineage(reproduced: Reproduced) -> None:
+    client = mlflow.MlflowClient(f"sqlite:///{reproduced.project.folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("azneobert")
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {"sample-phase1", "sample-phase2", "sample-finetune"}
+    phase1 = runs["sample-phase1"]
+    assert phase1.info.status == "FINISHED"
+    assert phase1.data.params["model.hidden_size"] == "32"
+    assert len(phase1.data.tags["azneobert.git_commit"]) == 40
+    history = client.get_metric_history(phase1.info.run_id, "train/loss")
+    assert [point.step for point in history] == list(range(1, 13))
+    assert "phase1.png" in {artifact.path for artifact in client.list_artifacts(phase1.info.run_id)}
+
+
+def test_a_second_make_repro_runs_nothing(reproduced: Reproduced) -> None:
+    assert stages_run(reproduced.project.run("make", "repro").stdout) == []
+
+
+def test_metrics_parameters_and_offline_plots_show(reproduced: Reproduced) -> None:
+    project = reproduced.project
+    metrics = json.loads(project.run("dvc", "metrics", "show", "--json").stdout)
+    assert "held_out_loss" in metrics[""]["data"]["outputs/sample/metrics/phase2.json"]["data"]
+    page = (project.folder / project.run("dvc", "plots", "show").stdout.strip().removeprefix("file://")).read_text()
+    assert not re.search(r"<script[^>]+src=", page), "a page that loads a script does not work offline"
+    assert page.count("vegaEmbed('#") >= 3
+    assert page.count("<img") >= 2
+
+
+def test_params_diff_and_exp_run_take_a_changed_number(reproduced: Reproduced) -> None:
+    project = reproduced.project
+    project.change({"finetuning": {"batch_size": 8}})
+    assert "sample.finetuning.batch_size" in project.run("dvc", "params", "diff").stdout
+    project.run("git", "checkout", "-q", "params.yaml")
+    ran = project.run("dvc", "exp", "run", "-S", "sample.finetuning.batch_size=32").stdout
+    assert stages_run(ran) == ["finetune"]
+    project.run("git", "checkout", "-q", ".")
+    project.run("dvc", "checkout", "-q")
+
+
+def test_a_changed_number_runs_the_stages_that_depend_on_it_and_no_other(reproduced: Reproduced) -> None:
+    project = reproduced.project
+    project.change({"phase2": {"peak_learning_rate": 1.0e-4}})
+    try:
+        ran = stages_run(project.run("dvc", "repro").stdout)
+    finally:
+        project.run("git", "checkout", "-q", ".")
+    assert ran == ["phase2", "evaluate@phase2", "register", "finetune"]
+    assert list((project.folder / "outputs/sample").glob("phase2.aside-*")), "the former run must be kept"
+    project.run("dvc", "checkout", "-q")
+    assert stages_run(project.run("dvc", "repro").stdout) == []
+    # The registry remembers what was pushed last: a fine-tuning of another version than the pipeline's is refused.
+    project.change({"finetuning": {"batch_size": 8}})
+    try:
+        done = project.run("dvc", "repro", check=False)
+        assert done.returncode != 0
+        assert "models:/azneobert@phase2 is models:/azneobert/3" in done.stderr
+    finally:
+        project.run("git", "checkout", "-q", ".")
+    project.run("dvc", "checkout", "-q")
+    project.run("python", "pipelines/register.py")
+
+
+@pytest.mark.parametrize(
+    ("edits", "words"),
+    [
+        ({"phase1": {"sequence_length": 4096}}, ["sample", "phase1.sequence_length 4096", "512 or less would do"]),
+        ({"runtime": {"processes": 3}}, ["phase1.global_batch 8", "3 processes", "6 or 9"]),
+        ({"data": {"sources": {"news": {"path": "data/nowhere"}}}}, ["data/nowhere", "no such source"]),
+        ({"tokenizer": {"vocab_size": 401}}, ["tokenizer.vocab_size 401", "model.vocab_size 400"]),
+    ],
+)
+def test_bad_input_is_refused_before_any_stage_runs(reproduced: Reproduced, edits: dict, words: list[str]) -> None:
+    project = reproduced.project
+    project.change(edits)
+    try:
+        done = project.run("make", "repro", check=False)
+    finally:
+        project.run("git", "checkout", "-q", "params.yaml")
+    assert done.returncode != 0
+    assert stages_run(done.stdout) == []
+    assert "Traceback" not in done.stderr
+    error = next(line for line in done.stderr.splitlines() if line.startswith("error:"))
+    assert all(word in error for word in words), error
+
+
+def test_a_truncated_token_store_stops_the_training_stage_in_one_line(reproduced: Reproduced, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "project"
+    shutil.copytree(reproduced.project.folder, copy, symlinks=True)
+    tokens = copy / "outputs/sample/tokens/news/train/tokens.npy"
+    content = tokens.read_bytes()
+    tokens.unlink()
+    tokens.write_bytes(content[:-100])
+    before = sorted((copy / "outputs/sample/phase1").rglob("*"))
+    project = Project.__new__(Project)
+    project.folder = copy
+    done = project.run("python", "pipelines/launch.py", "phase1", check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "tokens.npy" in done.stderr
+    assert "truncated" in done.stderr
+    assert sorted((copy / "outputs/sample/phase1").rglob("*")) == before
+
+
+def test_killed_with_9_and_repeated_it_ends_with_the_same_loss_to_the_last_bit(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.change({"phase1": {"steps": 60}, "runtime": {"checkpoint_every": 7}})
+    points = project.folder / "outputs/sample/tracking/phase1"
+    started = project.start("make", "repro")
+    deadline = time.monotonic() + 300
+    while not any(point["step"] >= 25 for point in read_points(points)):
+        assert started.poll() is None, "make repro ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(started.pid, signal.SIGKILL)
+    started.wait()
+    assert not (project.folder / "outputs/sample/metrics/phase1.json").exists()
+
+    project.run("make", "repro")
+    interrupted = read_points(points)
+    run_id = read_run_id(points)
+    losses = {point["step"]: point["values"]["train/loss"] for point in interrupted if "train/loss" in point["values"]}
+    client = mlflow.MlflowClient(f"sqlite:///{project.folder}/mlflow.db")
+    history = client.get_metric_history(run_id, "train/loss")
+    assert [point.step for point in history] == list(range(1, 61)), "one MLflow run, each step once"
+
+    for folder in (project.folder / "outputs/sample/phase1", points):
+        folder.rename(folder.with_name(f"{folder.name}.interrupted"))
+    project.run("python", "pipelines/launch.py", "phase1")
+    whole = {p["step"]: p["values"]["train/loss"] for p in read_points(points) if "train/loss" in p["values"]}
+    assert whole == losses
