@@ -70,7 +70,7 @@ def where_next(name: RecipeName = None) -> None:
     for what, command in (
         ("loss curves", f"{root}/plots/phase1.png and phase2.png"),
         ("all plots, offline", "dvc plots show"),
-        ("all numbers", "dvc metrics show"),
+        ("numbers", f"dvc metrics show {root}/metrics/phase*.json"),
         ("compare runs", "mlflow ui"),
         ("fill a mask", 'azneobert fill-mask "Bakı Azərbaycanın [MASK] şəhəridir."'),
         ("get the model", f"azneobert registry pull models:/{loaded.registry.name}@phase2 DIR"),

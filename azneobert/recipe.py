@@ -18,6 +18,7 @@ PHASES: tuple[PhaseName, ...] = get_args(PhaseName)
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Below1 = Annotated[float, Field(ge=0, lt=1)]
 # YAML 1.1 reads an unquoted `off` as false; a person who writes it means the word.
 WandbMode = Annotated[
     Literal["off", "offline", "online"], BeforeValidator(lambda value: "off" if value is False else value)
@@ -105,11 +106,11 @@ class Model(_Block):
 class Training(_Block):
     """What both phases share, and what decides the numbers that a run computes."""
 
-    masking_rate: Annotated[float, Field(gt=0, lt=1)]
-    adam_betas: tuple[float, float]
-    adam_eps: float
-    weight_decay: float
-    clip_norm: float
+    masking_rate: Annotated[float, Field(gt=0, le=0.5)]
+    adam_betas: tuple[Below1, Below1]
+    adam_eps: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    clip_norm: Annotated[float, Field(gt=0)]
     compute_dtype: Literal["float32", "bfloat16"]
 
     @model_validator(mode="before")
@@ -131,7 +132,7 @@ class Carry(_Block):
 class Phase(_Block):
     """One phase of pretraining: linear warm-up to the peak, then a cosine to zero at the last step."""
 
-    sequence_length: Positive
+    sequence_length: Annotated[int, Field(ge=8)]
     global_batch: Positive
     steps: Positive
     warmup_steps: Annotated[int, Field(ge=0)]
@@ -274,11 +275,11 @@ def load_recipe(path: Path | str = "params.yaml", name: str | None = None) -> tu
             do not fit each other. The message holds the path of the key.
     """
     document = _read_yaml(Path(path))
-    recipes = [key for key, value in document.items() if isinstance(value, dict)]
+    recipes = [str(key) for key, value in document.items() if isinstance(value, dict)]
     chosen = name if name is not None else document.get("recipe")
     if chosen not in recipes:
         raise RecipeError(f"{path}: recipe: found {chosen!r}; one of {', '.join(recipes)} would do")
-    unknown = sorted(key for key in document if key != "recipe" and key not in recipes)
+    unknown = sorted(str(key) for key in document if key != "recipe" and str(key) not in recipes)
     if unknown:
         raise RecipeError(f"{path}: {unknown[0]}: unknown key; `recipe` and one block a recipe would do")
     try:
@@ -298,6 +299,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such file; run this in the project's folder") from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: is not UTF-8 ({error.reason}); save it as UTF-8") from None
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):
@@ -317,5 +320,7 @@ def _first_error(name: str, error: ValidationError) -> str:
         message = "is missing; every key of the recipe must be stated"
     elif first["type"] != "value_error":
         message = f"{message[0].lower()}{message[1:]}, found {first['input']!r}"
+        if first["type"] == "float_type" and isinstance(first["input"], str):
+            message += "; YAML takes a number with an exponent for text unless it has a point, as in 1.0e-4"
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
     return f"{where}: {message}{more}"

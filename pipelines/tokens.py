@@ -14,6 +14,7 @@ from stage import Paths, file_md5, run_stage, write_json
 def tokens(name: str, recipe: Recipe, paths: Paths, options: Namespace) -> None:
     collection = options.collection
     tokenizer = load_tokenizer(paths.tokenizer, recipe.model.vocab_size)
+    tokenizer.encode_special_tokens = True  # "[MASK]" written in a document is text
     counts = {}
 
     def encoded(validation: bool) -> Iterator[list[int]]:

@@ -17,14 +17,15 @@ from azneobert.data.collections import RawDocument
 HASH_BYTES = 16
 DROP_REASONS = ("empty", "short", "language", "duplicate")
 
-# Letters that only look like the Azerbaijani ones. The two schwas are never right in Latin script.
-_SCHWA = str.maketrans({"ә": "ə", "Ә": "Ə", "ǝ": "ə", "Ǝ": "Ə"})
-_LOOKALIKES = str.maketrans("аеорсхуіһАВЕКМНОРСТХУІ", "aeopcxyihABEKMHOPCTXYI")
-_MIXED_WORD = re.compile(
-    r"\w*(?:[A-Za-zƏəĞğIıİÖöŞşÜüÇç]\w*[\u0400-\u04FF]|[\u0400-\u04FF]\w*[A-Za-zƏəĞğIıİÖöŞşÜüÇç])\w*"
-)
+# Letters that only look like the Azerbaijani ones. The turned e is never right; the Cyrillic ones are, among their own.
+_TURNED_E = str.maketrans({"ǝ": "ə", "Ǝ": "Ə"})
+_LOOKALIKES = str.maketrans("әаеорсхуіһӘАВЕКМНОРСТХУІ", "əaeopcxyihƏABEKMHOPCTXYI")
+_CYRILLIC = re.compile(r"[\u0400-\u04FF]")
+_WORD = re.compile(r"\w+")
 # Soft hyphen, zero-width characters, directional marks, byte order mark, and control characters but tab and newline.
-_INVISIBLE = re.compile(r"[\u00AD\u200B-\u200F\u202A-\u202E\u2060-\u2064\uFEFF\x00-\x08\x0B-\x1F\x7F-\x9F]")
+_INVISIBLE = re.compile(
+    r"[\u00AD\u200B-\u200F\u202A-\u202E\u2060-\u2064\uFEFF\uD800-\uDFFF\x00-\x08\x0E-\x1B\x7F-\x84\x86-\x9F]"
+)
 _SPACES = re.compile(r"[^\S\n]+")
 _BLANK_LINES = re.compile(r" ?\n ?(?:\n ?)+")
 _LATIN = re.compile(r"[A-Za-zÀ-ɏƏə]")
@@ -54,12 +55,18 @@ class CleaningReport:
 
 def normalise(text: str) -> str:
     """The text in NFC, with look-alike letters repaired, invisible characters dropped and spaces made plain."""
-    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
+    text = _INVISIBLE.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+    text = unicodedata.normalize("NFC", text)
     # Lower-casing İ the English way leaves i and a combining dot, which no Azerbaijani word has.
-    text = text.replace("i\u0307", "i").translate(_SCHWA)
-    text = _INVISIBLE.sub("", text)
-    text = _MIXED_WORD.sub(lambda word: word[0].translate(_LOOKALIKES), text)
+    text = text.replace("i\u0307", "i").translate(_TURNED_E)
+    if _CYRILLIC.search(text):
+        text = unicodedata.normalize("NFC", _WORD.sub(_repair, text))
     return _BLANK_LINES.sub("\n\n", _SPACES.sub(" ", text)).strip()
+
+
+def _repair(word: re.Match[str]) -> str:
+    mixed = _CYRILLIC.search(word[0]) and _LATIN.search(word[0])
+    return word[0].translate(_LOOKALIKES) if mixed else word[0]
 
 
 def is_azerbaijani(text: str, min_latin: float, min_schwa: float) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 from azneobert.errors import DataError
 
@@ -68,28 +69,29 @@ def read_source(path: Path, text_field: str, id_field: str | None) -> Iterator[R
         DataError: a line is not a JSON object, or lacks the text field; the message names file and line.
     """
     for file in source_files(path):
-        with _open_text(file) as lines:
+        with _open_bytes(file) as lines:
             yield from _read_lines(file, lines, text_field, id_field)
 
 
-def _open_text(file: Path) -> TextIO:
+def _open_bytes(file: Path) -> IO[bytes]:
     if file.name.endswith(".gz"):
-        return gzip.open(file, "rt", encoding="utf-8")
-    return file.open(encoding="utf-8")
+        return gzip.open(file)  # type: ignore[return-value]  # a GzipFile is a binary file but for its stubs
+    return file.open("rb")
 
 
-def _read_lines(file: Path, lines: TextIO, text_field: str, id_field: str | None) -> Iterator[RawDocument]:
+def _read_lines(file: Path, lines: IO[bytes], text_field: str, id_field: str | None) -> Iterator[RawDocument]:
     number = 0
     try:
-        for number, line in enumerate(lines, start=1):
+        for number, raw in enumerate(lines, start=1):
+            line = raw.decode()
             if line.strip():
                 record = _parse(file, number, line)
                 text = _field(file, number, record, text_field)
                 identity = _field(file, number, record, id_field) if id_field else f"{file.name}:{number}"
                 yield RawDocument(id=identity, text=text)
     except UnicodeDecodeError as error:
-        raise DataError(f"{file}:{number + 1}: is not UTF-8 ({error.reason}); convert the file to UTF-8") from None
-    except (gzip.BadGzipFile, EOFError) as error:
+        raise DataError(f"{file}:{number}: is not UTF-8 ({error.reason}); convert the file to UTF-8") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{file}:{number + 1}: broken gzip file ({error}); fetch it again") from None
 
 
@@ -111,7 +113,9 @@ def _field(file: Path, number: int, record: dict[str, Any], dotted: str) -> str:
     for key in dotted.split("."):
         if not isinstance(value, dict) or key not in value:
             found = ", ".join(sorted(value)) if isinstance(value, dict) else type(value).__name__
-            raise DataError(f"{file}:{number}: no field {dotted!r}, found {found}; set `text_field` or `id_field`")
+            raise DataError(
+                f"{file}:{number}: no field {dotted!r}, found {found}; name a field that is there, or add it"
+            )
         value = value[key]
     if not isinstance(value, str):
         raise DataError(f"{file}:{number}: field {dotted!r} is {type(value).__name__}; a string would do")

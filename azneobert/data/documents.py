@@ -59,7 +59,10 @@ def find_duplicates(paths: Iterable[Path]) -> Iterator[np.ndarray]:
 
 def read_duplicates(path: Path) -> np.ndarray:
     """The indices of the documents of one collection that other collections already hold."""
-    return np.load(path)
+    try:
+        return np.load(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; `dvc repro deduplicate` writes it") from None
 
 
 def _open(path: Path) -> pq.ParquetFile:

@@ -109,7 +109,8 @@ def open_plan(path: Path, stores: dict[str, TokenStore]) -> RowPlan:
         raise DataError(f"{path}: damaged row plan ({error}); `dvc repro -f rows` makes it anew") from None
     expected = {name: opened.meta.tokens_sha256 for name, opened in stores.items()}
     if meta.stores != expected:
-        changed = [name for name in expected if meta.stores.get(name) != expected[name]]
+        names = [*expected, *(name for name in meta.stores if name not in expected)]
+        changed = [name for name in names if meta.stores.get(name) != expected.get(name)]
         raise DataError(f"{path}: made from other tokens of {', '.join(changed)}; `dvc repro rows` makes it anew")
     if len(arrays["row_offsets"]) != meta.rows + 1 or len(arrays["length"]) != meta.windows:
         raise DataError(f"{path}: its files do not have the {meta.rows} rows of meta.json; `dvc repro -f rows`")

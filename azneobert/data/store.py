@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tokenize
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -150,7 +151,7 @@ def _map(file: Path, dtype: type, length: int) -> np.ndarray:
         array = np.load(file, mmap_mode="r" if length else None)  # an empty file cannot be mapped
     except FileNotFoundError:
         raise DataError(f"{file}: is missing; make the store anew with `dvc repro -f tokens`") from None
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, tokenize.TokenError) as error:
         found = file.stat().st_size
         raise DataError(
             f"{file}: truncated or damaged: {found:,} bytes found, {length:,} entries of {np.dtype(dtype).itemsize} "

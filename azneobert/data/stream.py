@@ -45,6 +45,11 @@ class Batch:
         moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
         return Batch(max_seqlen=self.max_seqlen, **moved)
 
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory; DataLoader calls this."""
+        pinned = {k: v.pin_memory() for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
+        return Batch(max_seqlen=self.max_seqlen, **pinned)
+
 
 class Stream:
     """Batches of one row plan. `shuffle=False` gives the fixed order of a validation stream."""
@@ -63,7 +68,7 @@ class Stream:
         self.seed = seed
         self.shuffle = shuffle
         self.masks_per_row = max(1, round(masking_rate * plan.meta.sequence_length))
-        self._tokens = [store.tokens for store in stores.values()]
+        self._tokens = [stores[name].tokens for name in plan.meta.stores]
         self._special = special_ids
         self._windows_per_row = np.diff(plan.row_offsets)
         self._bounds: dict[int, int] = {}
@@ -107,11 +112,12 @@ class Stream:
         """The length of `cu_seqlens` for a batch of `count` rows: enough for the rows with the most windows."""
         if count not in self._bounds:
             windows = self._windows_per_row
-            most = min(count, len(windows))
-            largest = np.partition(windows, len(windows) - most)[len(windows) - most :].sum()
-            repeats = -(-count // max(most, 1))
+            # A batch can reach into this many epochs, and the fullest rows may stand in each of them.
+            epochs = min(count, (count - 2) // len(windows) + 2)
+            most = min(-(-count // epochs), len(windows))
+            largest = np.sort(np.partition(windows, len(windows) - most)[len(windows) - most :])[::-1]
             # Each row may end in padding, a window more; and one entry closes the last window.
-            self._bounds[count] = int(largest) * repeats + count + 1
+            self._bounds[count] = int(np.repeat(largest, epochs)[:count].sum()) + count + 1
         return self._bounds[count]
 
     def _rows(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
@@ -191,7 +197,7 @@ class SampleRange:
 def micro_batch_loader(stream: Stream, samples: SampleRange, *, workers: int, pin_memory: bool) -> Iterator[Batch]:
     """The micro-batches of one rank in order, prepared by `workers` processes (0: in this one)."""
     dataset = _MicroBatches(stream, samples, samples.micro_batch)
-    return iter(DataLoader(dataset, batch_size=None, num_workers=workers, pin_memory=pin_memory and workers > 0))
+    return iter(DataLoader(dataset, batch_size=None, num_workers=workers, pin_memory=pin_memory))
 
 
 def permute(indices: np.ndarray, size: int, key: np.uint64) -> np.ndarray:

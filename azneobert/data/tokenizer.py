@@ -24,7 +24,12 @@ def train_tokenizer(texts: Iterator[list[str]], algorithm: str, vocab_size: int,
     tokenizer.normalizer = _normalizer(lowercase)
     tokenizer.train_from_iterator(texts, trainer)
     found = tokenizer.get_vocab_size()
-    if found != vocab_size:
+    if found > vocab_size:
+        raise DataError(
+            f"tokenizer.vocab_size: {vocab_size} asked for, but the alphabet and the special tokens alone are {found}; "
+            f"{-(-found // 64) * 64} or more for tokenizer.vocab_size and model.vocab_size would do"
+        )
+    if found < vocab_size:
         raise DataError(
             f"tokenizer.vocab_size: {vocab_size} asked for, but the documents give only {found} pieces; "
             f"{found // 64 * 64} for tokenizer.vocab_size and model.vocab_size would do"

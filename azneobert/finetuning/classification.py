@@ -24,6 +24,7 @@ def fine_tune(encoder: Path, task: Task, settings: Finetuning, seed: int, *, pre
         AutoModelForSequenceClassification,
         AutoTokenizer,
         DataCollatorWithPadding,
+        PrinterCallback,
         Trainer,
         TrainingArguments,
         set_seed,
@@ -63,6 +64,7 @@ def fine_tune(encoder: Path, task: Task, settings: Finetuning, seed: int, *, pre
             data_collator=DataCollatorWithPadding(tokenizer),
             compute_metrics=_scores,
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
         validation = trainer.evaluate(splits["validation"], metric_key_prefix="validation")
         test = trainer.evaluate(splits["test"], metric_key_prefix="test")

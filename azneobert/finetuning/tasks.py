@@ -33,6 +33,9 @@ def read_task(folder: Path) -> Task:
         split: [(document.text, document.id) for document in read_source(folder / f"{split}.jsonl", "text", "label")]
         for split in SPLITS
     }
+    for split, examples in raw.items():
+        if not examples:
+            raise DataError(f"{folder / split}.jsonl: is empty; one JSON object a line, with text and label, would do")
     labels = sorted({label for _, label in raw["train"]})
     for split, examples in raw.items():
         unknown = Counter(label for _, label in examples if label not in labels)

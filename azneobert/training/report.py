@@ -50,6 +50,7 @@ def draw_losses(picture: Path, title: str, training: list[dict[str, float]], hel
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     figure, axes = plt.subplots(figsize=(8, 4.5), dpi=120)
     steps, losses = [row["step"] for row in training], [row["loss"] for row in training]
@@ -57,6 +58,7 @@ def draw_losses(picture: Path, title: str, training: list[dict[str, float]], hel
     axes.plot(steps, _running_mean(losses), color="tab:blue", label="training (mean of the last 20)")
     axes.plot([r["step"] for r in held_out], [r["loss"] for r in held_out], "o-", color="tab:orange", label="held out")
     axes.set(title=title, xlabel="optimizer step", ylabel="masked cross-entropy (nats)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()

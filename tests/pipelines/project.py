@@ -86,7 +86,8 @@ class Project:
 def environment() -> dict[str, str]:
     """This environment, with the project's programs first, and nothing that says where this suite's runs are kept."""
     path = f"{ROOT / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    return {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"} | {"PATH": path}
+    kept = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+    return kept | {"PATH": path, "OMP_NUM_THREADS": "1"}
 
 
 def _run(command: list[str], cwd: Path, *, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
