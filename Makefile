@@ -7,7 +7,9 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 export WANDB_ERROR_REPORTING := false
 # uv reads its own variable only; pip's list of wheel folders holds the CPU build of torch where there is one.
+ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+endif
 
 .PHONY: repro test lint format type docs-check ui setup constraints clean help
 
@@ -49,14 +51,15 @@ clean: ## remove everything that a run makes, the DVC cache and the environment 
 
 # uv resolves and installs in seconds; plain pip does the same in minutes where uv cannot be had.
 $(VENV)/.ready: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet uv || echo "uv cannot be had here: using pip"
-	if test -x $(BIN)/uv; then \
-	  $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev,wandb]'; \
+	@echo "setting up $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv || echo "uv cannot be had here: using pip"
+	@if test -x $(BIN)/uv; then \
+	  $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev,wandb]'; \
 	else \
 	  $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,wandb]'; \
 	fi
-	touch $@
+	@touch $@
 
 .dvc/plots/offline.html: $(VENV)/.ready pipelines/offline_plots.py
-	python pipelines/offline_plots.py $@
+	@python pipelines/offline_plots.py $@

@@ -30,17 +30,21 @@ class CheckpointFolder:
         self.remove_partials()
         partial.mkdir(parents=True)
         write_checkpoint(partial, state, manifest, tokenizer)
-        if target.exists():  # only a damaged one can stand there: a good one would have been resumed from
+        if target.exists():
             shutil.rmtree(target)
         partial.rename(target)
         self._point_latest(target)
+        # What is as new or newer is damaged: a whole one would have been resumed from.
+        for damaged in self.steps()[self.steps().index(target) + 1 :]:
+            shutil.rmtree(damaged)
         for old in self.steps()[: -self.keep]:
             shutil.rmtree(old)
         return target
 
     def steps(self) -> list[Path]:
         """The published checkpoints, oldest first, whole or not."""
-        return sorted(self.path.glob(f"{_PREFIX}*"))
+        found = [folder for folder in self.path.glob(f"{_PREFIX}*") if folder.name.removeprefix(_PREFIX).isdigit()]
+        return sorted(found, key=lambda folder: int(folder.name.removeprefix(_PREFIX)))
 
     def latest(self) -> tuple[Path, Manifest] | None:
         """The newest checkpoint that is whole; a damaged one is passed over with a warning that says why."""

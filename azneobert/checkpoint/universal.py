@@ -84,6 +84,7 @@ def write_checkpoint(folder: Path, state: TrainState, manifest: Manifest, tokeni
         _sync(file)
         files[file.name] = {"sha256": sha256_file(file), "size": file.stat().st_size}
     _write_json(folder / MANIFEST, {**vars(manifest), "files": files})
+    (folder / MANIFEST).chmod(0o644)
     _sync(folder / MANIFEST)
     _sync(folder)
 

@@ -1,0 +1,162 @@
+"""A folder of checkpoints: whole ones only, the newest first, and no more than are asked for."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from toy import CheckpointMaker, equal_states, start_ranks
+
+from azneobert.checkpoint.rotation import CheckpointFolder
+from azneobert.checkpoint.universal import read_checkpoint
+
+
+@pytest.fixture
+def maker(toy_corpus: Path) -> CheckpointMaker:
+    return CheckpointMaker(toy_corpus / "tokenizer.json")
+
+
+def steps(folder: CheckpointFolder) -> list[int]:
+    return [int(path.name.removeprefix("step-")) for path in folder.steps()]
+
+
+def newest_step(folder: CheckpointFolder) -> int | None:
+    found = folder.latest()
+    return found[1].step if found else None
+
+
+def damage(checkpoint: Path) -> None:
+    (checkpoint / "weights.safetensors").write_bytes(b"torn")
+
+
+def test_an_empty_folder_and_one_that_is_not_there_have_no_latest(tmp_path: Path) -> None:
+    assert CheckpointFolder(tmp_path, 2).latest() is None
+    assert CheckpointFolder(tmp_path / "none", 2).latest() is None
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_retention_keeps_the_newest_and_as_many_as_asked(keep: int, maker: CheckpointMaker, tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep)
+    for step in (3, 6, 9, 12):
+        maker.publish(folder, step)
+        assert newest_step(folder) == step
+        assert (tmp_path / "latest").read_text() == f"step-{step:08d}\n"
+        assert (tmp_path / "latest").resolve().parent == tmp_path
+    assert steps(folder) == [3, 6, 9, 12][-keep:]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", *(p.name for p in folder.steps())]
+
+
+def test_steps_are_ordered_by_number_even_where_they_outgrow_their_digits(
+    maker: CheckpointMaker, tmp_path: Path
+) -> None:
+    folder = CheckpointFolder(tmp_path, 1)
+    maker.publish(folder, 99_999_999)
+    maker.publish(folder, 100_000_000)
+    assert newest_step(folder) == 100_000_000
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning_that_says_why(
+    maker: CheckpointMaker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = CheckpointFolder(tmp_path, 3)
+    for step in (3, 6, 9):
+        maker.publish(folder, step)
+    damage(folder.steps()[2])
+    (folder.steps()[1] / "manifest.json").unlink()
+    with caplog.at_level(logging.WARNING):
+        assert newest_step(folder) == 3
+    assert len(caplog.records) == 2
+    assert "step-00000009/weights.safetensors: 4 bytes found" in caplog.text
+    assert "step-00000006: no whole checkpoint there" in caplog.text
+    assert "trying the one before it" in caplog.text
+    assert steps(folder) == [3, 6, 9], "looking must not remove anything"
+
+
+def test_where_all_are_damaged_there_is_no_latest(maker: CheckpointMaker, tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, 2)
+    for step in (3, 6):
+        damage(maker.publish(folder, step))
+    assert folder.latest() is None
+
+
+def test_a_pointer_that_names_nothing_does_not_matter(maker: CheckpointMaker, tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, 2)
+    maker.publish(folder, 3)
+    (tmp_path / "latest").write_text("step-99999999\n")
+    assert newest_step(folder) == 3
+    (tmp_path / "latest").unlink()
+    assert newest_step(folder) == 3
+
+
+def test_a_step_that_is_there_damaged_is_replaced_by_the_whole_one(maker: CheckpointMaker, tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, 2)
+    damage(maker.publish(folder, 3))
+    target = maker.publish(folder, 3)
+    assert equal_states(read_checkpoint(target)[0], maker.state())
+    assert steps(folder) == [3]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_retention_never_removes_what_was_just_published_beside_damaged_newer_ones(
+    keep: int, maker: CheckpointMaker, tmp_path: Path
+) -> None:
+    folder = CheckpointFolder(tmp_path, keep)
+    for step in (6, 9):
+        damage(maker.publish(folder, step))
+    assert folder.latest() is None  # so the run starts anew, and saves its step 3
+    maker.publish(folder, 3)
+    assert newest_step(folder) == 3
+
+
+def test_retention_counts_whole_checkpoints_not_damaged_ones(maker: CheckpointMaker, tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, 2)
+    for step in (3, 6):
+        maker.publish(folder, step)
+    damage(folder.steps()[1])
+    maker.publish(folder, 5)  # resumed from 3, asked to stop at 5
+    damage(tmp_path / "step-00000005")
+    assert newest_step(folder) == 3
+
+
+def publish_blocked(maker: CheckpointMaker, path: Path, step: int) -> None:
+    maker.publish(CheckpointFolder(path, 2), step)
+
+
+def test_what_a_killed_writer_left_is_never_a_checkpoint_and_is_removed_by_the_next(
+    maker: CheckpointMaker, tmp_path: Path
+) -> None:
+    path = tmp_path / "checkpoints"
+    folder = CheckpointFolder(path, 2)
+    maker.publish(folder, 3)
+    # Reading the tokenizer from a pipe that nobody writes to holds the writer up in the middle of its work.
+    os.mkfifo(tmp_path / "pipe")
+    blocked = CheckpointMaker(tmp_path / "pipe")
+    [(child, _)] = start_ranks(publish_blocked, blocked, path, 6, folder=tmp_path / "child")
+    deadline = time.monotonic() + 60
+    while not list(path.glob(".partial-*/exp_avg_sq.safetensors")):
+        assert time.monotonic() < deadline
+        assert child.is_alive()
+        time.sleep(0.01)
+    assert newest_step(folder) == 3
+    child.kill()
+    child.join(30)
+    assert child.exitcode == -signal.SIGKILL
+    assert list(path.glob(".partial-*"))
+    assert steps(folder) == [3]
+    assert newest_step(folder) == 3
+    maker.publish(folder, 6)
+    assert steps(folder) == [3, 6]
+    assert not list(path.glob(".partial-*"))
+
+
+def test_a_writer_that_fails_leaves_the_former_checkpoint_in_place(maker: CheckpointMaker, tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path / "checkpoints", 1)
+    maker.publish(folder, 3)
+    with pytest.raises(FileNotFoundError):
+        CheckpointMaker(tmp_path / "no-tokenizer.json").publish(folder, 6)
+    assert newest_step(folder) == 3
+    assert (folder.path / "latest").read_text() == "step-00000003\n"

@@ -1,0 +1,106 @@
+"""The reference kernel is a loop over windows, written without one; and the choice of a kernel."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from refusals import refused
+
+from azneobert.errors import TrainingError
+from azneobert.model.attention import choose_attention, reference
+
+
+def window_by_window(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: list[int]) -> torch.Tensor:
+    """What attention over packed windows means, in float64."""
+    pieces = []
+    for first, last in pairwise(starts):
+        q_NSH, k_NSH, v_NSH = (x[first:last].double().transpose(0, 1) for x in (q, k, v))
+        scores = q_NSH @ k_NSH.transpose(1, 2) / q.shape[-1] ** 0.5
+        pieces.append((scores.softmax(-1) @ v_NSH).transpose(0, 1))
+    return torch.cat(pieces)
+
+
+def random_qkv(tokens: int, heads: int = 2, size: int = 16, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(tokens)
+    return [torch.randn(tokens, heads, size, generator=generator, dtype=dtype).requires_grad_() for _ in range(3)]
+
+
+WINDOWS = {
+    "one row, one window": ([0, 32], 32),
+    "one row, three windows": ([0, 5, 6, 32], 32),
+    "three rows, aligned": ([0, 32, 40, 64, 65, 66, 96], 32),
+    "as many tokens as two rows, a window across the border": ([0, 20, 40, 64], 32),
+    "not a whole number of rows": ([0, 10, 31, 45], 32),
+    "fewer tokens than a row": ([0, 3, 11], 32),
+    "windows of one token": ([0, 1, 2, 3, 4], 2),
+}
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_the_reference_kernel_agrees_with_a_loop_over_windows(name: str) -> None:
+    starts, longest = WINDOWS[name]
+    q, k, v = random_qkv(starts[-1])
+    found = reference(q, k, v, torch.tensor(starts, dtype=torch.int32), longest)
+    torch.testing.assert_close(found.double(), window_by_window(q, k, v, starts), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_the_gradients_of_the_reference_kernel_agree_with_the_loops(name: str) -> None:
+    starts, longest = WINDOWS[name]
+    inputs = random_qkv(starts[-1], dtype=torch.float64)
+    weights = torch.randn(starts[-1], 2, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = torch.autograd.grad(
+        (reference(*inputs, torch.tensor(starts, dtype=torch.int32), longest) * weights).sum(), inputs
+    )
+    expected = torch.autograd.grad((window_by_window(*inputs, starts) * weights).sum(), inputs)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["three rows, aligned", "not a whole number of rows"])
+def test_the_padded_end_of_cu_seqlens_changes_nothing(name: str) -> None:
+    starts, longest = WINDOWS[name]
+    q, k, v = random_qkv(starts[-1])
+    padded = torch.tensor(starts + [starts[-1]] * 7, dtype=torch.int32)
+    assert torch.equal(
+        reference(q, k, v, padded, longest), reference(q, k, v, torch.tensor(starts, dtype=torch.int32), longest)
+    )
+
+
+def test_no_gradient_crosses_the_border_of_a_window() -> None:
+    q, k, v = random_qkv(64)
+    out = reference(q, k, v, torch.tensor([0, 10, 32, 50, 64], dtype=torch.int32), 32)
+    out[10:32].square().sum().backward()
+    for tensor in (q, k, v):
+        assert tensor.grad is not None
+        assert tensor.grad[10:32].abs().sum() > 0
+        assert not tensor.grad[:10].any()
+        assert not tensor.grad[32:].any()
+
+
+def test_fa2_on_a_cpu_is_refused_in_one_line() -> None:
+    with refused(TrainingError, "runtime.attention: fa2 needs CUDA", "found cpu", "use auto"):
+        choose_attention("fa2", torch.device("cpu"), torch.bfloat16)
+
+
+def test_fa2_in_fp32_is_refused_in_one_line() -> None:
+    with refused(TrainingError, "fa2 needs CUDA and bfloat16", "torch.float32", "use auto"):
+        choose_attention("fa2", torch.device("cuda"), torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "dtype", "chosen"),
+    [
+        ("auto", "cpu", torch.bfloat16, "reference"),
+        ("auto", "cuda", torch.float32, "reference"),
+        ("auto", "cuda", torch.bfloat16, "fa2"),
+        ("fa2", "cuda", torch.bfloat16, "fa2"),
+        ("reference", "cuda", torch.bfloat16, "reference"),
+    ],
+)
+def test_the_kernel_follows_from_device_and_dtype_unless_it_is_forced(
+    asked: str, device: str, dtype: torch.dtype, chosen: str
+) -> None:
+    name, kernel = choose_attention(asked, torch.device(device), dtype)
+    assert (name, kernel.__name__) == (chosen, chosen)

@@ -1,0 +1,204 @@
+"""The `azneobert` command: what it shows, and that what a person can mend is one line and exit code 1."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from toy import ROOT, Toy, run_command
+from typer.testing import CliRunner
+
+from azneobert.cli import app
+from azneobert.registry import push
+
+COMMAND = Path(sys.executable).with_name("azneobert")
+
+
+@dataclass(frozen=True)
+class Project:
+    """A folder with params.yaml, a checkpoint, and a store with one version."""
+
+    folder: Path
+    toy: Toy
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.toy.checkpoints().steps()[-1]
+
+    def run(self, *arguments: object, installed: bool = False) -> tuple[int, str, str]:
+        """Exit code, output and errors of the command in this folder; `installed` starts it as a shell does."""
+        words = [str(argument) for argument in arguments]
+        if not installed:
+            return run_command(words, self.folder)
+        environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+        done = subprocess.run(
+            [COMMAND, *words], cwd=self.folder, env=environment, capture_output=True, text=True, check=False
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    def refuses(self, *arguments: object, installed: bool = False) -> str:
+        """The one line in which the command says what is wrong."""
+        code, out, errors = self.run(*arguments, installed=installed)
+        assert code == 1, (out, errors)
+        assert "Traceback" not in out + errors
+        lines = errors.splitlines()
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("error: ")
+        return lines[0]
+
+
+@pytest.fixture(scope="module")
+def project(make_toy: Callable[..., Toy]) -> Project:
+    toy = make_toy()
+    toy = toy.with_({"tracking": {"mlflow_uri": f"sqlite:///{toy.folder}/mlflow.db"}})
+    assert toy.train()
+    recipe = toy.recipe.model_dump(mode="json")
+    (toy.folder / "params.yaml").write_text(yaml.safe_dump({"recipe": "toy", "toy": recipe}))
+    figures = {"eval/loss": 5.25, "eval/accuracy": 0.125}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.chdir(toy.folder)
+        import mlflow
+
+        mlflow.set_tracking_uri(None)
+        push(toy.checkpoints().steps()[-1], toy.recipe, figures, [], ["phase2"])
+        mlflow.set_tracking_uri(None)
+    return Project(toy.folder, toy)
+
+
+@pytest.fixture
+def invoke(project: Project, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """The same command in this process, which saves its start; for what goes well."""
+    import mlflow
+
+    monkeypatch.chdir(project.folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    mlflow.set_tracking_uri(None)
+
+    def run(*arguments: object) -> str:
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    return run
+
+
+def test_recipe_shows_parameters_and_the_size_of_each_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # the sources are there
+    result = CliRunner().invoke(app, ["recipe", "--recipe", "sample"], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "recipe sample: " in result.output
+    assert "11 collections" in result.output
+    assert "phase1: " in result.output
+    assert "phase2: " in result.output
+
+
+def test_recipe_refuses_sources_that_are_not_there(project: Project) -> None:
+    assert "no such source file or folder" in project.refuses("recipe")
+
+
+def test_a_misspelt_key_is_refused_by_its_path(project: Project, tmp_path: Path) -> None:
+    content = yaml.safe_load((project.folder / "params.yaml").read_text())
+    content["toy"]["model"]["hiden_size"] = 32
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    line = Project(tmp_path, project.toy).refuses("registry", "list", installed=True)
+    assert "params.yaml: toy.model.hiden_size: unknown key" in line
+
+
+def test_a_folder_without_params_yaml_is_refused(project: Project, tmp_path: Path) -> None:
+    assert "params.yaml: no such file" in Project(tmp_path, project.toy).refuses("registry", "list")
+
+
+def test_a_recipe_that_is_not_there_is_refused_with_those_that_are(project: Project) -> None:
+    line = project.refuses("registry", "list", "--recipe", "h300")
+    assert "'h300'" in line
+    assert "toy would do" in line
+
+
+def test_inspect_shows_step_lineage_and_files(project: Project, invoke: Callable[..., str]) -> None:
+    shown = invoke("checkpoint", "inspect", project.checkpoint)
+    manifest = project.toy.result()[1]
+    for part in ("phase1", str(manifest.tokens), "mlflow_run_id", "exp_avg_sq.safetensors", "stream.sample_index"):
+        assert part in shown
+    assert manifest.files["weights.safetensors"]["sha256"][:16] in shown
+
+
+def test_verify_says_that_a_whole_checkpoint_is_whole(project: Project, invoke: Callable[..., str]) -> None:
+    assert "whole; phase1, step 10" in invoke("checkpoint", "verify", project.checkpoint)
+
+
+def test_verify_refuses_a_damaged_checkpoint_in_one_line(project: Project, tmp_path: Path) -> None:
+    damaged = project.toy.copy_to(tmp_path / "copy").checkpoints().steps()[-1]
+    with (damaged / "exp_avg.safetensors").open("r+b") as file:
+        file.seek(-3, os.SEEK_END)
+        file.write(b"\0\1\2")
+    line = project.refuses("checkpoint", "verify", damaged, installed=True)
+    assert str(damaged / "exp_avg.safetensors") in line
+    assert "changed" in line
+
+
+def test_inspect_refuses_a_folder_that_is_no_checkpoint(project: Project, tmp_path: Path) -> None:
+    assert str(tmp_path / "none") in project.refuses("checkpoint", "inspect", tmp_path / "none")
+
+
+def test_list_shows_versions_with_aliases_and_where_they_are(project: Project, invoke: Callable[..., str]) -> None:
+    shown = invoke("registry", "list")
+    for part in ("models:/toybert/1", "phase2", str(project.folder / "mlflow.db")):
+        assert part in shown
+
+
+def test_pull_brings_a_version_and_says_so_without_noise(project: Project, tmp_path: Path) -> None:
+    code, out, errors = project.run("registry", "pull", "models:/toybert@phase2", tmp_path / "pulled")
+    assert (code, errors) == (0, "")
+    assert "every file verified" in out
+    assert (tmp_path / "pulled" / "checkpoint" / "manifest.json").is_file()
+
+
+def test_pull_refuses_an_unknown_alias_in_one_line(project: Project, tmp_path: Path) -> None:
+    line = project.refuses("registry", "pull", "models:/toybert@phase9", tmp_path / "pulled", installed=True)
+    assert "toybert has @phase2, /1" in line
+
+
+def test_pull_into_a_place_that_cannot_be_written_is_one_line(project: Project) -> None:
+    assert "/proc/none" in project.refuses("registry", "pull", "models:/toybert@phase2", "/proc/none/model")
+
+
+def test_fill_mask_shows_candidates_for_each_mask(invoke: Callable[..., str]) -> None:
+    shown = invoke("fill-mask", "bakı [MASK] gözəl [MASK] şəhər", "--top", 3)
+    assert "[MASK] 1 of 2, models:/toybert@phase2" in shown
+    assert "[MASK] 2 of 2" in shown
+    assert shown.count("%") == 6
+
+
+def test_fill_mask_refuses_a_text_without_a_mask(project: Project) -> None:
+    line = project.refuses("fill-mask", "bakı gözəl şəhər")
+    assert "no [MASK] in 'bakı gözəl şəhər'" in line
+
+
+def test_fill_mask_refuses_a_text_longer_than_the_model_reads(project: Project) -> None:
+    line = project.refuses("fill-mask", "[MASK] " + "şəhər " * 100)
+    assert "the model reads 64; shorten it" in line
+
+
+def test_fill_mask_with_more_candidates_than_tokens_shows_them_all_or_is_one_line(project: Project) -> None:
+    _, out, errors = project.run("fill-mask", "bakı [MASK]", "--top", 1000)
+    assert "Traceback" not in errors
+    assert sum("%" in line for line in out.splitlines()) == 300 or len(errors.splitlines()) == 1
+
+
+def test_the_installed_command_fills_a_mask_without_noise(project: Project) -> None:
+    code, out, errors = project.run("fill-mask", "bakı [MASK] şəhər", "--top", 2, installed=True)
+    assert (code, errors) == (0, "")
+    assert out.count("%") == 2
+
+
+def test_help_shows_what_there_is(project: Project) -> None:
+    _, shown, _ = project.run("--help")
+    for command in ("recipe", "checkpoint", "registry", "fill-mask"):
+        assert command in shown

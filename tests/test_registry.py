@@ -1,0 +1,271 @@
+"""What is pushed comes back byte for byte under its alias; what was changed on the way is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from refusals import refused
+from toy import Toy
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from azneobert.checkpoint.universal import all_weights, read_checkpoint, verify_checkpoint
+from azneobert.errors import CheckpointError, RegistryError
+from azneobert.model.export import to_eurobert
+from azneobert.registry import Version, find_version, list_versions, pull, push
+
+FIGURES = {
+    "eval/loss": 5.25,
+    "eval/accuracy": 0.125,
+    "eval/loss/news": 5.5,
+    "eval/accuracy/news": 0.0625,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(make_toy: Callable[..., Toy]) -> Toy:
+    toy = make_toy()
+    assert toy.train()
+    return toy
+
+
+@pytest.fixture
+def toy(trained: Toy, mlflow_uri: str, tmp_path: Path) -> Iterator[Toy]:
+    """A finished run and a store of the test's own that holds it."""
+    shutil.copy(trained.folder / "mlflow.db", tmp_path / "mlflow.db")
+    yield trained.copy_to(tmp_path / "run").with_({"tracking": {"mlflow_uri": mlflow_uri}})
+    shutil.rmtree(
+        trained.folder / "mlruns", ignore_errors=True
+    )  # the copied run keeps its artifacts in the first place
+
+
+def push_newest(toy: Toy, aliases: list[str], figures: dict[str, float] = FIGURES) -> Version:
+    picture = toy.folder / "phase1.png"
+    picture.write_bytes(b"\x89PNG a picture")
+    return push(toy.checkpoints().steps()[-1], toy.recipe, figures, [picture], aliases)
+
+
+def artifacts_of(toy: Toy, version: Version) -> Path:
+    """Where the store keeps a version's files."""
+    uri = MlflowClient(toy.recipe.tracking.mlflow_uri).get_model_version_download_uri(version.name, str(version.number))
+    match = re.fullmatch(r"runs:/(?P<run>\w+)/(?P<place>.+)", uri)
+    assert match
+    run = MlflowClient(toy.recipe.tracking.mlflow_uri).get_run(match["run"])
+    return Path(run.info.artifact_uri.removeprefix("file://")) / match["place"]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    return {file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def test_a_pushed_checkpoint_is_a_version_with_alias_lineage_and_run(toy: Toy) -> None:
+    version = push_newest(toy, ["phase1", "champion"])
+    manifest = toy.result()[1]
+    assert (version.name, version.number, set(version.aliases)) == ("toybert", 1, {"phase1", "champion"})
+    assert version.run_id == manifest.lineage["mlflow_run_id"]
+    assert version.tags["azneobert.step"] == str(manifest.step)
+    assert version.tags["azneobert.tokenizer_sha256"] == manifest.identity["tokenizer"]
+    assert version.tags["azneobert.phase"] == "phase1"
+    assert list_versions(toy.recipe.tracking, "toybert") == [version]
+    assert find_version("models:/toybert@champion", toy.recipe.tracking) == version
+    assert find_version("models:/toybert/1", toy.recipe.tracking) == version
+
+
+def test_pushing_the_same_again_finds_the_same_version_and_moves_the_alias(toy: Toy) -> None:
+    first = push_newest(toy, ["phase1"])
+    again = push_newest(toy, ["champion"])
+    assert again.number == first.number
+    assert set(again.aliases) == {"phase1", "champion"}
+    other = push_newest(toy, ["champion"], FIGURES | {"eval/loss": 5.0})
+    assert other.number == first.number + 1
+    assert find_version("models:/toybert@champion", toy.recipe.tracking).number == other.number
+    assert find_version("models:/toybert@phase1", toy.recipe.tracking).number == first.number
+    assert [v.number for v in list_versions(toy.recipe.tracking, "toybert")] == [1, 2]
+
+
+def test_a_pulled_version_is_what_was_pushed_and_what_mlflow_hands_out(toy: Toy, tmp_path: Path) -> None:
+    version = push_newest(toy, ["phase1"])
+    by_alias = pull("models:/toybert@phase1", tmp_path / "by alias", toy.recipe.tracking)
+    by_number = pull("models:/toybert/1", tmp_path / "deep" / "er", toy.recipe.tracking)
+    assert by_alias == tmp_path / "by alias"
+    from mlflow.artifacts import download_artifacts
+
+    theirs = Path(download_artifacts("models:/toybert@phase1", dst_path=str(tmp_path / "theirs")))
+    assert digests(by_alias) == digests(by_number) == digests(theirs) == digests(artifacts_of(toy, version))
+    source = toy.checkpoints().steps()[-1]
+    assert digests(by_alias / "checkpoint") == digests(source)
+    assert not list(tmp_path.glob(".pull-*")), "what was on its way must not lie about"
+
+
+@torch.no_grad()
+def test_a_pulled_version_loads_with_transformers_and_as_a_checkpoint(toy: Toy, tmp_path: Path) -> None:
+    push_newest(toy, ["phase1"])
+    folder = pull("models:/toybert@phase1", tmp_path / "pulled", toy.recipe.tracking)
+    assert verify_checkpoint(folder / "checkpoint").step == toy.result()[1].step
+    model = AutoModelForMaskedLM.from_pretrained(folder)
+    expected = to_eurobert(all_weights(toy.result()[0]))
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in expected.items())
+    assert model(**AutoTokenizer.from_pretrained(folder)("bakı [MASK]", return_tensors="pt")).logits.isfinite().all()
+
+
+def test_the_model_card_has_the_results_the_curve_and_the_lineage(toy: Toy, tmp_path: Path) -> None:
+    push_newest(toy, ["phase1"])
+    folder = pull("models:/toybert@phase1", tmp_path / "pulled", toy.recipe.tracking)
+    card = (folder / "README.md").read_text()
+    assert (folder / "phase1.png").read_bytes() == b"\x89PNG a picture"
+    for part in (
+        "5.2500",
+        "12.50%",
+        "| news | 5.5000 | 6.25% |",
+        "](phase1.png)",
+        toy.result()[1].lineage["mlflow_run_id"],
+    ):
+        assert part in card
+    assert "{" not in card.split("```json")[0].replace("{folder}", ""), "a placeholder was left in the card"
+
+
+def test_a_version_without_moments_holds_a_checkpoint_whose_weights_can_be_read(toy: Toy, tmp_path: Path) -> None:
+    light = toy.with_({"registry": {"with_moments": False}})
+    push_newest(light, ["phase1"])
+    folder = pull("models:/toybert@phase1", tmp_path / "pulled", toy.recipe.tracking)
+    assert not list(folder.rglob("exp_avg*"))
+    state, _ = read_checkpoint(folder / "checkpoint", moments=False)
+    assert all(torch.equal(state.weights[name], tensor) for name, tensor in toy.result()[0].weights.items())
+
+
+def test_a_damaged_checkpoint_is_not_registered(toy: Toy) -> None:
+    (toy.checkpoints().steps()[-1] / "weights.safetensors").write_bytes(b"torn")
+    with refused(CheckpointError, "weights.safetensors", "4 bytes found"):
+        push_newest(toy, ["phase1"])
+    assert list_versions(toy.recipe.tracking, "toybert") == []
+
+
+def test_a_checkpoint_whose_run_the_store_does_not_know_gets_a_run_of_its_own(
+    trained: Toy, mlflow_uri: str, tmp_path: Path
+) -> None:
+    elsewhere = trained.copy_to(tmp_path / "run").with_({"tracking": {"mlflow_uri": mlflow_uri}})
+    version = push_newest(elsewhere, ["phase1"])
+    assert version.run_id
+    assert version.run_id != elsewhere.result()[1].lineage["mlflow_run_id"]
+    pull(version.uri, tmp_path / "pulled", elsewhere.recipe.tracking)
+
+
+# What is refused
+
+
+def refuse_pull(toy: Toy, uri: str, *parts: str) -> None:
+    target = toy.folder.parent / "refused"
+    with refused(RegistryError, uri, *parts):
+        pull(uri, target, toy.recipe.tracking)
+    assert not target.exists(), "nothing that was refused may be left under the name that was asked for"
+    assert not list(target.parent.glob(".pull-*"))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "checkpoint/exp_avg.safetensors", "tokenizer.json", "README.md"])
+def test_a_file_that_was_changed_in_the_store_is_refused_by_name(name: str, toy: Toy) -> None:
+    version = push_newest(toy, ["phase1"])
+    file = artifacts_of(toy, version) / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    refuse_pull(toy, "models:/toybert@phase1", name, "changed")
+
+
+def test_a_file_that_is_gone_from_the_store_is_refused_by_name(toy: Toy) -> None:
+    version = push_newest(toy, ["phase1"])
+    (artifacts_of(toy, version) / "config.json").unlink()
+    refuse_pull(toy, "models:/toybert/1", "config.json", "is missing")
+
+
+def test_a_file_that_no_manifest_vouches_for_is_refused_by_name(toy: Toy) -> None:
+    version = push_newest(toy, ["phase1"])
+    (artifacts_of(toy, version) / "modeling_neobert.py").write_text("raise SystemExit\n")
+    refuse_pull(toy, "models:/toybert/1", "modeling_neobert.py")
+
+
+@pytest.mark.parametrize("path", ["../outside.txt", "/etc/hostname", "checkpoint/../../outside.txt"])
+def test_a_manifest_that_names_a_path_outside_the_folder_is_refused(path: str, toy: Toy) -> None:
+    version = push_newest(toy, ["phase1"])
+    edit_manifest(artifacts_of(toy, version), {path: {"sha256": "0" * 64, "size": 1}})
+    refuse_pull(toy, "models:/toybert@phase1")
+
+
+def test_a_file_that_was_changed_together_with_the_manifest_is_refused(toy: Toy) -> None:
+    version = push_newest(toy, ["phase1"])
+    folder = artifacts_of(toy, version)
+    (folder / "README.md").write_text("a card of somebody else's\n")
+    digest = hashlib.sha256((folder / "README.md").read_bytes()).hexdigest()
+    edit_manifest(folder, {"README.md": {"sha256": digest, "size": (folder / "README.md").stat().st_size}})
+    refuse_pull(toy, "models:/toybert@phase1", "manifest.json")
+
+
+def edit_manifest(folder: Path, entries: dict[str, object]) -> None:
+    content = json.loads((folder / "manifest.json").read_text())
+    content["files"] |= entries
+    (folder / "manifest.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"files": []}', '{"files": {"README.md": {}}}'])
+def test_a_version_without_a_readable_manifest_is_refused(content: str | None, toy: Toy) -> None:
+    version = push_newest(toy, ["phase1"])
+    file = artifacts_of(toy, version) / "manifest.json"
+    file.unlink()
+    if content is not None:
+        file.write_text(content)
+    refuse_pull(toy, "models:/toybert@phase1", "manifest.json")
+
+
+@pytest.mark.parametrize(
+    "uri", ["toybert", "models:/toybert", "runs:/abc/model", "models:/toybert@", "models:/toybert/latest", "../toybert"]
+)
+def test_a_uri_of_another_form_is_refused_with_one_that_would_do(uri: str, toy: Toy) -> None:
+    refuse_pull(toy, uri, "not a registry URI", "would do")
+
+
+def test_an_alias_or_number_that_is_not_there_is_refused_with_those_that_are(toy: Toy) -> None:
+    push_newest(toy, ["phase1"])
+    for uri in ("models:/toybert@phase2", "models:/toybert/7"):
+        refuse_pull(toy, uri, "toybert has @phase1, /1")
+
+
+@pytest.mark.parametrize("uri", ["models:/nobody@phase1", "models:/no'body@phase1"])
+def test_a_model_that_is_not_registered_is_refused(uri: str, toy: Toy) -> None:
+    with refused(RegistryError):
+        pull(uri, toy.folder.parent / "refused", toy.recipe.tracking)
+
+
+def test_a_folder_with_something_in_it_is_left_alone(toy: Toy, tmp_path: Path) -> None:
+    push_newest(toy, ["phase1"])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    (tmp_path / "file").write_text("a file")
+    for target in (tmp_path / "mine", tmp_path / "file"):
+        with refused(RegistryError, str(target), "name a new one"):
+            pull("models:/toybert@phase1", target, toy.recipe.tracking)
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
+    assert (tmp_path / "file").read_text() == "a file"
+
+
+def test_an_empty_folder_is_filled(toy: Toy, tmp_path: Path) -> None:
+    push_newest(toy, ["phase1"])
+    (tmp_path / "empty").mkdir()
+    pull("models:/toybert@phase1", tmp_path / "empty", toy.recipe.tracking)
+    assert (tmp_path / "empty" / "model.safetensors").is_file()
+
+
+def test_a_registry_that_does_not_answer_is_one_line_that_names_it(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with refused(RegistryError, "MLflow at http://127.0.0.1:9"):
+        pull("models:/toybert@phase1", tmp_path / "pulled", toy.recipe.tracking)
+    with refused(RegistryError, "MLflow at http://127.0.0.1:9"):
+        push_newest(toy, ["phase1"])

@@ -1,0 +1,288 @@
+"""Each point reaches MLflow exactly once, whatever happens on the way, and nothing on the way stops a training."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from refusals import refused
+from toy import run_ranks, toy_recipe
+
+from azneobert.errors import RegistryError
+from azneobert.recipe import Tracking
+from azneobert.tracking import RunInfo, Spool, Tracker, flat_params, mlflow_client, read_points, tracking_uri
+
+DOWN = "http://127.0.0.1:9"  # nobody listens there
+INFO = RunInfo("toy-phase1", {"model": {"layers": 2}, "seed": 7}, {"azneobert.phase": "phase1"})
+
+
+def tracking_at(uri: str, **overrides: object) -> Tracking:
+    return toy_recipe({"tracking": {"mlflow_uri": uri, "experiment": "tested", **overrides}}).tracking
+
+
+def history(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
+    return [(m.step, m.value) for m in MlflowClient(uri).get_metric_history(run_id, key)]
+
+
+def runs_of(uri: str) -> list:
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("tested")
+    return list(client.search_runs([experiment.experiment_id])) if experiment else []
+
+
+# The spool
+
+
+def test_points_survive_on_disk_in_order(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    spool.append(1, {"train/loss": 5.5})
+    spool.append(2, {"train/loss": 5.25, "train/lr": 0.125})
+    points = read_points(tmp_path)  # while the spool is open: every point is on disk as soon as it is recorded
+    assert [(p["step"], p["values"]) for p in points] == [
+        (1, {"train/loss": 5.5}),
+        (2, {"train/loss": 5.25, "train/lr": 0.125}),
+    ]
+    assert abs(points[0]["time_ms"] / 1000 - time.time()) < 60
+    spool.close()
+
+
+@pytest.mark.parametrize("torn", ['{"step": 3, "time_ms": 17', "{", '{"step": 3, "time_ms": 1, "values": {"a": 1.0}}'])
+def test_a_torn_last_line_costs_that_point_and_no_other(torn: str, tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    spool.append(1, {"a": 1.0})
+    spool.append(2, {"a": 2.0})
+    spool.close()
+    with (tmp_path / "points.jsonl").open("a") as file:
+        file.write(torn)  # the process died before the end of the line
+    again = Spool(tmp_path)
+    assert again.append(3, {"a": 3.0}) == {"a": 3.0}
+    again.close()
+    assert [(p["step"], p["values"]["a"]) for p in read_points(tmp_path)] == [(1, 1.0), (2, 2.0), (3, 3.0)]
+
+
+def test_a_step_that_is_recorded_already_stays_as_it_is(tmp_path: Path) -> None:
+    first = Spool(tmp_path)
+    first.append(4, {"train/loss": 4.0})
+    first.append(5, {"train/loss": 5.0})
+    first.close()
+    resumed = Spool(tmp_path)
+    assert resumed.append(4, {"train/loss": 9.0}) == {}
+    assert resumed.append(5, {"train/loss": 9.0, "eval/loss": 1.0}) == {"eval/loss": 1.0}
+    assert resumed.append(6, {"train/loss": 6.0}) == {"train/loss": 6.0}
+    resumed.close()
+    losses = [(p["step"], p["values"]["train/loss"]) for p in read_points(tmp_path) if "train/loss" in p["values"]]
+    assert losses == [(4, 4.0), (5, 5.0), (6, 6.0)]
+
+
+def test_what_is_delivered_is_not_offered_again_and_batches_stay_under_mlflows_limit(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    for step in range(1, 1001):
+        spool.append(step, {f"key{i}": float(step) for i in range(7)})
+    batches = list(spool.undelivered())
+    assert [p["step"] for batch, _ in batches for p in batch] == list(range(1, 1001))
+    assert max(sum(len(p["values"]) for p in batch) for batch, _ in batches) <= 1000
+    spool.set_delivered(batches[2][1])
+    assert next(spool.undelivered())[0][0]["step"] == batches[2][0][-1]["step"] + 1
+    spool.set_delivered(batches[-1][1])
+    spool.close()
+    assert list(Spool(tmp_path).undelivered()) == []
+
+
+# MLflow
+
+
+def test_a_run_has_its_name_parameters_tags_points_and_end(mlflow_uri: str, tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path / "run", tracking_at(mlflow_uri), INFO)
+    tracker.log(1, {"train/loss": 5.0})
+    tracker.log(2, {"train/loss": 4.0, "eval/loss/news": 3.0})
+    tracker.finish("FINISHED")
+    [run] = runs_of(mlflow_uri)
+    assert run.info.run_id == tracker.run_id
+    assert (run.info.run_name, run.info.status) == ("toy-phase1", "FINISHED")
+    assert run.data.params == {"model.layers": "2", "seed": "7"}
+    assert run.data.tags["azneobert.phase"] == "phase1"
+    assert history(mlflow_uri, run.info.run_id, "train/loss") == [(1, 5.0), (2, 4.0)]
+    assert history(mlflow_uri, run.info.run_id, "eval/loss/news") == [(2, 3.0)]
+
+
+def test_points_are_delivered_while_the_run_goes_on(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("azneobert.tracking._SECONDS_BETWEEN_DELIVERIES", 0.1)
+    tracker = Tracker(tmp_path / "run", tracking_at(mlflow_uri), INFO)
+    assert tracker.run_id is not None
+    tracker.log(1, {"train/loss": 5.0})
+    deadline = time.monotonic() + 30
+    while history(mlflow_uri, tracker.run_id, "train/loss") != [(1, 5.0)]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert runs_of(mlflow_uri)[0].info.status == "RUNNING"
+    tracker.finish("KILLED")
+    assert runs_of(mlflow_uri)[0].info.status == "KILLED"
+
+
+def test_a_tracker_on_the_same_folder_continues_the_same_run(mlflow_uri: str, tmp_path: Path) -> None:
+    first = Tracker(tmp_path / "run", tracking_at(mlflow_uri), INFO)
+    for step in (1, 2, 3):
+        first.log(step, {"train/loss": float(step)})
+    first.finish("KILLED")
+    second = Tracker(tmp_path / "run", tracking_at(mlflow_uri), INFO)
+    assert runs_of(mlflow_uri)[0].info.status == "RUNNING"
+    for step in (2, 3, 4):  # the steps since its checkpoint come again
+        second.log(step, {"train/loss": float(step)})
+    second.finish("FINISHED")
+    [run] = runs_of(mlflow_uri)
+    assert run.info.status == "FINISHED"
+    assert history(mlflow_uri, run.info.run_id, "train/loss") == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
+
+
+def test_points_whose_delivery_was_not_noted_arrive_once_all_the_same(mlflow_uri: str, tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path / "run", tracking_at(mlflow_uri), INFO)
+    for step in range(1, 6):
+        tracker.log(step, {"train/loss": float(step), "train/lr": 0.5})
+    run_id = tracker.deliver()
+    (tmp_path / "run" / "points.delivered").unlink()  # killed between MLflow's answer and the note of it
+    tracker.log(6, {"train/loss": 6.0, "train/lr": 0.5})
+    tracker.finish("FINISHED")
+    assert history(mlflow_uri, run_id, "train/loss") == [(step, float(step)) for step in range(1, 7)]
+    assert len(history(mlflow_uri, run_id, "train/lr")) == 6
+
+
+def test_a_loss_that_is_not_a_number_does_not_hold_up_the_others(mlflow_uri: str, tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path / "run", tracking_at(mlflow_uri), INFO)
+    for step, loss in enumerate([1.0, float("nan"), float("inf"), 2.0], start=1):
+        tracker.log(step, {"train/loss": loss})
+    tracker.finish("FAILED")
+    [run] = runs_of(mlflow_uri)
+    found = history(mlflow_uri, run.info.run_id, "train/loss")
+    assert [step for step, _ in found] == [1, 2, 3, 4]
+    assert found[1][1] != found[1][1]
+    assert (found[0][1], found[3][1]) == (1.0, 2.0)
+
+
+def log_some(folder: Path, uri: str, steps: range, status: str) -> tuple[str | None, float, float]:
+    began = time.monotonic()
+    tracker = Tracker(folder, tracking_at(uri), INFO)
+    started = time.monotonic()
+    for step in steps:
+        tracker.log(step, {"train/loss": float(step), "eval/loss": 1.0})
+    logged = time.monotonic()
+    tracker.finish(status)
+    return tracker.run_id, logged - started, time.monotonic() - began
+
+
+def test_mlflow_that_is_down_holds_nothing_up_and_gets_every_point_later_exactly_once(
+    mlflow_uri: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    [(run_id, logging, total)] = run_ranks(log_some, folder, DOWN, range(1, 2001), "KILLED", folder=tmp_path)
+    assert run_id is None
+    assert logging < 5  # 2,000 steps; a single wait for the server would be more
+    assert total < 30
+    assert len(read_points(folder)) == 2000
+    # The stage runs again, with MLflow up, and repeats the steps since its checkpoint.
+    [(run_id, _, _)] = run_ranks(log_some, folder, mlflow_uri, range(1991, 2006), "FINISHED", folder=tmp_path)
+    assert run_id is not None
+    assert [run.info.run_id for run in runs_of(mlflow_uri)] == [run_id]
+    for key in ("train/loss", "eval/loss"):
+        assert [step for step, _ in history(mlflow_uri, run_id, key)] == list(range(1, 2006))
+    [(again, _, _)] = run_ranks(log_some, folder, mlflow_uri, range(2000, 2006), "FINISHED", folder=tmp_path)
+    assert again == run_id
+    assert len(history(mlflow_uri, run_id, "train/loss")) == 2005
+
+
+def test_mlflow_that_is_down_is_one_warning_that_says_where_the_points_wait(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mlflow_uri: str
+) -> None:
+    tracker = Tracker(tmp_path / "run", tracking_at(DOWN), INFO)
+    tracker.log(1, {"train/loss": 1.0})
+    with refused(RegistryError, "MLflow at http://127.0.0.1:9"):
+        tracker.deliver()
+    tracker.finish("FINISHED")
+    warnings = [r for r in caplog.records if r.name == "azneobert.tracking"]
+    assert 1 <= len(warnings) <= 2
+    for warning in warnings:
+        assert "\n" not in warning.getMessage()
+        assert str(tmp_path / "run") in warning.getMessage()
+
+
+def test_two_stores_in_one_process_do_not_get_mixed_up(mlflow_uri: str, tmp_path: Path) -> None:
+    down, up = tracking_at(DOWN), tracking_at(mlflow_uri)
+    mlflow_client(down)
+    assert tracking_uri(up) == mlflow_uri
+    tracker = Tracker(tmp_path / "run", up, INFO)
+    tracker.finish("FINISHED")
+    assert tracker.run_id is not None
+
+
+def test_the_environments_store_goes_before_the_recipes(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+    tracker = Tracker(tmp_path / "run", tracking_at(DOWN), INFO)
+    tracker.log(1, {"train/loss": 1.0})
+    tracker.finish("FINISHED")
+    assert [run.info.run_id for run in runs_of(mlflow_uri)] == [tracker.run_id]
+
+
+def test_a_run_that_mlflow_will_not_take_the_description_of_is_still_made_only_once(
+    mlflow_uri: str, tmp_path: Path
+) -> None:
+    # MLflow takes the run and refuses this tag, as a server does that goes down between two calls.
+    tracker = Tracker(tmp_path / "run", tracking_at(mlflow_uri), RunInfo("toy", {}, {"a|b": "c"}))
+    for _ in range(2):
+        with refused(RegistryError, "MLflow at"):
+            tracker.deliver()
+    tracker.finish("FAILED")
+    assert len(runs_of(mlflow_uri)) == 1
+
+
+def test_nested_settings_become_dotted_parameters() -> None:
+    assert flat_params({"a": {"b": {"c": 1}, "d": [1, 2]}, "e": None}) == {"a.b.c": 1, "a.d": [1, 2], "e": None}
+
+
+# wandb
+
+
+def wandb_run(folder: Path, uri: str, steps: range) -> str | None:
+    tracker = Tracker(folder, tracking_at(uri, wandb="offline", wandb_project="toy"), INFO)
+    for step in steps:
+        tracker.log(step, {"train/loss": float(step), "eval/loss/news": 0.5})
+    tracker.finish("FINISHED")
+    return tracker.run_id
+
+
+def wandb_history(folder: Path) -> list[dict[str, float]]:
+    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.sdk.internal.datastore import DataStore
+
+    rows = []
+    for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        store = DataStore()
+        store.open_for_scan(str(file))
+        while (data := store.scan_data()) is not None:
+            record = Record.FromString(data)
+            if record.HasField("history"):
+                items = record.history.item
+                rows.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
+    return rows
+
+
+def test_wandb_offline_gets_the_same_keys_at_the_same_steps_each_once(mlflow_uri: str, tmp_path: Path) -> None:
+    pytest.importorskip("wandb", reason="needs wandb: pip install 'azneobert[wandb]'")
+    folder = tmp_path / "run"
+    [run_id] = run_ranks(wandb_run, folder, mlflow_uri, range(1, 4), folder=tmp_path)
+    rows = wandb_history(folder)
+    assert [(row["_step"], row["train/loss"], row["eval/loss/news"]) for row in rows] == [
+        (1, 1.0, 0.5),
+        (2, 2.0, 0.5),
+        (3, 3.0, 0.5),
+    ]
+    assert [step for step, _ in history(mlflow_uri, run_id, "train/loss")] == [1, 2, 3]
+    run_ranks(wandb_run, folder, mlflow_uri, range(3, 6), folder=tmp_path)  # a resume, one step again
+    assert [row["_step"] for row in wandb_history(folder)] == [1, 2, 3, 4, 5]
+    names = {file.name for file in folder.glob("wandb/offline-run-*/*.wandb")}
+    assert names == {f"run-{(folder / 'wandb_id').read_text()}.wandb"}, "a resumed run is the same wandb run"
