@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from azneobert.errors import DataError
 
@@ -101,7 +101,9 @@ def _normalizer(lowercase: bool) -> normalizers.Normalizer:
 
 
 def _untrained(algorithm: str, vocab_size: int) -> tuple[Tokenizer, trainers.Trainer]:
-    common: dict[str, Any] = {"vocab_size": vocab_size, "special_tokens": list(SPECIAL_TOKENS), "show_progress": False}
+    # Where a word's token holds the space before it, the mask must take that space too.
+    special = [AddedToken(token, lstrip=token == MASK, normalized=False, special=True) for token in SPECIAL_TOKENS]
+    common: dict[str, Any] = {"vocab_size": vocab_size, "special_tokens": special, "show_progress": False}
     if algorithm == "wordpiece":
         tokenizer = Tokenizer(models.WordPiece(unk_token=UNK))
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

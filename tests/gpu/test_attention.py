@@ -38,7 +38,7 @@ def test_fa2_agrees_with_the_reference_in_float64(heads: int, size: int, padding
     expected_gradients = torch.autograd.grad((expected * weights.double()).sum(), exact)
     for gradient, exact_gradient in zip(gradients, expected_gradients, strict=True):
         error = (gradient.double() - exact_gradient).norm() / exact_gradient.norm()
-        assert error < 1e-2
+        assert error < 2e-2
 
 
 def test_fa2_lets_no_gradient_cross_the_border_of_a_window() -> None:
