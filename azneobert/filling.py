@@ -21,6 +21,7 @@ def fill_masks(model: Path, text: str, top: int) -> list[list[tuple[str, float]]
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # what is wrong is said below, in one line
     tokenizer = AutoTokenizer.from_pretrained(model)
     encoded = tokenizer(text, return_tensors="pt")
     masks = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero()[:, 0]
@@ -32,7 +33,7 @@ def fill_masks(model: Path, text: str, top: int) -> list[list[tuple[str, float]]
     network = AutoModelForMaskedLM.from_pretrained(model).eval()
     with torch.no_grad():
         probabilities = network(**encoded).logits[0, masks].softmax(-1)
-    found = probabilities.topk(top)
+    found = probabilities.topk(min(top, probabilities.shape[-1]))
     return [
         [(_shown(tokenizer.decode([token])), float(p)) for token, p in zip(tokens, values, strict=True)]
         for tokens, values in zip(found.indices.tolist(), found.values, strict=True)

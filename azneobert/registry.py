@@ -114,15 +114,14 @@ def pull(uri: str, target: Path, tracking: Tracking) -> Path:
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise RegistryError(f"{target}: is there already and not an empty folder; name a new one")
-    find_version(uri, tracking)
+    version = find_version(uri, tracking)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".pull-") as scratch:
         with mlflow_errors(tracking_uri(tracking)):
-            mlflow_client(tracking)
             from mlflow.artifacts import download_artifacts
 
-            folder = Path(download_artifacts(artifact_uri=uri, dst_path=scratch))
-        verify_version(uri, folder)
+            folder = Path(download_artifacts(uri, dst_path=scratch, tracking_uri=tracking_uri(tracking)))
+        verify_version(uri, folder, version.tags.get(_DIGEST_TAG))
         if target.exists():
             target.rmdir()
         folder.rename(target)
@@ -147,7 +146,7 @@ def find_version(uri: str, tracking: Tracking) -> Version:
     raise RegistryError(f"{uri}: not in {tracking_uri(tracking)}: {there}")
 
 
-def verify_version(uri: str, folder: Path) -> None:
+def verify_version(uri: str, folder: Path, manifest_sha256: str | None = None) -> None:
     """Check every file of a pulled version against its manifest.
 
     Raises:
@@ -155,12 +154,18 @@ def verify_version(uri: str, folder: Path) -> None:
     """
     try:
         files = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
-    except (OSError, KeyError, ValueError):
+        files = {name: {"sha256": stated["sha256"], "size": stated["size"]} for name, stated in files.items()}
+    except (AttributeError, OSError, KeyError, TypeError, ValueError):
         raise RegistryError(f"{uri}: has no readable manifest.json; it was not made by `azneobert`") from None
     for name in files:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts:
             raise RegistryError(f"{uri}: its manifest names {name}, which leaves the folder; do not use this version")
+    if manifest_sha256 and sha256_file(folder / "manifest.json") != manifest_sha256:
+        raise RegistryError(f"{uri}: its manifest.json is not the one that was registered; do not use this version")
+    found = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    if unknown := sorted(found - files.keys() - {"manifest.json"}):
+        raise RegistryError(f"{uri}: holds {unknown[0]}, which its manifest does not name; do not use this version")
     try:
         verify_files(folder, files)
     except CheckpointError as error:

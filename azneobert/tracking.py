@@ -145,6 +145,8 @@ class Tracker:
 
             client = mlflow_client(self._tracking)
             run_id = self.run_id or self._create_run(client)
+            if not read_run(self._folder)["described"]:
+                self._describe(client, run_id)
             for points, mark in self.spool.undelivered():
                 metrics = [Metric(k, v, p["time_ms"], p["step"]) for p in points for k, v in p["values"].items()]
                 for first in range(0, len(metrics), _POINTS_PER_CALL):
@@ -159,7 +161,7 @@ class Tracker:
         self._try_delivery(status)
         self.spool.close()
         if self._wandb:
-            self._wandb.finish(exit_code=int(status == "FAILED"), quiet=True)
+            self._wandb.finish(exit_code=int(status == "FAILED"))
 
     def _deliver_now_and_then(self) -> None:
         while not self._done.wait(_SECONDS_BETWEEN_DELIVERIES):
@@ -176,15 +178,23 @@ class Tracker:
             self._warned = True
 
     def _create_run(self, client: MlflowClient) -> str:
+        run = client.create_run(ensure_experiment(client, self._tracking), run_name=self._info.name)
+        self._note_run(run.info.run_id, described=False)
+        return run.info.run_id
+
+    def _describe(self, client: MlflowClient, run_id: str) -> None:
         from mlflow.entities import Param, RunTag
 
-        run = client.create_run(ensure_experiment(client, self._tracking), run_name=self._info.name)
         params = [Param(k, str(v)[:_LONGEST_PARAM]) for k, v in flat_params(self._info.params).items()]
         for first in range(0, len(params), _PARAMS_PER_CALL):
-            client.log_batch(run.info.run_id, params=params[first : first + _PARAMS_PER_CALL])
-        client.log_batch(run.info.run_id, tags=[RunTag(k, v) for k, v in self._info.tags.items()])
-        (self._folder / "run.json").write_text(json.dumps({"run_id": run.info.run_id}) + "\n")
-        return run.info.run_id
+            client.log_batch(run_id, params=params[first : first + _PARAMS_PER_CALL])
+        client.log_batch(run_id, tags=[RunTag(k, v) for k, v in self._info.tags.items()])
+        self._note_run(run_id, described=True)
+
+    def _note_run(self, run_id: str, *, described: bool) -> None:
+        partial = self._folder / "run.json.partial"
+        partial.write_text(json.dumps({"run_id": run_id, "described": described}) + "\n")
+        partial.replace(self._folder / "run.json")
 
 
 def tracking_uri(tracking: Tracking) -> str:
@@ -198,12 +208,12 @@ def mlflow_client(tracking: Tracking) -> MlflowClient:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-    import mlflow
+    from mlflow import MlflowClient
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-    mlflow.set_tracking_uri(tracking_uri(tracking))
-    return mlflow.MlflowClient(tracking_uri(tracking))
+    # Not mlflow.set_tracking_uri: it writes to the environment, which would then decide for every other recipe.
+    return MlflowClient(tracking_uri(tracking))
 
 
 def ensure_experiment(client: MlflowClient, tracking: Tracking) -> str:
@@ -220,8 +230,14 @@ def read_points(folder: Path) -> list[dict[str, Any]]:
 
 def read_run_id(folder: Path) -> str | None:
     """The MLflow run of a tracking folder, or None while MLflow has not answered yet."""
+    found = read_run(folder)
+    return found["run_id"] if found else None
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """`run_id`, and whether MLflow has its parameters and tags (`described`); empty while there is no run."""
     file = folder / "run.json"
-    return json.loads(file.read_text())["run_id"] if file.exists() else None
+    return {"described": True, **json.loads(file.read_text())} if file.exists() else {}
 
 
 def attach_files(tracking: Tracking, run_id: str, files: list[Path]) -> None:
@@ -269,12 +285,16 @@ def _start_wandb(folder: Path, tracking: Tracking, info: RunInfo) -> Any:
     identity = folder / "wandb_id"
     if not identity.exists():
         identity.write_text(secrets.token_hex(4))
-    return wandb.init(
-        project=tracking.wandb_project,
-        name=info.name,
-        id=identity.read_text(),
-        resume="allow",
-        mode=tracking.wandb,
-        dir=folder,
-        config=flat_params(info.params),
-    )
+    try:
+        return wandb.init(
+            project=tracking.wandb_project,
+            name=info.name,
+            id=identity.read_text(),
+            resume="allow",
+            mode=tracking.wandb,
+            dir=folder,
+            config=flat_params(info.params),
+        )
+    except wandb.Error as error:
+        log.warning("wandb: %s; this run is recorded in MLflow alone", " ".join(str(error).split()))
+        return None

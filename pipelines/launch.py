@@ -15,27 +15,29 @@ from azneobert.recipe import PHASES, Recipe
 from azneobert.training.report import write_report
 from azneobert.training.run import Inputs, prepare_folder, pretrain, stop_file
 from azneobert.training.stopping import EXIT_STOPPED
-from pretrain import phase_inputs
+from pretrain import ACCEPT_CHANGED, phase_inputs
 from stage import Paths, run_stage, write_json
 
 
 def launch(name: str, recipe: Recipe, paths: Paths, options: Namespace) -> None:
     """Train the phase, then write its metrics and curves."""
     inputs = phase_inputs(name, recipe, paths, options.phase)
-    if prepare_folder(inputs):
+    accepted = tuple(options.accept_changed)
+    if prepare_folder(inputs, accepted):
         print(f"{options.phase}: complete already; nothing that decides its numbers has changed")
-    elif not (pretrain(inputs) if recipe.runtime.processes == 1 else _several(inputs)):
+    elif not (pretrain(inputs, accepted) if recipe.runtime.processes == 1 else _several(inputs, accepted)):
         print(f"{options.phase}: stopped as asked, with a checkpoint; start again to go on")
         sys.exit(EXIT_STOPPED)
     write_json(paths.metrics(options.phase), write_report(inputs, paths.root / "plots"))
 
 
-def _several(inputs: Inputs) -> bool:
+def _several(inputs: Inputs, accepted: tuple[str, ...]) -> bool:
     """Start the ranks with `accelerate launch`, which would kill them at a signal: a stop file tells them instead."""
     where = ["--multi_gpu"] if torch.cuda.is_available() else ["--cpu"]
     processes = str(inputs.recipe.runtime.processes)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes", processes]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no", *where, "pipelines/pretrain.py", inputs.phase]
+    command += [f"--accept-changed={key}" for key in accepted]
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, lambda *_: stop_file(inputs.folder).touch())
     code = subprocess.Popen(command, start_new_session=True).wait()
@@ -46,4 +48,4 @@ def _several(inputs: Inputs) -> bool:
 
 
 if __name__ == "__main__":
-    run_stage(launch, phase=PHASES)
+    run_stage(launch, ACCEPT_CHANGED, phase=PHASES)

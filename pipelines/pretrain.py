@@ -9,6 +9,8 @@ from azneobert.training.run import Inputs, pretrain
 from azneobert.training.stopping import EXIT_STOPPED
 from stage import Paths, lineage, run_stage
 
+ACCEPT_CHANGED = {"accept-changed": "go on although this part of the run's identity has changed, such as training"}
+
 
 def phase_inputs(name: str, recipe: Recipe, paths: Paths, phase: PhaseName) -> Inputs:
     """Where this recipe's phase finds everything."""
@@ -23,7 +25,7 @@ def phase_inputs(name: str, recipe: Recipe, paths: Paths, phase: PhaseName) -> I
         folder=paths.run(phase),
         tracking=paths.tracking(phase),
         start=paths.run(before) if before else None,
-        lineage=lineage(recipe),
+        lineage=lineage(recipe, paths),
     )
 
 
@@ -31,9 +33,9 @@ def rank(name: str, recipe: Recipe, paths: Paths, options: Namespace) -> None:
     """Train as the rank that the launcher's environment names."""
     if os.environ.get("RANK", "0") != "0":
         sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 - one rank's error line is enough
-    if not pretrain(phase_inputs(name, recipe, paths, options.phase)):
+    if not pretrain(phase_inputs(name, recipe, paths, options.phase), tuple(options.accept_changed)):
         sys.exit(EXIT_STOPPED)
 
 
 if __name__ == "__main__":
-    run_stage(rank, phase=PHASES)
+    run_stage(rank, ACCEPT_CHANGED, phase=PHASES)

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from azneobert.data.collections import COLLECTIONS
 from azneobert.errors import AzNeoBertError
 from azneobert.recipe import Recipe, load_recipe, recipe_fingerprint
 
@@ -69,11 +70,11 @@ def run_stage(stage: Callable[[str, Recipe, Paths, argparse.Namespace], None], *
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     for argument, choices in arguments.items():
         parser.add_argument(argument, choices=list(choices))
-    options = parser.parse_args()
+    chosen = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         name, recipe = load_recipe()
-        stage(name, recipe, Paths(name), options)
+        stage(name, recipe, Paths(name), chosen)
     except AzNeoBertError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
@@ -92,12 +93,12 @@ def file_md5(file: Path) -> str:
         return hashlib.file_digest(opened, "md5").hexdigest()
 
 
-def lineage(recipe: Recipe) -> dict[str, Any]:
+def lineage(recipe: Recipe, paths: Paths) -> dict[str, Any]:
     """What a checkpoint is made of: commit, DVC's hashes of the tokens, recipe, code and versions."""
     return {
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "tokens_md5": _tokens_md5(),
+        "tokens_md5": _tokens_md5(paths),
         "recipe_sha256": recipe_fingerprint(recipe),
         "code_sha256": code_sha256(),
         "versions": {
@@ -122,10 +123,11 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def _tokens_md5() -> dict[str, str]:
+def _tokens_md5(paths: Paths) -> dict[str, str]:
     """DVC's hash of each collection's tokens, from dvc.lock, which DVC brings up to date after each stage."""
     try:
         stages = yaml.safe_load(Path("dvc.lock").read_text())["stages"]
     except (OSError, KeyError, TypeError, yaml.YAMLError):
         return {}  # run without DVC
-    return {name.partition("@")[2]: s["outs"][0]["md5"] for name, s in stages.items() if name.startswith("tokens@")}
+    hashes = {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
+    return {c: hashes[str(paths.tokens / c)] for c in COLLECTIONS if str(paths.tokens / c) in hashes}

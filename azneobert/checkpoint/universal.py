@@ -144,7 +144,9 @@ def read_checkpoint(folder: Path, *, moments: bool = True) -> tuple[TrainState, 
     Raises:
         CheckpointError: the checkpoint is missing, damaged or of a newer format.
     """
-    manifest = verify_checkpoint(folder)
+    manifest = read_manifest(folder)
+    unread = () if moments else tuple(f"{name}.safetensors" for name in _TENSORS[1:])
+    verify_files(folder, {name: stated for name, stated in manifest.files.items() if name not in unread})
     try:
         tensors = {name: load_file(folder / f"{name}.safetensors") for name in (_TENSORS if moments else _TENSORS[:1])}
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))

@@ -7,6 +7,7 @@ arithmetic on i, so they cannot change what a step trains on.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -197,7 +198,20 @@ class SampleRange:
 def micro_batch_loader(stream: Stream, samples: SampleRange, *, workers: int, pin_memory: bool) -> Iterator[Batch]:
     """The micro-batches of one rank in order, prepared by `workers` processes (0: in this one)."""
     dataset = _MicroBatches(stream, samples, samples.micro_batch)
-    return iter(DataLoader(dataset, batch_size=None, num_workers=workers, pin_memory=pin_memory))
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_leave_stopping_to_the_parent,
+    )
+    return iter(loader)
+
+
+def _leave_stopping_to_the_parent(worker: int) -> None:
+    # Ctrl-C and scancel reach the whole process group; a worker that died of it would take the run's checkpoint along.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def permute(indices: np.ndarray, size: int, key: np.uint64) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -63,7 +62,7 @@ class Position:
     started_from: dict[str, Any] | None
 
 
-def prepare_folder(inputs: Inputs) -> bool:
+def prepare_folder(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool:
     """Make a run's folder ready: set aside what another run left there, refuse what cannot be trained.
 
     Returns whether the run is complete already, by this very code.
@@ -79,7 +78,7 @@ def prepare_folder(inputs: Inputs) -> bool:
         if newest is None:
             return False
         _, manifest = newest
-        changed = differences(manifest.identity, identity)
+        changed = [d for d in differences(manifest.identity, identity) if not _accepted(d, accept_changed)]
         complete = manifest.step >= phase.steps
         if not changed and complete and manifest.lineage.get("code_sha256") != inputs.lineage.get("code_sha256"):
             changed = ["it is complete, and the code has changed since"]
@@ -220,7 +219,7 @@ def find_position(
     newest = checkpoints.latest()
     if newest is not None:
         folder, manifest = newest
-        changed = [d for d in differences(manifest.identity, identity) if not d.startswith(accept_changed)]
+        changed = [d for d in differences(manifest.identity, identity) if not _accepted(d, accept_changed)]
         if changed:
             raise CheckpointError(
                 f"{folder} is of another run: {'; '.join(changed)}. Train in an empty folder, "
@@ -230,7 +229,8 @@ def find_position(
         return Position(
             state,
             manifest.step,
-            manifest.stream["first_sample"],
+            # Where the next sample is, were every step of this phase as large as it is now.
+            manifest.stream["sample_index"] - manifest.step * inputs.recipe.phase(inputs.phase).global_batch,
             manifest.schedule["offset"],
             manifest.lineage["started_from"],
         )
@@ -252,6 +252,11 @@ def find_position(
         manifest.schedule["offset"] + manifest.step if phase.carry.schedule else 0,
         {"phase": manifest.phase, "step": manifest.step, "weights": manifest.files["weights.safetensors"]["sha256"]},
     )
+
+
+def _accepted(difference: str, accept_changed: tuple[str, ...]) -> bool:
+    key = difference.split(":")[0]
+    return any(key == accepted or key.startswith(f"{accepted}.") for accepted in accept_changed)
 
 
 @contextmanager
@@ -278,10 +283,14 @@ def _checkpoints(inputs: Inputs) -> CheckpointFolder:
 
 def _set_aside(inputs: Inputs, changed: list[str]) -> None:
     """Move a run out of the way of another one; nothing in it is lost."""
+    folders = (inputs.folder, inputs.tracking)
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    for folder in (inputs.folder, inputs.tracking):
+    while any(folder.with_name(f"{folder.name}.aside-{stamp}").exists() for folder in folders):
+        time.sleep(0.1)
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+    for folder in folders:
         if folder.exists():
-            shutil.move(folder, folder.with_name(f"{folder.name}.aside-{stamp}"))
+            folder.rename(folder.with_name(f"{folder.name}.aside-{stamp}"))
     print(
         f"{inputs.folder} holds another run ({'; '.join(changed[:3])}): kept in {inputs.folder.name}.aside-{stamp}, "
         "starting anew",

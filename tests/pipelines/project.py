@@ -24,7 +24,7 @@ TOY = {
     },
     "phase1": {"sequence_length": 64, "global_batch": 8, "steps": 12, "warmup_steps": 2},
     "phase2": {"sequence_length": 128, "global_batch": 4, "steps": 4, "warmup_steps": 1},
-    "runtime": {"checkpoint_every": 4},
+    "runtime": {"checkpoint_every": 4, "log_every": 1},
     "evaluation": {"every": 6, "max_rows_per_collection": 2},
     "finetuning": {"epochs": 1, "seeds": [1], "max_length": 64},
 }
