@@ -62,12 +62,19 @@ class Paths:
         return self.root / "plots" / name
 
 
-def run_stage(stage: Callable[[str, Recipe, Paths, argparse.Namespace], None], **arguments: Iterable[str]) -> None:
+def run_stage(
+    stage: Callable[[str, Recipe, Paths, argparse.Namespace], None],
+    options: dict[str, str] | None = None,
+    **arguments: Iterable[str],
+) -> None:
     """Read the recipe, run the stage, and print what a user can mend as one line with exit code 1.
 
-    `arguments` are the stage's positional arguments, each with the values it may have.
+    `arguments` are the stage's positional arguments, each with the values it may have; `options` are options that may
+    be given several times, each with its help.
     """
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
+    for option, explanation in (options or {}).items():
+        parser.add_argument(f"--{option}", action="append", default=[], metavar="KEY", help=explanation)
     for argument, choices in arguments.items():
         parser.add_argument(argument, choices=list(choices))
     chosen = parser.parse_args()
