@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from azneobert.errors import AzNeoBertError, RecipeError
-from azneobert.recipe import PHASES, Recipe, divide_batch, load_recipe
+from azneobert.recipe import ENGINES, PHASES, Recipe, divide_batch, load_recipe
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 checkpoint = typer.Typer(no_args_is_help=True, help="Universal checkpoints.")
@@ -53,6 +53,11 @@ def recipe(name: RecipeName = None) -> None:
     )
     for phase_name in PHASES:
         console.print(_phase_line(loaded, phase_name))
+    if loaded.runtime.engine not in ENGINES:
+        console.print(
+            f"  runtime.engine: {loaded.runtime.engine} is not in this version, phase1 will refuse it; "
+            f"{' or '.join(ENGINES)} would do"
+        )
 
 
 @app.command(name="next")

@@ -15,6 +15,7 @@ from azneobert.errors import RecipeError
 
 PhaseName = Literal["phase1", "phase2"]
 PHASES: tuple[PhaseName, ...] = get_args(PhaseName)
+ENGINES = ("plain",)  # those of the recipe that this version can run
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]

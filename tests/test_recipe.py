@@ -191,8 +191,8 @@ def test_heads_that_do_not_divide_are_refused_with_a_size_that_would_do(edited):
 
 
 def test_a_warm_up_as_long_as_the_phase_is_refused(edited):
-    with refused(RecipeError, "sample.phase1", "warmup_steps 2400 leaves nothing of 2400 steps", "fewer would do"):
-        load_recipe(edited("sample.phase1.warmup_steps", 2400))
+    with refused(RecipeError, "sample.phase1", "warmup_steps 2000 leaves nothing of 2000 steps", "fewer would do"):
+        load_recipe(edited("sample.phase1.warmup_steps", 2000))
 
 
 def test_a_phase_that_starts_from_another_says_what_it_carries_over(edited):

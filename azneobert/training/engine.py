@@ -22,7 +22,7 @@ from azneobert.checkpoint.universal import TrainState
 from azneobert.data.stream import Batch
 from azneobert.errors import CheckpointError, TrainingError
 from azneobert.model.encoder import MaskedLM
-from azneobert.recipe import Runtime, Training
+from azneobert.recipe import ENGINES, Runtime, Training
 from azneobert.training.optim import build_optimizer
 
 
@@ -155,8 +155,8 @@ def make_engine(model: MaskedLM, training: Training, runtime: Runtime, accelerat
     Raises:
         TrainingError: the engine is not part of this version.
     """
-    if runtime.engine != "plain":
-        raise TrainingError(f"runtime.engine: {runtime.engine} is not in this version; plain would do")
+    if runtime.engine not in ENGINES:
+        raise TrainingError(f"runtime.engine: {runtime.engine} is not in this version; {' or '.join(ENGINES)} would do")
     return PlainEngine(model, training, runtime, accelerator)
 
 

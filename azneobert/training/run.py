@@ -205,6 +205,7 @@ def run_identity(inputs: Inputs, stream: Stream) -> dict[str, Any]:
         "tokenizer": tokenizer_sha256(inputs.tokenizer),
         "rows": stream.plan.meta.sha256,
         "tokens": recipe_fingerprint(dict(stream.plan.meta.stores)),
+        "start": _start_weights(inputs),
     }
 
 
@@ -252,6 +253,12 @@ def find_position(
         manifest.schedule["offset"] + manifest.step if phase.carry.schedule else 0,
         {"phase": manifest.phase, "step": manifest.step, "weights": manifest.files["weights.safetensors"]["sha256"]},
     )
+
+
+def _start_weights(inputs: Inputs) -> str | None:
+    """The hash of the weights that this phase starts from: of another phase 1, phase 2 is another run."""
+    newest = CheckpointFolder(inputs.start / "checkpoints", 1).latest() if inputs.start else None
+    return newest[1].files["weights.safetensors"]["sha256"] if newest else None
 
 
 def _accepted(difference: str, accept_changed: tuple[str, ...]) -> bool:

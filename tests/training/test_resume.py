@@ -291,6 +291,17 @@ def test_an_interrupted_phase_2_goes_on_from_its_own_checkpoint(carried: bool, t
     assert equal_states(cut.result("phase2")[0], whole.result("phase2")[0])
 
 
+def test_phase_2_starts_anew_once_phase_1_is_another(two_phases: Callable[..., Toy]) -> None:
+    toy = two_phases({})
+    assert toy.train("phase2")
+    assert prepare(toy, "phase2"), "with the same phase 1 it is complete"
+    changed = toy.with_({"phase1": {"peak_learning_rate": 1e-4}})
+    assert not prepare(changed, "phase1")
+    assert changed.train("phase1")
+    assert not prepare(toy, "phase2")
+    assert list(toy.inputs("phase2").folder.parent.glob("phase2.aside-*/checkpoints/step-*"))
+
+
 def test_phase_2_without_phase_1_is_refused_in_one_line(make_toy: MakeToy) -> None:
     with pytest.raises(CheckpointError, match=r"no whole checkpoint there; run `dvc repro phase1`$") as caught:
         make_toy().train("phase2")
