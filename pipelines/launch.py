@@ -41,10 +41,9 @@ def _several(inputs: Inputs, accepted: tuple[str, ...]) -> bool:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, lambda *_: stop_file(inputs.folder).touch())
     code = subprocess.Popen(command, start_new_session=True).wait()
-    stopped = stop_file(inputs.folder).exists()
-    if code and not stopped:
+    if code and not stop_file(inputs.folder).exists():
         raise TrainingError(f"{inputs.phase}: a rank ended with an error (exit code {code}); its message stands above")
-    return not stopped
+    return code == 0
 
 
 if __name__ == "__main__":

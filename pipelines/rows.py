@@ -26,6 +26,8 @@ def rows(name: str, recipe: Recipe, paths: Paths, options: Namespace) -> None:
             validation = plan_rows({collection: held_out}, length, recipe.seed)
             write_plan(validation, target / "validation" / collection)
             facts[f"validation_rows/{collection}"] = len(validation)
+    if not any(fact.startswith("validation_rows/") for fact in facts):
+        raise DataError(f"{paths.tokens}: no document is held out; a larger data.cleaning.validation_fraction would do")
     write_json(paths.metrics(f"rows/{options.phase}"), facts)
     print(
         f"{options.phase}: {facts['rows']:,} rows of {length}, {facts['fill']:.2%} full, "

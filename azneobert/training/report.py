@@ -55,7 +55,7 @@ def draw_losses(picture: Path, title: str, training: list[dict[str, float]], hel
     figure, axes = plt.subplots(figsize=(8, 4.5), dpi=120)
     steps, losses = [row["step"] for row in training], [row["loss"] for row in training]
     axes.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=0.8)
-    axes.plot(steps, _running_mean(losses), color="tab:blue", label="training (mean of the last 20)")
+    axes.plot(steps, _running_mean(losses), color="tab:blue", label="training (mean of 20 points)")
     axes.plot([r["step"] for r in held_out], [r["loss"] for r in held_out], "o-", color="tab:orange", label="held out")
     axes.set(title=title, xlabel="optimizer step", ylabel="masked cross-entropy (nats)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

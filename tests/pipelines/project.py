@@ -39,10 +39,15 @@ class Reproduced:
 
 
 class Project:
-    """The working tree's files, committed to a repository of their own, with a sample recipe of seconds."""
+    """A project in a folder."""
 
     def __init__(self, folder: Path):
         self.folder = folder
+
+    @classmethod
+    def make(cls, folder: Path) -> Project:
+        """The working tree's files, committed to a repository of their own, with a sample recipe of seconds."""
+        project = cls(folder)
         files = _run(["git", "ls-files", "-co", "--exclude-standard"], ROOT).stdout.splitlines()
         for name in files:
             if (ROOT / name).is_file():
@@ -54,8 +59,14 @@ class Project:
         (folder / ".venv").symlink_to(ROOT / ".venv")
         for name in ("pyproject.toml", "constraints.txt"):
             os.utime(folder / name, (0, 0))
-        self.change(TOY)
-        self.commit()
+        project.change(TOY)
+        project.commit()
+        return project
+
+    def copy(self, folder: Path) -> Project:
+        """The same project, outputs and all, to break."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        return Project(folder)
 
     def change(self, edits: dict[str, Any]) -> None:
         """Change numbers in the sample recipe: a block, a key, a value."""

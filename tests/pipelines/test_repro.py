@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from project import Project, Reproduced
 
 from azneobert.checkpoint.universal import read_manifest
 from azneobert.tracking import read_points, read_run_id
+from azneobert.training.stopping import EXIT_STOPPED
 
 STAGES_OF_A_REPRO = 11 + 1 + 1 + 11 + 2 + 2 + 2 + 1 + 1
 
@@ -152,27 +154,43 @@ def test_bad_input_is_refused_before_any_stage_runs(reproduced: Reproduced, edit
 
 
 def test_a_truncated_token_store_stops_the_training_stage_in_one_line(reproduced: Reproduced, tmp_path: Path) -> None:
-    import shutil
-
-    copy = tmp_path / "project"
-    shutil.copytree(reproduced.project.folder, copy, symlinks=True)
-    tokens = copy / "outputs/sample/tokens/news/train/tokens.npy"
+    project = reproduced.project.copy(tmp_path / "project")
+    tokens = project.folder / "outputs/sample/tokens/news/train/tokens.npy"
     content = tokens.read_bytes()
     tokens.unlink()
     tokens.write_bytes(content[:-100])
-    before = sorted((copy / "outputs/sample/phase1").rglob("*"))
-    project = Project.__new__(Project)
-    project.folder = copy
+    before = sorted((project.folder / "outputs/sample/phase1").rglob("*"))
     done = project.run("python", "pipelines/launch.py", "phase1", check=False)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "tokens.npy" in done.stderr
     assert "truncated" in done.stderr
-    assert sorted((copy / "outputs/sample/phase1").rglob("*")) == before
+    assert sorted((project.folder / "outputs/sample/phase1").rglob("*")) == before
+
+
+def test_two_processes_stop_at_sigterm_with_a_checkpoint_and_go_on(reproduced: Reproduced, tmp_path: Path) -> None:
+    project = reproduced.project.copy(tmp_path / "project")
+    outputs = project.folder / "outputs/sample"
+    shutil.rmtree(outputs / "phase1")
+    shutil.rmtree(outputs / "tracking/phase1")
+    project.change({"phase1": {"steps": 500}, "runtime": {"processes": 2, "checkpoint_every": 1000}})
+    started = project.start("python", "pipelines/launch.py", "phase1")
+    deadline = time.monotonic() + 120
+    while not any(point["step"] >= 5 for point in read_points(outputs / "tracking/phase1")):
+        assert started.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    started.send_signal(signal.SIGTERM)
+    assert started.wait(60) == EXIT_STOPPED
+    (checkpoint,) = (outputs / "phase1/checkpoints").glob("step-*")
+    assert 5 <= read_manifest(checkpoint).step < 500
+    project.run("python", "pipelines/launch.py", "phase1")
+    steps = [p["step"] for p in read_points(outputs / "tracking/phase1") if "train/loss" in p["values"]]
+    assert steps == list(range(1, 501))
 
 
 def test_killed_with_9_and_repeated_it_ends_with_the_same_loss_to_the_last_bit(tmp_path: Path) -> None:
-    project = Project(tmp_path)
+    project = Project.make(tmp_path)
     project.change({"phase1": {"steps": 60}, "runtime": {"checkpoint_every": 7}})
     points = project.folder / "outputs/sample/tracking/phase1"
     started = project.start("make", "repro")
