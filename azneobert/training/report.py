@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from azneobert.errors import RegistryError
+from azneobert.errors import RegistryError, TrainingError
 from azneobert.model.encoder import count_parameters
 from azneobert.tracking import attach_files, read_points, read_run_id
 from azneobert.training.run import Inputs
@@ -22,11 +22,19 @@ def write_report(inputs: Inputs, plots: Path) -> dict[str, Any]:
     """Write `<phase>.csv`, `<phase>_held_out.csv` and `<phase>.png` into `plots`; return the phase's metrics.
 
     The picture and the recipe are attached to the MLflow run as well, where MLflow answers.
+
+    Raises:
+        TrainingError: the run's points are not here, as when its checkpoints came from another machine without them.
     """
-    plots.mkdir(parents=True, exist_ok=True)
     points = read_points(inputs.tracking)
     training = _table(points, "train/")
     held_out = _table(points, "eval/", with_parts=False)
+    if not training or not held_out:
+        raise TrainingError(
+            f"{inputs.tracking}: holds no points of the run in {inputs.folder}; bring that folder along, "
+            f"or move {inputs.folder} away to train anew"
+        )
+    plots.mkdir(parents=True, exist_ok=True)
     _write_csv(plots / f"{inputs.phase}.csv", training)
     _write_csv(plots / f"{inputs.phase}_held_out.csv", held_out)
     picture = plots / f"{inputs.phase}.png"
