@@ -26,17 +26,46 @@ WandbMode = Annotated[
 ]
 
 
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
 class _Block(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Source(_Block):
-    """Where one collection comes from, and which field of a record holds the text."""
+    """Where one collection comes from: local files, or a data set of the Hugging Face hub; and where its text stands.
 
-    path: str
+    `text_field` and `id_field` may be dotted paths into nested records; without an id a document is named by its file
+    and line. `sample_by` says what a document is in plain text files.
+    """
+
+    path: str | None = None
+    dataset: str | None = None  # also json, csv, text or parquet, which read the files or URLs of `data_files`
+    config: str | None = None
+    split: str = "train"
+    data_files: Annotated[str | tuple[str, ...] | None, BeforeValidator(_as_tuple)] = None
+    options: dict[str, Any] = Field(default_factory=dict)  # of the `datasets` library's reader, such as `delimiter`
+    revision: str = ""  # of a hub data set; for a path outside data/, which DVC cannot see, raise it when that changes
     text_field: str = "text"
     id_field: str | None = "id"
-    revision: str = ""  # raise it when a source outside data/ has changed: DVC cannot see that by itself
+    sample_by: Literal["document", "paragraph", "line"] = "document"
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Source:
+        if (self.path is None) == (self.dataset is None):
+            raise ValueError("`path` (local files) or `dataset` (of the Hugging Face hub): one of the two would do")
+        of_the_hub = ("config", "split", "data_files", "options")
+        if self.path is not None and self.model_fields_set & set(of_the_hub):
+            raise ValueError("`config`, `split`, `data_files` and `options` belong to a `dataset`, not to a `path`")
+        return self
+
+    @property
+    def name(self) -> str:
+        """What to call the source in a message."""
+        files = (self.data_files,) if isinstance(self.data_files, str) else self.data_files or ()
+        return str(self.path) if self.path is not None else " ".join(filter(None, (self.dataset, self.config, *files[:1])))
 
 
 class Cleaning(_Block):
@@ -45,6 +74,7 @@ class Cleaning(_Block):
     min_words: Positive
     min_latin: Fraction
     min_schwa: Fraction
+    max_malformed: Below1  # the share of a source's records that may be unreadable; more than that is a broken source
     validation_fraction: Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -196,9 +226,7 @@ class Finetuning(_Block):
     batch_size: Positive
     learning_rate: Annotated[float, Field(gt=0)]
     max_length: Positive
-    seeds: Annotated[
-        tuple[int, ...], Field(min_length=1), BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
-    ]
+    seeds: Annotated[tuple[int, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
 
 
 class Recipe(_Block):

@@ -1,25 +1,38 @@
-"""Stage: find the documents that stand in more than one collection; the first collection in precedence keeps them."""
+"""Stage: find the documents that stand more than once, in a collection or in several, and report what is left of each.
 
+The first copy stays, in the order of the collections' precedence.
+"""
+
+import json
 from argparse import Namespace
+from typing import Any
 
 import numpy as np
 
 from azneobert.data.collections import COLLECTIONS
-from azneobert.data.documents import find_duplicates
+from azneobert.data.duplicates import Duplicates, find_duplicates, remaining
 from azneobert.recipe import Recipe
 from stage import Paths, run_stage, write_json
 
 
 def deduplicate(name: str, recipe: Recipe, paths: Paths, options: Namespace) -> None:
-    counts = {}
     found = find_duplicates(paths.documents(collection) for collection in COLLECTIONS)
+    lost = 0
     for collection, duplicates in zip(COLLECTIONS, found, strict=True):
         target = paths.duplicates(collection)
         target.parent.mkdir(parents=True, exist_ok=True)
-        np.save(target, duplicates)
-        counts[collection] = len(duplicates)
-    write_json(paths.metrics("deduplicate"), counts | {"all": sum(counts.values())})
-    print(f"{sum(counts.values())} documents stand in an earlier collection too and are left out")
+        np.save(target, duplicates.all)
+        lost += len(duplicates.all)
+        write_json(paths.metrics(f"documents/{collection}"), report(paths, collection, duplicates))
+    print(f"{lost:,} documents stand elsewhere too and are left out")
+
+
+def report(paths: Paths, collection: str, duplicates: Duplicates) -> dict[str, Any]:
+    """What became of a collection's documents, from its source to its tokens."""
+    ingested = json.loads(paths.metrics(f"ingest/{collection}").read_text(encoding="utf-8"))
+    dropped = ingested["dropped"] | {"duplicate": len(duplicates.within), "elsewhere": len(duplicates.across)}
+    kept = remaining(paths.documents(collection), duplicates)
+    return {"documents": ingested["documents"], "kept": kept.pop("documents"), "dropped": dropped, **kept}
 
 
 if __name__ == "__main__":

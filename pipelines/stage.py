@@ -22,6 +22,8 @@ from azneobert.recipe import Recipe, load_recipe, recipe_fingerprint
 
 # What decides the numbers that training computes; a finished run made by other code is not finished.
 TRAINING_CODE = ("azneobert/data/stream.py", "azneobert/model", "azneobert/training", "azneobert/checkpoint")
+# What decides the documents that come out of a source; an interrupted ingest by other code starts anew.
+INGEST_CODE = tuple(f"azneobert/data/{name}.py" for name in ("sources", "hub", "cleaning", "documents", "ingest"))
 
 
 class Paths:
@@ -35,7 +37,11 @@ class Paths:
 
     def documents(self, collection: str) -> Path:
         """The cleaned documents of one collection."""
-        return self.root / "documents" / f"{collection}.parquet"
+        return self.root / "documents" / collection
+
+    def partial(self, stage: str) -> Path:
+        """What an interrupted stage has done so far. DVC does not know it, and so does not delete it."""
+        return self.root / "partial" / stage
 
     def duplicates(self, collection: str) -> Path:
         """Which of them another collection already holds."""
@@ -115,10 +121,10 @@ def lineage(recipe: Recipe, paths: Paths) -> dict[str, Any]:
     }
 
 
-def code_sha256() -> str:
-    """The sha256 of the code that decides what training computes."""
+def code_sha256(places: Iterable[str] = TRAINING_CODE) -> str:
+    """The sha256 of code, by default of that which decides what training computes."""
     digest = hashlib.sha256()
-    for place in TRAINING_CODE:
+    for place in places:
         path = Path(place)
         for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
             digest.update(file.read_bytes())

@@ -1,49 +1,63 @@
 """What happens to a document's text before it is tokenized, and which documents are dropped.
 
 Everything here depends on the text alone, so that a document's fate and its side of the train/validation split stay the
-same whatever is added beside it.
+same whatever is added beside it. Duplicates are found later, over all collections at once (data/duplicates.py).
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from azneobert.data.collections import RawDocument
+import numpy as np
+
+from azneobert.data.sources import Records
+from azneobert.recipe import Cleaning
 
 HASH_BYTES = 16
-DROP_REASONS = ("empty", "short", "language", "duplicate")
+DROP_REASONS = ("malformed", "empty", "short", "language")
 
-# Letters that only look like the Azerbaijani ones. The turned e is never right; the Cyrillic ones are, among their own.
-_TURNED_E = str.maketrans({"ǝ": "ə", "Ǝ": "Ə"})
-_LOOKALIKES = str.maketrans("әаеорсхуіһӘАВЕКМНОРСТХУІ", "əaeopcxyihƏABEKMHOPCTXYI")
-_CYRILLIC = re.compile(r"[\u0400-\u04FF]")
-_WORD = re.compile(r"\w+")
-# Soft hyphen, zero-width characters, directional marks, byte order mark, and control characters but tab and newline.
-_INVISIBLE = re.compile(
-    r"[\u00AD\u200B-\u200F\u202A-\u202E\u2060-\u2064\uFEFF\uD800-\uDFFF\x00-\x08\x0E-\x1B\x7F-\x84\x86-\x9F]"
+# Soft hyphen, zero-width characters, directional marks, byte order mark, control characters but tab and newline, and
+# halves of surrogate pairs.
+_INVISIBLE = r"\u00AD\u200B-\u200F\u202A-\u202E\u2060-\u2064\uFEFF\uD800-\uDFFF\x00-\x08\x0E-\x1B\x7F-\x84\x86-\x9F"
+_ODD_SPACES = r"\t\r\x0B\x0C\x1C-\x1F\x85\u00A0\u1680\u2000-\u200A\u2028\u2029\u202F\u205F\u3000"
+# Letters that only look like the Azerbaijani ones. The turned e (in `_repair`) is never right; these are, among their own.
+_LOOKALIKES = str.maketrans(
+    "әаеорсхуіһјѕӘАВЕКМНОРСТХУІҺЈЅ" + "οΑΒΕΖΗΙΚΜΝΟΡΤΥΧ",  # Cyrillic, Greek
+    "əaeopcxyihjsƏABEKMHOPCTXYIHJS" + "oABEZHIKMNOPTYX",
 )
-_SPACES = re.compile(r"[^\S\n]+")
-_BLANK_LINES = re.compile(r" ?\n ?(?:\n ?)+")
+_ODD = re.compile(f"[{_INVISIBLE}{_ODD_SPACES}ǝƎ\u0307\u0370-\u052F]")
+_INVISIBLES = re.compile(f"[{_INVISIBLE}]")
+_ANY_SPACE = re.compile(f"[{_ODD_SPACES}]")
+_FOREIGN = re.compile("[\u0370-\u052F]")
+# From the start of a word, so that the time is linear in the length of the text.
+_WORD_WITH_FOREIGN_LETTER = re.compile(r"\b[^\W\u0370-\u052F]*+[\u0370-\u052F]\w*+")
 _LATIN = re.compile(r"[A-Za-zÀ-ɏƏə]")
+_SPACES = re.compile(r" {2,}")
+_LINE_ENDS = re.compile(r" ?\n ?")
+_BLANK_LINES = re.compile(r"\n{3,}")
 
 
-@dataclass(frozen=True)
-class Document:
-    """A cleaned document: its text, its content hash and the side of the split that the hash decides."""
+@dataclass
+class Documents:
+    """Cleaned documents by column: ids, texts, content hashes, the side of the split, and words (by white space)."""
 
-    id: str
-    text: str
-    hash: bytes
-    validation: bool
+    ids: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    hashes: list[bytes] = field(default_factory=list)
+    validation: list[bool] = field(default_factory=list)
+    words: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.texts)
 
 
 @dataclass
 class CleaningReport:
-    """Counts of one collection: documents in, kept, dropped by reason; words and characters kept."""
+    """Counts of one collection: records in, kept, dropped by reason; words and characters kept."""
 
     documents: int = 0
     kept: int = 0
@@ -51,39 +65,85 @@ class CleaningReport:
     words: int = 0
     characters: int = 0
     dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(DROP_REASONS, 0))
+    first_malformed: str = ""  # where it stands and what is wrong with it
+
+
+def clean(records: Records, settings: Cleaning, report: CleaningReport) -> Documents:
+    """The documents that stay, in the order of the records; `report` counts them and why the others go."""
+    report.documents += len(records)
+    report.dropped["malformed"] += len(records.malformed)
+    if records.malformed and not report.first_malformed:
+        report.first_malformed = records.malformed[0]
+    kept = Documents()
+    for identity, raw in zip(records.ids, records.texts, strict=True):
+        text = normalise(raw or "")
+        flat = text.replace("\n\n", " ").replace("\n", " ")
+        words = flat.count(" ") + 1
+        if not text:
+            report.dropped["empty"] += 1
+        elif words < settings.min_words:
+            report.dropped["short"] += 1
+        else:
+            digest = content_hash(flat)
+            kept.ids.append(identity)
+            kept.texts.append(text)
+            kept.hashes.append(digest)
+            kept.validation.append(is_validation(digest, settings.validation_fraction))
+            kept.words.append(words)
+    stays = are_azerbaijani(kept.texts, settings.min_latin, settings.min_schwa)
+    report.dropped["language"] += len(kept) - int(stays.sum())
+    if not stays.all():
+        kept = _only(kept, stays)
+    report.kept += len(kept)
+    report.validation += sum(kept.validation)
+    report.words += sum(kept.words)
+    report.characters += sum(map(len, kept.texts))
+    return kept
 
 
 def normalise(text: str) -> str:
-    """The text in NFC, with look-alike letters repaired, invisible characters dropped and spaces made plain."""
-    text = _INVISIBLE.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+    """The text in NFC, with look-alike letters repaired, invisible characters dropped and spaces made plain.
+
+    Spaces become single, lines lose the spaces at their ends, and at most one blank line stands in a row.
+    """
     text = unicodedata.normalize("NFC", text)
-    # Lower-casing İ the English way leaves i and a combining dot, which no Azerbaijani word has.
-    text = text.replace("i\u0307", "i").translate(_TURNED_E)
-    if _CYRILLIC.search(text):
-        text = unicodedata.normalize("NFC", _WORD.sub(_repair, text))
-    return _BLANK_LINES.sub("\n\n", _SPACES.sub(" ", text)).strip()
+    if _ODD.search(text):
+        text = _repair(text)
+    if "  " in text:
+        text = _SPACES.sub(" ", text)
+    if " \n" in text or "\n " in text:
+        text = _LINE_ENDS.sub("\n", text)
+    if "\n\n\n" in text:
+        text = _BLANK_LINES.sub("\n\n", text)
+    return text.strip()
 
 
-def _repair(word: re.Match[str]) -> str:
-    mixed = _CYRILLIC.search(word[0]) and _LATIN.search(word[0])
-    return word[0].translate(_LOOKALIKES) if mixed else word[0]
+def are_azerbaijani(texts: list[str], min_latin: float, min_schwa: float) -> np.ndarray:
+    """Which texts are Azerbaijani in Latin script, by their letters: bool (texts,).
 
-
-def is_azerbaijani(text: str, min_latin: float, min_schwa: float) -> bool:
-    """Whether a text is Azerbaijani in Latin script, by its letters.
-
-    At least `min_latin` of its letters are Latin, and at least `min_schwa` of those are ə: about one in eleven is in
+    At least `min_latin` of a text's letters are Latin, and at least `min_schwa` of those are ə: about one in eleven is in
     Azerbaijani, and none in Turkish, English or the other Latin-script languages of a crawl.
     """
-    letters = sum(map(str.isalpha, text))
-    latin = len(_LATIN.findall(text))
-    schwas = text.count("ə") + text.count("Ə")
-    return latin > 0 and latin >= min_latin * letters and schwas >= min_schwa * latin
+    letters, latin, schwas = letter_counts(texts)
+    return (latin > 0) & (latin >= min_latin * letters) & (schwas >= min_schwa * latin)
 
 
-def content_hash(text: str) -> bytes:
-    """A hash of the text that spacing does not change; equal hashes make exact duplicates."""
-    return hashlib.blake2b(" ".join(text.split()).encode(), digest_size=HASH_BYTES).digest()
+def letter_counts(texts: list[str]) -> np.ndarray:
+    """The letters, Latin letters and ə of each text: int64 (3, texts)."""
+    counts = np.zeros((3, len(texts)), dtype=np.int64)
+    sizes = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
+    filled = np.flatnonzero(sizes)
+    if filled.size:
+        starts = (np.cumsum(sizes) - sizes)[filled]
+        kinds = _letter_kinds()[np.frombuffer("".join(texts).encode("utf-32-le"), dtype=np.uint32)]
+        for row, bit in enumerate((1, 2, 4)):
+            counts[row, filled] = np.add.reduceat(kinds & bit != 0, starts, dtype=np.int64)
+    return counts
+
+
+def content_hash(flat: str) -> bytes:
+    """A hash of a text whose words stand a space apart; equal hashes make exact duplicates."""
+    return hashlib.blake2b(flat.encode(), digest_size=HASH_BYTES).digest()
 
 
 def is_validation(digest: bytes, fraction: float) -> bool:
@@ -91,35 +151,38 @@ def is_validation(digest: bytes, fraction: float) -> bool:
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
-def clean(
-    documents: Iterable[RawDocument],
-    *,
-    min_words: int,
-    min_latin: float,
-    min_schwa: float,
-    validation_fraction: float,
-    report: CleaningReport,
-) -> Iterator[Document]:
-    """The documents that stay, each once; `report` is filled in while they are drawn."""
-    seen: set[bytes] = set()
-    for raw in documents:
-        report.documents += 1
-        text = normalise(raw.text)
-        digest = content_hash(text)
-        words = len(text.split())
-        if not text:
-            report.dropped["empty"] += 1
-        elif words < min_words:
-            report.dropped["short"] += 1
-        elif not is_azerbaijani(text, min_latin, min_schwa):
-            report.dropped["language"] += 1
-        elif digest in seen:
-            report.dropped["duplicate"] += 1
-        else:
-            seen.add(digest)
-            validation = is_validation(digest, validation_fraction)
-            report.kept += 1
-            report.validation += validation
-            report.words += words
-            report.characters += len(text)
-            yield Document(raw.id, text, digest, validation)
+def _repair(text: str) -> str:
+    """The slow half of `normalise`, for texts in which something odd stands."""
+    text = _INVISIBLES.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+    text = _ANY_SPACE.sub(_plain_space, unicodedata.normalize("NFC", text))
+    # Lower-casing İ the English way leaves i and a combining dot, which no Azerbaijani word has.
+    text = text.replace("i\u0307", "i").replace("ǝ", "ə").replace("Ǝ", "Ə")
+    if _FOREIGN.search(text):
+        text = unicodedata.normalize("NFC", _WORD_WITH_FOREIGN_LETTER.sub(_to_latin, text))
+    return text
+
+
+def _plain_space(space: re.Match[str]) -> str:
+    return "\n" if space[0] in "\u0085\u2028\u2029" else " "
+
+
+def _to_latin(word: re.Match[str]) -> str:
+    return word[0].translate(_LOOKALIKES) if _LATIN.search(word[0]) else word[0]
+
+
+def _only(documents: Documents, stays: np.ndarray) -> Documents:
+    chosen = np.flatnonzero(stays).tolist()
+    return Documents(**{name: [column[i] for i in chosen] for name, column in vars(documents).items()})
+
+
+@functools.cache
+def _letter_kinds() -> np.ndarray:
+    """For each code point: 1 a letter, 2 a Latin letter, 4 ə; uint8."""
+    characters = [chr(point) for point in range(0x110000)]
+    letter = np.fromiter(map(str.isalpha, characters), dtype=np.uint8, count=len(characters))
+    latin = np.zeros_like(letter)
+    for first, last in (("A", "Z"), ("a", "z"), ("À", "ɏ"), ("ə", "ə")):
+        latin[ord(first) : ord(last) + 1] = 2
+    kinds = letter | latin
+    kinds[[ord("ə"), ord("Ə")]] |= 4
+    return kinds

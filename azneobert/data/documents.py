@@ -1,68 +1,103 @@
-"""Cleaned documents on disk: one Parquet file a collection, read back in batches."""
+"""Cleaned documents on disk: a folder of Parquet parts for each collection, read back in batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from azneobert.data.cleaning import HASH_BYTES, Document
+from azneobert.data.cleaning import HASH_BYTES, Documents
 from azneobert.errors import DataError
 
 SCHEMA = pa.schema(
-    [("id", pa.string()), ("text", pa.string()), ("hash", pa.binary(HASH_BYTES)), ("validation", pa.bool_())]
+    [
+        ("id", pa.string()),
+        ("text", pa.string()),
+        ("hash", pa.binary(HASH_BYTES)),
+        ("validation", pa.bool_()),
+        ("words", pa.int32()),
+    ]
 )
-_ROWS_PER_GROUP = 4096
+_ROWS = 4096
 
 
-def write_documents(path: Path, documents: Iterable[Document]) -> None:
-    """Write documents to a Parquet file; it appears under its name only when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
-        group: list[dict[str, object]] = []
-        for document in documents:
-            group.append(vars(document))
-            if len(group) == _ROWS_PER_GROUP:
-                writer.write_table(pa.Table.from_pylist(group, SCHEMA))
-                group = []
-        writer.write_table(pa.Table.from_pylist(group, SCHEMA))
-    partial.rename(path)
+def write_part(folder: Path, number: int, documents: Documents) -> Path:
+    """Write one part of a collection; it appears under its name only when it is whole and on the disk."""
+    columns = [documents.ids, documents.texts, documents.hashes, documents.validation, documents.words]
+    target = folder / f"part-{number:05}.parquet"
+    partial = folder / f".{target.name}.partial"
+    with partial.open("wb") as file:
+        pq.write_table(pa.table(columns, schema=SCHEMA), file, row_group_size=_ROWS, compression="zstd")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(target)
+    return target
 
 
-def read_texts(path: Path, duplicates: Path, *, validation: bool) -> Iterator[list[str]]:
-    """The texts of one side of the split, a batch at a time, without those that `duplicates` strikes out."""
-    struck = read_duplicates(duplicates)
-    first = 0
-    for batch in _open(path).iter_batches(_ROWS_PER_GROUP, columns=["text", "validation"]):
-        keep = np.asarray(batch.column("validation")) == validation
-        inside = struck[(struck >= first) & (struck < first + len(keep))]
-        keep[inside - first] = False
-        first += len(keep)
-        yield batch.column("text").filter(pa.array(keep)).to_pylist()
+def parts(folder: Path) -> list[Path]:
+    """The parts of a collection, in order.
 
-
-def find_duplicates(paths: Iterable[Path]) -> Iterator[np.ndarray]:
-    """For each file in turn, the indices (int64) of documents whose text an earlier file already holds.
-
-    The memory is that of a set of 16-byte hashes: 1.1 GB for 12 million documents.
+    Raises:
+        DataError: there is none.
     """
-    seen: set[bytes] = set()
-    for path in paths:
-        hashes = _open(path).read(columns=["hash"]).column("hash").to_pylist()
-        yield np.asarray([i for i, digest in enumerate(hashes) if digest in seen], dtype=np.int64)
-        seen.update(hashes)
+    found = sorted(folder.glob("part-*.parquet"))
+    if not found:
+        raise DataError(f"{folder}: no documents there; `dvc repro ingest` writes them")
+    return found
+
+
+def count_documents(part: Path) -> int:
+    """How many documents a part holds, from its footer."""
+    return int(_open(part).metadata.num_rows)
+
+
+def read_column(part: Path, name: str) -> pa.ChunkedArray:
+    """One column of a part."""
+    return _open(part).read(columns=[name]).column(name)
+
+
+def read_hashes(part: Path) -> np.ndarray:
+    """The content hashes of a part: uint64 (documents, 2)."""
+    column = read_column(part, "hash").combine_chunks()
+    raw = np.frombuffer(column.buffers()[1], dtype=np.uint64)
+    return raw.reshape(-1, 2)[column.offset : column.offset + len(column)]
+
+
+def read_texts(part: Path, struck: np.ndarray | None = None) -> Iterator[tuple[list[str], np.ndarray]]:
+    """The texts of a part a batch at a time, and which of them are held out (bool).
+
+    `struck` are indices (int64, ascending) of documents to leave out, counted from the part's first.
+    """
+    first = 0
+    for batch in _open(part).iter_batches(_ROWS, columns=["text", "validation"]):
+        keep = np.ones(len(batch), dtype=bool)
+        if struck is not None:
+            keep[struck[(struck >= first) & (struck < first + len(keep))] - first] = False
+        first += len(keep)
+        kept = batch.filter(pa.array(keep))
+        yield kept.column("text").to_pylist(), kept.column("validation").to_numpy(zero_copy_only=False)
 
 
 def read_duplicates(path: Path) -> np.ndarray:
-    """The indices of the documents of one collection that other collections already hold."""
+    """The indices (int64, ascending) of a collection's documents that stand elsewhere too."""
     try:
         return np.load(path)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; `dvc repro deduplicate` writes it") from None
+
+
+def split_by_part(folder: Path, indices: np.ndarray) -> Iterator[tuple[Path, np.ndarray]]:
+    """Each part of a collection with those of the indices (ascending) that fall into it, counted from its first."""
+    first = 0
+    for part in parts(folder):
+        size = count_documents(part)
+        low, high = np.searchsorted(indices, [first, first + size])
+        yield part, indices[low:high] - first
+        first += size
 
 
 def _open(path: Path) -> pq.ParquetFile:

@@ -1,0 +1,114 @@
+"""Data sets of the Hugging Face hub, and files behind URLs, streamed with the `datasets` library."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from azneobert.data.sources import Position, Records, add_record, parse_json
+from azneobert.errors import DataError
+from azneobert.recipe import Source
+
+_BATCH_RECORDS = 512
+# Libraries of `datasets` that read plain files; with them `data_files` says which, and the dataset is no repository.
+_BUILDERS = ("json", "csv", "text", "parquet")
+
+
+class HubReader:
+    """Streams a data set. A position is the library's own state: the shard, and how far into it the records reach."""
+
+    def __init__(self, source: Source):
+        self._source = source
+        self.size: int | None = None  # a stream does not say
+        # One key too many in a later file would end the stream of the json builder, so its lines are parsed here.
+        self._json_lines = source.dataset == "json"
+        with _explained(source):
+            self._builder = self._make_builder()
+        splits = list(self._builder.config.data_files or [])
+        if source.split not in splits:
+            raise DataError(f"{source.name}: no split {source.split!r}, found {', '.join(map(str, splits))}")
+
+    def state(self) -> Any:
+        """The files behind the split, with the commit they are of, and how they are read."""
+        files = [str(file) for file in self._builder.config.data_files[self._source.split]]
+        return {"builder": self._builder.name, "files": files, "options": self._source.options}
+
+    def read(self, position: Position | None = None) -> Iterator[Records]:
+        """The records from a position on, or all of them."""
+        with _explained(self._source):
+            stream = self._builder.as_streaming_dataset(split=self._source.split)
+            if position is not None:
+                stream.load_state_dict(position["state"])
+            number, size = (position["record"], position["bytes"]) if position is not None else (0, 0)
+            for columns in stream.iter(_BATCH_RECORDS):
+                records = Records()
+                for values in zip(*columns.values(), strict=True):
+                    number += 1
+                    row: Any = dict(zip(columns, values, strict=True))
+                    record = parse_json(row["text"].encode()) if self._json_lines else row
+                    if record is not None:
+                        add_record(records, record, self._source, f"{self._source.name}:{number}")
+                size += sum(len(text or "") for text in records.texts)
+                records.bytes_read = size
+                records.position = {"state": stream.state_dict(), "record": number, "bytes": size}
+                yield records
+
+    def _make_builder(self) -> Any:
+        from datasets import disable_progress_bars, load_dataset_builder
+
+        disable_progress_bars()
+        source = self._source
+        files = _listed(source.data_files) if source.data_files is not None else None
+        if source.dataset in _BUILDERS and files is None:
+            raise DataError(f"{source.name}: `data_files` is missing; name the files that {source.dataset} shall read")
+        return load_dataset_builder(
+            "text" if self._json_lines else source.dataset,
+            source.config,
+            data_files={source.split: files} if files is not None else None,
+            revision=source.revision or None,
+            **source.options,
+        )
+
+
+def _listed(files: str | tuple[str, ...]) -> list[str]:
+    """The data files; one that ends in `.map` is a list of them, a line each, as the HPLT project publishes it."""
+    import fsspec
+
+    found: list[str] = []
+    for name in (files,) if isinstance(files, str) else files:
+        if name.endswith(".map"):
+            with fsspec.open(name, "rt") as lines:
+                found += [line.strip() for line in lines if line.strip()]
+        else:
+            found.append(name)
+    return found
+
+
+class _explained:  # noqa: N801 - reads as a clause: with _explained(source)
+    """Turns what `datasets` raises for a source that cannot be read into one line."""
+
+    def __init__(self, source: Source):
+        self._source = source
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is None or isinstance(error, DataError | GeneratorExit) or not isinstance(error, Exception):
+            return
+        from datasets.exceptions import DatasetNotFoundError
+
+        said = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, DatasetNotFoundError):
+            remedy = "correct its name, or accept its terms on the hub and set HF_TOKEN"
+        elif isinstance(error, ConnectionError):
+            remedy = "the hub does not answer: try again later; what was read so far is kept"
+            remedy += " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        elif isinstance(error, FileNotFoundError):
+            remedy = "correct `dataset`, `config` or `data_files`, or try again later if it is there"
+        elif isinstance(error, OSError):
+            remedy = "try again later; what was read so far is kept"
+        else:
+            remedy = "correct `dataset`, `config`, `data_files` or `options`"
+        raise DataError(f"{self._source.name}: {said}; {remedy}") from None

@@ -1,0 +1,124 @@
+"""One collection's source -> cleaned documents, a part at a time, so that an interrupted ingest goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from azneobert.data.cleaning import CleaningReport, Documents, clean
+from azneobert.data.documents import write_part
+from azneobert.data.progress import Progress
+from azneobert.data.sources import Position, SourceReader, open_source
+from azneobert.errors import DataError
+from azneobert.recipe import Cleaning, Source
+
+PART_CHARACTERS = 32 << 20
+_SURE_AFTER = 10_000  # records after which a share of malformed ones says that the source is broken
+
+
+@dataclass
+class _State:
+    """How far an ingest is: what state.json holds. It is written after the part that it speaks of."""
+
+    fingerprint: str
+    parts: int = 0
+    position: Position | None = None
+    finished: bool = False
+    report: CleaningReport = field(default_factory=CleaningReport)
+
+
+def ingest(source: Source, cleaning: Cleaning, target: Path, partial: Path, *, code: str = "") -> CleaningReport:
+    """Read a source, clean it, and leave its documents in the folder `target`; `partial` holds what is unfinished.
+
+    A killed ingest is taken up at its last whole part, if source, settings and `code` (a hash of what else decides the
+    outcome) are still the same, and ends with the same bytes.
+
+    Raises:
+        DataError: the source cannot be read, too many of its records are malformed, or no document stays.
+    """
+    reader = open_source(source)
+    state = _resume(partial, _fingerprint(source, cleaning, reader, code))
+    with Progress(target.name, reader.size) as progress:
+        progress.advance_to(state.report.documents, None)
+        if not state.finished:
+            _read_on(reader, source, cleaning, partial, state, progress)
+    if not state.report.kept:
+        raise DataError(f"{source.name}: none of {state.report.documents} documents stay ({state.report.dropped})")
+    (partial / "state.json").unlink()
+    shutil.rmtree(target, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial.replace(target)
+    return state.report
+
+
+def _read_on(
+    reader: SourceReader, source: Source, cleaning: Cleaning, partial: Path, state: _State, progress: Progress
+) -> None:
+    part = Documents()
+    characters = 0
+    for records in reader.read(state.position):
+        documents = clean(records, cleaning, state.report)
+        _check_malformed(source, cleaning, state.report, last=False)
+        for column, more in vars(documents).items():
+            getattr(part, column).extend(more)
+        characters += sum(map(len, documents.texts))
+        state.position = records.position
+        progress.advance_to(state.report.documents, records.bytes_read)
+        if characters >= PART_CHARACTERS:
+            _save_part(partial, state, part)
+            part, characters = Documents(), 0
+    _check_malformed(source, cleaning, state.report, last=True)
+    state.finished = True
+    _save_part(partial, state, part)
+
+
+def _save_part(partial: Path, state: _State, part: Documents) -> None:
+    if len(part):
+        write_part(partial, state.parts, part)
+        state.parts += 1
+    fresh = partial / ".state.json"
+    with fresh.open("w", encoding="utf-8") as file:
+        json.dump(asdict(state), file)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(partial / "state.json")
+
+
+def _resume(partial: Path, fingerprint: str) -> _State:
+    """The state to go on from: the one in the folder if it is of the same work, else a new one in an empty folder."""
+    try:
+        saved = json.loads((partial / "state.json").read_text(encoding="utf-8"))
+        state = _State(**saved | {"report": CleaningReport(**saved["report"])})
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        state = None
+    if state is None or state.fingerprint != fingerprint:
+        shutil.rmtree(partial, ignore_errors=True)
+        state = _State(fingerprint)
+    partial.mkdir(parents=True, exist_ok=True)
+    for leftover in partial.iterdir():  # a part that was written but not yet spoken of is written again
+        known = {"state.json", *(f"part-{number:05}.parquet" for number in range(state.parts))}
+        if leftover.name not in known:
+            leftover.unlink()
+    return state
+
+
+def _fingerprint(source: Source, cleaning: Cleaning, reader: SourceReader, code: str) -> str:
+    # How many malformed records are tolerated decides whether there is an outcome, and not what it is.
+    settings = cleaning.model_dump(mode="json", exclude={"max_malformed"})
+    parts = [source.model_dump(mode="json"), settings, reader.state(), PART_CHARACTERS, code]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _check_malformed(source: Source, cleaning: Cleaning, report: CleaningReport, *, last: bool) -> None:
+    """Refuse a source of which more than the tolerated share cannot be read."""
+    allowed = cleaning.max_malformed * (report.documents if last else max(report.documents, _SURE_AFTER))
+    if report.dropped["malformed"] > allowed:
+        raise DataError(
+            f"{report.first_malformed}; {report.dropped['malformed']} of {report.documents} records of {source.name} "
+            f"cannot be read, more than data.cleaning.max_malformed ({cleaning.max_malformed:.1%}): mend the source"
+        )
+

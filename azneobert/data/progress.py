@@ -1,0 +1,57 @@
+"""What a person sees of a long stage: a bar on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+_SECONDS_BETWEEN_LINES = 30.0
+
+
+class Progress:
+    """Documents, and bytes of the source, out of `size` bytes where that is known."""
+
+    def __init__(self, name: str, size: int | None):
+        self._name = name
+        self._size = size
+        self._documents = 0
+        self._bytes = 0
+        self._bar: RichProgress | None = None
+        self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+        console = Console(file=sys.stdout)
+        if console.is_terminal:
+            columns = [TextColumn("{task.description}"), BarColumn(), DownloadColumn()]
+            columns += [TextColumn("{task.fields[documents]:,} documents"), TimeElapsedColumn(), TimeRemainingColumn()]
+            self._bar = RichProgress(*columns, console=console, transient=True)
+            self._task = self._bar.add_task(name, total=size, documents=0)
+
+    def __enter__(self) -> Progress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance_to(self, documents: int, size: int | None) -> None:
+        """So many documents and bytes are done in all."""
+        self._documents = documents
+        self._bytes = self._bytes if size is None else size
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._bytes, documents=documents)
+        elif time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+            of = f" of {self._size / 1e6:,.0f}" if self._size else ""
+            print(f"{self._name}: {documents:,} documents, {self._bytes / 1e6:,.0f}{of} MB", flush=True)
+
+    def advance(self, documents: int, size: int) -> None:
+        """So many more documents and bytes are done."""
+        self.advance_to(self._documents + documents, self._bytes + size)
