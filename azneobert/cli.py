@@ -18,8 +18,10 @@ from azneobert.recipe import ENGINES, PHASES, Recipe, divide_batch, load_recipe
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 checkpoint = typer.Typer(no_args_is_help=True, help="Universal checkpoints.")
+data = typer.Typer(no_args_is_help=True, help="Token stores and row plans.")
 registry = typer.Typer(no_args_is_help=True, help="Registered versions of the model.")
 app.add_typer(checkpoint, name="checkpoint")
+app.add_typer(data, name="data")
 app.add_typer(registry, name="registry")
 console = Console(highlight=False, soft_wrap=True)
 
@@ -40,12 +42,13 @@ def main() -> None:
 @app.command()
 def recipe(name: RecipeName = None) -> None:
     """Check a recipe and its sources before any work starts, and show what it comes to."""
-    from azneobert.data.collections import source_files
+    from azneobert.data.sources import source_files
     from azneobert.model.encoder import count_parameters
 
     chosen, loaded = load_recipe(name=name)
     for source in loaded.data.sources.values():
-        source_files(Path(source.path))
+        if source.path is not None:  # a hub data set is asked for when it is read
+            source_files(Path(source.path))
     if loaded.tokenizer.path is not None and not Path(loaded.tokenizer.path).is_file():
         raise RecipeError(f"params.yaml: {chosen}.tokenizer.path: {loaded.tokenizer.path} is not there; put it there")
     console.print(
@@ -103,6 +106,37 @@ def fill_mask(
         for token, probability in row:
             table.add_row(token, f"{probability:.2%}")
         console.print(table)
+
+
+@data.command(name="verify")
+def verify_data(name: RecipeName = None) -> None:
+    """Read every byte of the recipe's token stores and row plans, and say which are whole."""
+    from azneobert.data.rows import verify_plan
+    from azneobert.data.store import TokenStore
+
+    chosen, loaded = load_recipe(name=name)
+    root = Path("outputs") / chosen
+    stores: dict[str, dict[str, TokenStore]] = {"train": {}, "validation": {}}
+    table = Table(
+        "what", Column("documents", justify="right"), Column("tokens", justify="right"), "sha256", title=str(root)
+    )
+    for side, opened in stores.items():
+        for collection in loaded.data.sources:
+            store = TokenStore.open(root / "tokens" / collection / side)
+            store.verify()
+            opened[collection] = store
+            meta = store.meta
+            table.add_row(f"{collection}/{side}", f"{meta.documents:,}", f"{meta.tokens:,}", meta.tokens_sha256[:16])
+    for phase in PHASES:
+        plans = [(root / "rows" / phase / "train", stores["train"])]
+        for collection, store in stores["validation"].items():
+            if len(store):
+                plans.append((root / "rows" / phase / "validation" / collection, {collection: store}))
+        for path, of in plans:
+            plan = verify_plan(path, of).meta
+            table.add_row(str(path.relative_to(root)), f"{plan.rows:,} rows", f"{plan.tokens:,}", plan.sha256[:16])
+    console.print(table)
+    console.print(f"{root}: every token store and row plan is whole")
 
 
 @checkpoint.command()

@@ -65,7 +65,9 @@ class Source(_Block):
     def name(self) -> str:
         """What to call the source in a message."""
         files = (self.data_files,) if isinstance(self.data_files, str) else self.data_files or ()
-        return str(self.path) if self.path is not None else " ".join(filter(None, (self.dataset, self.config, *files[:1])))
+        return (
+            str(self.path) if self.path is not None else " ".join(filter(None, (self.dataset, self.config, *files[:1])))
+        )
 
 
 class Cleaning(_Block):
@@ -94,12 +96,18 @@ class Data(_Block):
 
 
 class Tokenizer(_Block):
-    """Train a tokenizer on the documents, or import a tokenizer.json unchanged."""
+    """Train a tokenizer on the documents, or import a tokenizer.json unchanged.
+
+    `max_characters` bounds what it is trained on, a sample of all collections by the documents' hashes. `compare` names
+    more tokenizers (a tokenizer.json each) for the table of fertility.
+    """
 
     algorithm: Literal["wordpiece", "bpe", "unigram", "import"]
     vocab_size: Positive
     lowercase: bool = False
     path: str | None = None
+    max_characters: Positive = 2_000_000_000
+    compare: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _import_needs_a_path(self) -> Tokenizer:
@@ -107,6 +115,8 @@ class Tokenizer(_Block):
             raise ValueError(
                 "`path` names the tokenizer.json to import: set it with `algorithm: import`, and only then"
             )
+        if self.algorithm == "unigram" and self.vocab_size < 512:
+            raise ValueError(f"vocab_size {self.vocab_size}: unigram spells 256 bytes beside its pieces; 512 would do")
         return self
 
 
@@ -160,8 +170,18 @@ class Carry(_Block):
     position: bool
 
 
+class MixturePart(_Block):
+    """A part of the rows: made of documents of at least `min_tokens`, and this share of all samples."""
+
+    min_tokens: Annotated[int, Field(ge=0)]
+    share: Annotated[float, Field(gt=0, le=1)]
+
+
 class Phase(_Block):
-    """One phase of pretraining: linear warm-up to the peak, then a cosine to zero at the last step."""
+    """One phase of pretraining: linear warm-up to the peak, then a cosine to zero at the last step.
+
+    `mixture` draws rows by the length of their documents; without it every document is gone through once an epoch.
+    """
 
     sequence_length: Annotated[int, Field(ge=8)]
     global_batch: Positive
@@ -170,6 +190,7 @@ class Phase(_Block):
     peak_learning_rate: Annotated[float, Field(gt=0)]
     start_from: Literal["phase1"] | None = None
     carry: Carry | None = None
+    mixture: Annotated[tuple[MixturePart, ...] | None, Field(min_length=1), BeforeValidator(_as_tuple)] = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Phase:
@@ -177,7 +198,15 @@ class Phase(_Block):
             raise ValueError(f"warmup_steps {self.warmup_steps} leaves nothing of {self.steps} steps; fewer would do")
         if (self.start_from is None) != (self.carry is None):
             raise ValueError("`start_from` and `carry` go together: what does the phase start from, and what is kept?")
+        shares = [part.share for part in self.mixture or ()]
+        if shares and (abs(sum(shares) - 1) > 1e-9 or any(abs(100 * s - round(100 * s)) > 1e-9 for s in shares)):
+            raise ValueError(f"mixture: shares {shares} are not whole percents that sum to 1")
         return self
+
+    @property
+    def pools(self) -> tuple[tuple[int, float], ...]:
+        """The mixture as pairs of the tokens a document has at least, and the share of samples."""
+        return tuple((part.min_tokens, part.share) for part in self.mixture or (MixturePart(min_tokens=0, share=1.0),))
 
 
 class Runtime(_Block):

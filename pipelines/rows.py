@@ -11,11 +11,11 @@ from stage import Paths, run_stage, write_json
 
 
 def rows(name: str, recipe: Recipe, paths: Paths, options: Namespace) -> None:
-    length = recipe.phase(options.phase).sequence_length
+    phase = recipe.phase(options.phase)
     target = paths.rows(options.phase)
     shutil.rmtree(target, ignore_errors=True)
     training = {collection: TokenStore.open(paths.tokens / collection / "train") for collection in recipe.data.sources}
-    plan = plan_rows(training, length, recipe.seed)
+    plan = plan_rows(training, phase.sequence_length, recipe.seed, phase.pools)
     if not len(plan):
         raise DataError(f"{paths.tokens}: no document to train on; a smaller validation_fraction would do")
     write_plan(plan, target / "train")
@@ -23,16 +23,24 @@ def rows(name: str, recipe: Recipe, paths: Paths, options: Namespace) -> None:
     for collection in recipe.data.sources:
         held_out = TokenStore.open(paths.tokens / collection / "validation")
         if len(held_out):
-            validation = plan_rows({collection: held_out}, length, recipe.seed)
+            validation = plan_rows({collection: held_out}, phase.sequence_length, recipe.seed)
             write_plan(validation, target / "validation" / collection)
             facts[f"validation_rows/{collection}"] = len(validation)
     if not any(fact.startswith("validation_rows/") for fact in facts):
         raise DataError(f"{paths.tokens}: no document is held out; a larger data.cleaning.validation_fraction would do")
     write_json(paths.metrics(f"rows/{options.phase}"), facts)
     print(
-        f"{options.phase}: {facts['rows']:,} rows of {length}, {facts['fill']:.2%} full, "
+        f"{options.phase}: {facts['rows']:,} rows of {phase.sequence_length}, {facts['fill']:.2%} full, "
         f"{facts['windows_per_row']} windows a row"
     )
+    shares = (f"{key.removeprefix('share/')} {value:.1%}" for key, value in facts.items() if key.startswith("share/"))
+    print(f"{options.phase}: tokens by collection: {', '.join(shares)}")
+    for pool in plan.meta.pools if phase.mixture else ():
+        long = facts[f"pool_{pool.min_tokens}/long_share"]
+        print(
+            f"{options.phase}: {pool.share:.0%} of samples from {pool.rows:,} rows of documents of {pool.min_tokens:,} "
+            f"tokens or more ({long:.1%} of their tokens, the rest fills room)"
+        )
 
 
 if __name__ == "__main__":

@@ -100,12 +100,6 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def file_md5(file: Path) -> str:
-    """The md5 of a file: the hash that DVC knows it by."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "md5").hexdigest()
-
-
 def lineage(recipe: Recipe, paths: Paths) -> dict[str, Any]:
     """What a checkpoint is made of: commit, DVC's hashes of the tokens, recipe, code and versions."""
     return {

@@ -1,35 +1,63 @@
 """Stage: train the tokenizer on the training side of all collections, or import one; and measure its fertility."""
 
+import csv
+import json
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
 from azneobert.data.collections import COLLECTIONS
-from azneobert.data.documents import read_texts
-from azneobert.data.tokenizer import fertility, load_tokenizer, train_tokenizer
+from azneobert.data.documents import read_duplicates, training_texts
+from azneobert.data.fertility import compared, count_with, fertility, unknown_share
+from azneobert.data.tokenizer import load_tokenizer, train_tokenizer
 from azneobert.recipe import Recipe
 from stage import Paths, run_stage, write_json
+
+FERTILITY_CHARACTERS = 2_000_000  # of each collection, enough for the third digit
 
 
 def tokenizer(name: str, recipe: Recipe, paths: Paths, options: Namespace) -> None:
     settings = recipe.tokenizer
+    others = compared(settings.compare)  # a missing file is said before an hour of training, not after it
+    characters = {collection: characters_of(paths, collection) for collection in COLLECTIONS}
     paths.tokenizer.parent.mkdir(parents=True, exist_ok=True)
     if settings.path is not None:
         load_tokenizer(Path(settings.path), settings.vocab_size)
         paths.tokenizer.write_bytes(Path(settings.path).read_bytes())
     else:
-        texts = (batch for collection in COLLECTIONS for batch in texts_of(paths, collection))
+        share = min(1.0, settings.max_characters / sum(characters.values()))
+        texts = (batch for collection in COLLECTIONS for batch in texts_of(paths, collection, share))
         trained = train_tokenizer(texts, settings.algorithm, settings.vocab_size, settings.lowercase)
         trained.save(str(paths.tokenizer))
     loaded = load_tokenizer(paths.tokenizer, settings.vocab_size)
-    figures = {collection: fertility(loaded, texts_of(paths, collection)) for collection in COLLECTIONS}
+    counters = {"azneobert": count_with(loaded)} | others
+    figures = {}
+    for collection, size in characters.items():
+        share = min(1.0, FERTILITY_CHARACTERS / max(size, 1))
+        figures[collection] = fertility(counters, texts_of(paths, collection, share))
+        figures[collection]["unknown"] = unknown_share(loaded, texts_of(paths, collection, share))
     write_json(paths.metrics("tokenizer"), figures)
-    tokens, words = (sum(f[key] for f in figures.values()) for key in ("tokens", "words"))
-    print(f"{loaded.get_vocab_size():,} tokens in the vocabulary; {tokens / words:.3f} tokens a word")
+    write_plot(paths.plot("fertility.csv"), figures, list(counters))
+    words = sum(f["words"] for f in figures.values())
+    means = (f"{n} {sum(f[n] * f['words'] for f in figures.values()) / words:.3f}" for n in counters)
+    print(f"{loaded.get_vocab_size():,} tokens in the vocabulary; tokens a word: {', '.join(means)}")
 
 
-def texts_of(paths: Paths, collection: str) -> Iterator[list[str]]:
-    return read_texts(paths.documents(collection), paths.duplicates(collection), validation=False)
+def characters_of(paths: Paths, collection: str) -> int:
+    report = json.loads(paths.metrics(f"documents/{collection}").read_text(encoding="utf-8"))
+    return int(report["characters"])
+
+
+def texts_of(paths: Paths, collection: str, share: float) -> Iterator[list[str]]:
+    return training_texts(paths.documents(collection), read_duplicates(paths.duplicates(collection)), share)
+
+
+def write_plot(file: Path, figures: dict[str, dict[str, float]], tokenizers: list[str]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", newline="", encoding="utf-8") as opened:
+        rows = csv.writer(opened)
+        rows.writerow(["collection", "group", "tokens_per_word"])
+        rows.writerows([c, t, figure[t]] for c, figure in figures.items() for t in tokenizers)
 
 
 if __name__ == "__main__":

@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from stores import write_store
 
 from azneobert.checkpoint.rotation import CheckpointFolder
 from azneobert.checkpoint.universal import Manifest, TrainState, read_checkpoint
 from azneobert.data.rows import plan_rows, write_plan
-from azneobert.data.store import TokenStore, write_store
+from azneobert.data.store import TokenStore
 from azneobert.data.tokenizer import tokenizer_sha256, train_tokenizer
 from azneobert.model.encoder import MaskedLM, build_model
 from azneobert.recipe import Model, PhaseName, Recipe, load_recipe
@@ -87,6 +88,7 @@ def toy_recipe(overrides: Overrides | None = None) -> Recipe:
             "steps": 4,
             "warmup_steps": 1,
             "peak_learning_rate": 5e-4,
+            "mixture": None,
             "carry": {"moments": True, "schedule": False, "position": False},
         },
         "runtime": {

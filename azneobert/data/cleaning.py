@@ -24,15 +24,15 @@ DROP_REASONS = ("malformed", "empty", "short", "language")
 # halves of surrogate pairs.
 _INVISIBLE = r"\u00AD\u200B-\u200F\u202A-\u202E\u2060-\u2064\uFEFF\uD800-\uDFFF\x00-\x08\x0E-\x1B\x7F-\x84\x86-\x9F"
 _ODD_SPACES = r"\t\r\x0B\x0C\x1C-\x1F\x85\u00A0\u1680\u2000-\u200A\u2028\u2029\u202F\u205F\u3000"
-# Letters that only look like the Azerbaijani ones. The turned e (in `_repair`) is never right; these are, among their own.
+# Letters that only look like the Azerbaijani ones, and are right among their own.
 _LOOKALIKES = str.maketrans(
     "әаеорсхуіһјѕӘАВЕКМНОРСТХУІҺЈЅ" + "οΑΒΕΖΗΙΚΜΝΟΡΤΥΧ",  # Cyrillic, Greek
     "əaeopcxyihjsƏABEKMHOPCTXYIHJS" + "oABEZHIKMNOPTYX",
 )
-_ODD = re.compile(f"[{_INVISIBLE}{_ODD_SPACES}ǝƎ\u0307\u0370-\u052F]")
+_ODD = re.compile(f"[{_INVISIBLE}{_ODD_SPACES}ǝƎ\u0307\u0370-\u052f]")
 _INVISIBLES = re.compile(f"[{_INVISIBLE}]")
 _ANY_SPACE = re.compile(f"[{_ODD_SPACES}]")
-_FOREIGN = re.compile("[\u0370-\u052F]")
+_FOREIGN = re.compile("[\u0370-\u052f]")
 # From the start of a word, so that the time is linear in the length of the text.
 _WORD_WITH_FOREIGN_LETTER = re.compile(r"\b[^\W\u0370-\u052F]*+[\u0370-\u052F]\w*+")
 _LATIN = re.compile(r"[A-Za-zÀ-ɏƏə]")
@@ -121,8 +121,8 @@ def normalise(text: str) -> str:
 def are_azerbaijani(texts: list[str], min_latin: float, min_schwa: float) -> np.ndarray:
     """Which texts are Azerbaijani in Latin script, by their letters: bool (texts,).
 
-    At least `min_latin` of a text's letters are Latin, and at least `min_schwa` of those are ə: about one in eleven is in
-    Azerbaijani, and none in Turkish, English or the other Latin-script languages of a crawl.
+    At least `min_latin` of a text's letters are Latin, and at least `min_schwa` of those are ə: about one in eleven is
+    in Azerbaijani, and none in Turkish, English or the other Latin-script languages of a crawl.
     """
     letters, latin, schwas = letter_counts(texts)
     return (latin > 0) & (latin >= min_latin * letters) & (schwas >= min_schwa * latin)

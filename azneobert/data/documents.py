@@ -22,7 +22,7 @@ SCHEMA = pa.schema(
         ("words", pa.int32()),
     ]
 )
-_ROWS = 4096
+_ROWS = 1024  # an encoding takes some hundred bytes a token, so few documents at a time
 
 
 def write_part(folder: Path, number: int, documents: Documents) -> Path:
@@ -67,19 +67,31 @@ def read_hashes(part: Path) -> np.ndarray:
     return raw.reshape(-1, 2)[column.offset : column.offset + len(column)]
 
 
-def read_texts(part: Path, struck: np.ndarray | None = None) -> Iterator[tuple[list[str], np.ndarray]]:
+def read_texts(
+    part: Path, struck: np.ndarray | None = None, share: float = 1.0
+) -> Iterator[tuple[list[str], np.ndarray]]:
     """The texts of a part a batch at a time, and which of them are held out (bool).
 
-    `struck` are indices (int64, ascending) of documents to leave out, counted from the part's first.
+    `struck` are indices (int64, ascending) of documents to leave out, counted from the part's first. A `share` below
+    one leaves in a sample of the documents, which their hashes decide.
     """
     first = 0
+    hashes = read_hashes(part)[:, 1] if share < 1 else None
     for batch in _open(part).iter_batches(_ROWS, columns=["text", "validation"]):
-        keep = np.ones(len(batch), dtype=bool)
+        end = first + len(batch)
+        keep = np.ones(len(batch), dtype=bool) if hashes is None else hashes[first:end] < share * 2.0**64
         if struck is not None:
-            keep[struck[(struck >= first) & (struck < first + len(keep))] - first] = False
-        first += len(keep)
+            keep[struck[(struck >= first) & (struck < end)] - first] = False
+        first = end
         kept = batch.filter(pa.array(keep))
         yield kept.column("text").to_pylist(), kept.column("validation").to_numpy(zero_copy_only=False)
+
+
+def training_texts(folder: Path, duplicates: np.ndarray, share: float = 1.0) -> Iterator[list[str]]:
+    """The texts of a collection that training may see, or a sample of them, a batch at a time."""
+    for part, struck in split_by_part(folder, duplicates):
+        for texts, validation in read_texts(part, struck, share):
+            yield [text for text, held_out in zip(texts, validation, strict=True) if not held_out]
 
 
 def read_duplicates(path: Path) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ def find_duplicates(folders: Iterable[Path]) -> list[Duplicates]:
     first, repeated = _repeats(everything)
     starts = np.cumsum([0, *sizes])
     found = []
-    for start, end in zip(starts[:-1], starts[1:], strict=True):
+    for start, end in itertools.pairwise(starts.tolist()):
         inside = (repeated >= start) & (repeated < end)
         across = first[inside] < start
         found.append(Duplicates(*(np.sort(repeated[inside][chosen] - start) for chosen in (~across, across))))

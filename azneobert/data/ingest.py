@@ -1,4 +1,4 @@
-"""One collection's source -> cleaned documents, a part at a time, so that an interrupted ingest goes on where it was."""
+"""One collection's source -> cleaned documents, a part at a time, so that an interrupted run goes on where it was."""
 
 from __future__ import annotations
 
@@ -121,4 +121,3 @@ def _check_malformed(source: Source, cleaning: Cleaning, report: CleaningReport,
             f"{report.first_malformed}; {report.dropped['malformed']} of {report.documents} records of {source.name} "
             f"cannot be read, more than data.cleaning.max_malformed ({cleaning.max_malformed:.1%}): mend the source"
         )
-

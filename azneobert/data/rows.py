@@ -3,6 +3,9 @@
 A document longer than a row is cut into windows, each framed ``[CLS] ... [SEP]``; windows are packed into rows of
 exactly the sequence length. Packing works on the histogram of window lengths (longest-pack-first, Krell et al., arXiv
 2107.02027), so that its cost follows the sequence length and not the number of windows.
+
+A plan may be a mixture by document length (NeoBERT's second phase: 20% of all documents, 40% of those of at least 1,024
+tokens, 40% of those of at least 2,048). Each part of it is a pool of rows that is gone through at its own pace.
 """
 
 from __future__ import annotations
@@ -11,22 +14,46 @@ import hashlib
 import json
 import shutil
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from azneobert.data.store import TokenStore
 from azneobert.errors import DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FRAME = 2  # [CLS] and [SEP] around each window
 _ARRAYS = ("store", "start", "length", "row_offsets")
+_CHUNK = 1 << 22
+_RESTORE = "restore it with `dvc checkout --force` or `dvc repro -f rows`"
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Rows made of documents of at least `min_tokens`; `share` is the part of all samples that is drawn from them.
+
+    `tokens` counts by store. `filler` of these tokens belong to shorter documents, which fill what room the pool's own
+    left: two documents of 2,500 tokens do not fit into a row of 4,096.
+    """
+
+    min_tokens: int
+    share: float
+    rows: int
+    windows: int
+    tokens: dict[str, int]
+    filler: int
 
 
 @dataclass(frozen=True)
 class PlanMeta:
-    """What a plan's meta.json holds. `stores` are names in the order that `store` indexes, with their sha256."""
+    """What a plan's meta.json holds.
+
+    `stores` are names in the order that `store` indexes, with their sha256. The rows of the first of the `pools` come
+    first. `rows_by_windows[n]` is the number of rows with n windows.
+    """
 
     format_version: int
     sequence_length: int
@@ -34,8 +61,16 @@ class PlanMeta:
     windows: int
     tokens: int
     fill: float
+    pools: tuple[Pool, ...]
+    rows_by_windows: tuple[int, ...]
     stores: dict[str, str]
     sha256: str
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> PlanMeta:
+        """The content of a meta.json."""
+        pools = tuple(Pool(**pool) for pool in content["pools"])
+        return cls(**content | {"pools": pools, "rows_by_windows": tuple(content["rows_by_windows"])})
 
 
 @dataclass(frozen=True)
@@ -58,24 +93,41 @@ class RowPlan:
         return self.meta.rows
 
 
-def plan_rows(stores: dict[str, TokenStore], sequence_length: int, seed: int) -> RowPlan:
+def plan_rows(
+    stores: dict[str, TokenStore],
+    sequence_length: int,
+    seed: int,
+    mixture: Sequence[tuple[int, float]] = ((0, 1.0),),
+) -> RowPlan:
     """Cut every document into windows and pack them; each token of each document stands in exactly one row.
 
-    `seed` decides which windows of equal length meet in a row, so that rows mix the collections.
+    `seed` decides which windows of equal length meet in a row, so that rows mix the collections. `mixture` names, for
+    each pool, the tokens that its documents have at least and the share of samples that is drawn from it: in each pool
+    each token of its documents then stands in exactly one row.
+
+    Raises:
+        DataError: a pool has no document.
     """
-    store, start, length = _cut(list(stores.values()), sequence_length - FRAME)
-    order, row_offsets = _pack(length + FRAME, sequence_length, seed)
-    arrays = {"store": store[order], "start": start[order], "length": length[order], "row_offsets": row_offsets}
-    rows = len(row_offsets) - 1
-    tokens = int(length.sum())
-    filled = tokens + FRAME * len(length)
+    planned = [
+        _plan_pool(stores, sequence_length, np.random.default_rng([seed, number]), *part)
+        for number, part in enumerate(mixture)
+    ]
+    arrays = {name: np.concatenate([pool[0][name] for pool in planned]) for name in _ARRAYS[:3]}
+    sizes = np.concatenate([pool[0]["windows_per_row"] for pool in planned])
+    pools = tuple(pool[1] for pool in planned)
+    del planned
+    arrays["row_offsets"] = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+    rows, windows = len(sizes), len(arrays["length"])
+    tokens = sum(sum(pool.tokens.values()) for pool in pools)
     meta = PlanMeta(
         format_version=FORMAT_VERSION,
         sequence_length=sequence_length,
         rows=rows,
-        windows=len(length),
+        windows=windows,
         tokens=tokens,
-        fill=round(filled / max(rows * sequence_length, 1), 6),
+        fill=round((tokens + FRAME * windows) / max(rows * sequence_length, 1), 6),
+        pools=pools,
+        rows_by_windows=tuple(np.bincount(sizes).tolist()),
         stores={name: opened.meta.tokens_sha256 for name, opened in stores.items()},
         sha256=_digest(arrays),
     )
@@ -101,11 +153,11 @@ def open_plan(path: Path, stores: dict[str, TokenStore]) -> RowPlan:
         DataError: the plan is missing, damaged, or was made from other tokens.
     """
     try:
-        meta = PlanMeta(**json.loads((path / "meta.json").read_text()))
+        meta = PlanMeta.from_json(json.loads((path / "meta.json").read_text()))
         arrays = {name: _map(path / f"{name}.npy") for name in _ARRAYS}
     except FileNotFoundError as error:
         raise DataError(f"{error.filename}: no whole row plan there; `dvc repro rows` writes it") from None
-    except (TypeError, ValueError, EOFError) as error:
+    except (TypeError, KeyError, ValueError, EOFError) as error:
         raise DataError(f"{path}: damaged row plan ({error}); `dvc repro -f rows` makes it anew") from None
     expected = {name: opened.meta.tokens_sha256 for name, opened in stores.items()}
     if meta.stores != expected:
@@ -117,56 +169,135 @@ def open_plan(path: Path, stores: dict[str, TokenStore]) -> RowPlan:
     return RowPlan(meta, **arrays)
 
 
+def verify_plan(path: Path, stores: dict[str, TokenStore]) -> RowPlan:
+    """Open a plan and read every entry: windows inside their stores, rows that are not too full, the hash.
+
+    Raises:
+        DataError: naming the plan and what is wrong with it.
+    """
+    plan = open_plan(path, stores)
+    sizes = np.asarray([stores[name].meta.tokens for name in plan.meta.stores])
+    for first in range(0, plan.meta.windows, _CHUNK):
+        store, start, length = (array[first : first + _CHUNK] for array in (plan.store, plan.start, plan.length))
+        if (store >= len(sizes)).any() or (start < 0).any() or (length <= 0).any():
+            raise DataError(f"{path}: a window of no tokens or of no store; {_RESTORE}")
+        if (start + length > sizes[store]).any():
+            raise DataError(f"{path}: a window reaches beyond its token store; {_RESTORE}")
+    for first in range(0, plan.meta.rows, _CHUNK):
+        bounds = plan.row_offsets[first : first + _CHUNK + 1]
+        if (np.diff(bounds) <= 0).any() or bounds[0] < 0 or bounds[-1] > plan.meta.windows:
+            raise DataError(f"{path}/row_offsets.npy: does not rise from row to row; {_RESTORE}")
+        framed = np.add.reduceat(plan.length[bounds[0] : bounds[-1]] + FRAME, bounds[:-1] - bounds[0])
+        if (framed > plan.meta.sequence_length).any():
+            raise DataError(f"{path}: a row holds more than {plan.meta.sequence_length} tokens; {_RESTORE}")
+    if _digest({name: getattr(plan, name) for name in _ARRAYS}) != plan.meta.sha256:
+        raise DataError(f"{path}: its sha256 is not that of meta.json: a byte has changed; {_RESTORE}")
+    return plan
+
+
 def plan_facts(plan: RowPlan) -> dict[str, float]:
-    """What a person wants to know of a plan: rows, fill, windows per row and each collection's share of tokens."""
+    """What a person wants to know of a plan: rows, fill, windows per row, and each collection's share of tokens.
+
+    The shares are those of what is trained on, the pools weighed by how often they are drawn from.
+    """
+    meta = plan.meta
     facts: dict[str, float] = {
-        "rows": plan.meta.rows,
-        "tokens": plan.meta.tokens,
-        "fill": plan.meta.fill,
-        "windows_per_row": round(plan.meta.windows / max(plan.meta.rows, 1), 3),
+        "rows": meta.rows,
+        "tokens": meta.tokens,
+        "fill": meta.fill,
+        "windows_per_row": round(meta.windows / max(meta.rows, 1), 3),
     }
-    tokens = np.bincount(plan.store, weights=plan.length, minlength=len(plan.meta.stores))
-    for name, share in zip(plan.meta.stores, tokens / max(plan.meta.tokens, 1), strict=True):
-        facts[f"share/{name}"] = round(float(share), 4)
+    for name in meta.stores:
+        share = sum(pool.share * pool.tokens[name] / max(sum(pool.tokens.values()), 1) for pool in meta.pools)
+        facts[f"share/{name}"] = round(share, 4)
+    for pool in meta.pools if len(meta.pools) > 1 else ():
+        tokens = sum(pool.tokens.values())
+        facts[f"pool_{pool.min_tokens}/rows"] = pool.rows
+        facts[f"pool_{pool.min_tokens}/fill"] = round(
+            (tokens + FRAME * pool.windows) / max(pool.rows * meta.sequence_length, 1), 6
+        )
+        facts[f"pool_{pool.min_tokens}/long_share"] = round(1 - pool.filler / max(tokens, 1), 4)
     return facts
 
 
-def _cut(stores: list[TokenStore], capacity: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The windows of all stores in document order: full ones of `capacity` tokens, then what is left."""
-    store, start, length = [], [], []
+def _plan_pool(
+    stores: dict[str, TokenStore], sequence_length: int, rng: np.random.Generator, min_tokens: int, share: float
+) -> tuple[dict[str, np.ndarray], Pool]:
+    """The windows of one pool in row order, the number of windows of each of its rows, and its facts."""
+    store, start, length, spare = _cut(list(stores.values()), sequence_length - FRAME, min_tokens)
+    if min_tokens and spare.all():
+        raise DataError(
+            f"mixture: no document has {min_tokens} tokens or more; the longest fit into a smaller min_tokens"
+        )
+    order, windows_per_row = _pack(length + FRAME, spare, sequence_length, rng)
+    arrays = {"store": store[order], "start": start[order], "length": length[order], "windows_per_row": windows_per_row}
+    filler = int(length[order[spare[order]]].sum(dtype=np.int64)) if min_tokens else 0
+    tokens = np.bincount(arrays["store"], minlength=len(stores))
+    for index in range(len(stores)):
+        tokens[index] = arrays["length"][arrays["store"] == index].sum(dtype=np.int64)
+    pool = Pool(
+        min_tokens=min_tokens,
+        share=share,
+        rows=len(windows_per_row),
+        windows=len(order),
+        tokens=dict(zip(stores, tokens.tolist(), strict=True)),
+        filler=filler,
+    )
+    return arrays, pool
+
+
+def _cut(
+    stores: list[TokenStore], capacity: int, min_tokens: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The windows of all stores in document order: full ones of `capacity` tokens, then what is left.
+
+    Store, start, length, and whether a window is of a document shorter than `min_tokens`.
+    """
+    store, start, length, spare = [], [], [], []
     for index, opened in enumerate(stores):
         sizes = np.diff(opened.offsets)
         counts = -(-sizes // capacity)
-        document = np.repeat(np.arange(len(sizes)), counts)
+        document = np.repeat(np.arange(len(sizes), dtype=np.uint32), counts)
         # The window's number within its document: position in the run of equal document numbers.
-        number = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
-        start.append(opened.offsets[document] + number * capacity)
-        length.append(np.minimum(sizes[document] - number * capacity, capacity).astype(np.int32))
+        number = np.arange(len(document), dtype=np.int64)
+        number -= np.repeat(np.cumsum(counts) - counts, counts)
+        number *= capacity
+        start.append(opened.offsets[document] + number)
+        length.append(np.minimum(sizes[document] - number, capacity).astype(np.int32))
+        spare.append(sizes[document] < min_tokens)
         store.append(np.full(len(document), index, dtype=np.uint8))
-    return np.concatenate(store), np.concatenate(start), np.concatenate(length)
+    return np.concatenate(store), np.concatenate(start), np.concatenate(length), np.concatenate(spare)
 
 
-def _pack(lengths: np.ndarray, capacity: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """An order of the windows, and the row boundaries in it, such that no row exceeds `capacity`."""
-    histogram = np.bincount(lengths, minlength=capacity + 1)
-    recipes = _pack_histogram(histogram, capacity)
-    # Windows grouped by length, in random order within a group: row recipes then take from the groups in turn.
-    shuffled = np.random.default_rng(seed).permutation(len(lengths))
-    by_length = shuffled[np.argsort(lengths[shuffled], kind="stable")]
+def _pack(
+    lengths: np.ndarray, spare: np.ndarray, capacity: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """An order of the windows (spare ones only as they are needed), and how many of them each row takes in turn."""
+    # A window's kind is its length, and for a spare one its length beyond the capacity.
+    kinds = (lengths + spare * (capacity + 1)).astype(np.uint16 if 2 * capacity < 65535 else np.uint32)
+    histogram = np.bincount(kinds, minlength=2 * (capacity + 1))
+    packed = _pack_histogram(histogram[: capacity + 1], histogram[capacity + 1 :], capacity)
+    # Windows grouped by kind, in random order within a group: row recipes then take from the groups in turn.
+    shuffled = rng.permutation(np.arange(len(lengths), dtype=np.uint32))
+    by_kind = shuffled[np.argsort(kinds[shuffled], kind="stable")]
+    del shuffled, kinds
     next_free = np.cumsum(histogram) - histogram
-    order, sizes = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
-    for count, recipe in recipes:
+    order, sizes = [np.empty(0, dtype=np.uint32)], [np.empty(0, dtype=np.int64)]
+    for count, recipe in packed:
         columns = []
-        for length in recipe:
-            columns.append(by_length[next_free[length] : next_free[length] + count])
-            next_free[length] += count
+        for kind in recipe:
+            columns.append(by_kind[next_free[kind] : next_free[kind] + count])
+            next_free[kind] += count
         order.append(np.stack(columns, axis=1).ravel())
         sizes.append(np.full(count, len(recipe)))
-    return np.concatenate(order), np.concatenate([[0], np.cumsum(np.concatenate(sizes))]).astype(np.int64)
+    return np.concatenate(order), np.concatenate(sizes)
 
 
-def _pack_histogram(histogram: np.ndarray, capacity: int) -> list[tuple[int, tuple[int, ...]]]:
-    """How many rows of each composition (a tuple of window lengths): longest windows first, tightest row first."""
+def _pack_histogram(histogram: np.ndarray, spare: np.ndarray, capacity: int) -> list[tuple[int, tuple[int, ...]]]:
+    """How many rows of each composition (a tuple of kinds): longest windows first, tightest row first.
+
+    Then rows with room take the longest spare windows that fit.
+    """
     open_rows: dict[int, list[tuple[int, tuple[int, ...]]]] = defaultdict(list)  # by the space they have left
     for length in range(capacity, 0, -1):
         left = int(histogram[length])
@@ -182,7 +313,27 @@ def _pack_histogram(histogram: np.ndarray, capacity: int) -> list[tuple[int, tup
                 open_rows[space].append((count - placed, recipe))
             open_rows[space - copies * length].append((placed, recipe + (length,) * copies))
             left -= placed * copies
+    if spare.any():
+        _fill(open_rows, spare.tolist(), capacity)
     return [entry for rows in open_rows.values() for entry in rows]
+
+
+def _fill(open_rows: dict[int, list[tuple[int, tuple[int, ...]]]], spare: list[int], capacity: int) -> None:
+    for space in range(capacity - 1, 0, -1):
+        rows, open_rows[space] = open_rows[space], []
+        length = space
+        while rows:
+            while length and not spare[length]:
+                length -= 1
+            if not length:
+                open_rows[space] += rows
+                break
+            count, recipe = rows.pop()
+            placed = min(count, spare[length])
+            spare[length] -= placed
+            open_rows[space - length].append((placed, (*recipe, length + capacity + 1)))
+            if count > placed:
+                rows.append((count - placed, recipe))
 
 
 def _map(file: Path) -> np.ndarray:
@@ -192,5 +343,6 @@ def _map(file: Path) -> np.ndarray:
 def _digest(arrays: dict[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for name in _ARRAYS:
-        digest.update(arrays[name].tobytes())
+        for first in range(0, len(arrays[name]), _CHUNK):
+            digest.update(np.ascontiguousarray(arrays[name][first : first + _CHUNK]).data)
     return digest.hexdigest()

@@ -201,9 +201,7 @@ def _read_file(file: Path, source: Source, cursor: _Cursor) -> Iterator[Records]
         raise DataError(f"{file}: damaged {compression} file ({_one_line(error)}); fetch it again") from None
 
 
-def _read_lines(
-    file: Path, form: str, compression: str | None, source: Source, cursor: _Cursor
-) -> Iterator[Records]:
+def _read_lines(file: Path, form: str, compression: str | None, source: Source, cursor: _Cursor) -> Iterator[Records]:
     with file.open("rb") as raw:
         lines = _open_lines(raw, compression, cursor.offset)
         if form == ".jsonl":

@@ -7,13 +7,15 @@ more entry than documents) says where each begins; ``meta.json`` comes last and 
 from __future__ import annotations
 
 import hashlib
+import io
+import itertools
 import json
+import os
 import shutil
 import tokenize
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -21,6 +23,8 @@ from azneobert.errors import DataError
 
 FORMAT_VERSION = 1
 _CHUNK = 1 << 22
+_PIECE_BYTES = 8 << 20
+_RESTORE = "restore it with `dvc checkout --force` or `dvc repro -f tokens`"
 
 
 @dataclass(frozen=True)
@@ -66,56 +70,97 @@ class TokenStore:
         return cls(path, meta, tokens, offsets)
 
     def verify(self) -> None:
-        """Read every byte: hashes, offsets that never decrease, tokens inside the vocabulary.
+        """Read every byte: tokens inside the vocabulary, offsets that never decrease, hashes.
 
         Raises:
             DataError: naming the file and the first place where it is wrong.
         """
+        self._verify_offsets()
+        for start in range(0, self.meta.tokens, _CHUNK):
+            chunk = self.tokens[start : start + _CHUNK]
+            if chunk.min() < 0 or chunk.max() >= self.meta.vocab_size:
+                at = int(np.flatnonzero((chunk < 0) | (chunk >= self.meta.vocab_size))[0])
+                raise DataError(
+                    f"{self.path}/tokens.npy: token {chunk[at]} at {start + at} is outside the vocabulary of "
+                    f"{self.meta.vocab_size}; {_RESTORE}"
+                )
         for name, expected in (("tokens", self.meta.tokens_sha256), ("offsets", self.meta.offsets_sha256)):
             found = sha256_file(self.path / f"{name}.npy")
             if found != expected:
-                raise DataError(f"{self.path / name}.npy: sha256 {found[:12]}, expected {expected[:12]}; make it anew")
-        steps = np.diff(self.offsets)
-        if self.offsets[0] != 0 or self.offsets[-1] != self.meta.tokens or (steps < 0).any():
-            raise DataError(f"{self.path}/offsets.npy: offsets do not rise from 0 to {self.meta.tokens}; make it anew")
-        for start in range(0, self.meta.tokens, _CHUNK):
-            chunk = self.tokens[start : start + _CHUNK]
-            bad = np.flatnonzero((chunk < 0) | (chunk >= self.meta.vocab_size))
-            if bad.size:
                 raise DataError(
-                    f"{self.path}/tokens.npy: token {chunk[bad[0]]} at {start + bad[0]} is outside the vocabulary of "
-                    f"{self.meta.vocab_size}; make it anew"
+                    f"{self.path / name}.npy: a byte has changed (sha256 {found[:12]}…, expected {expected[:12]}…); "
+                    f"{_RESTORE}"
                 )
 
+    def _verify_offsets(self) -> None:
+        falls = np.flatnonzero(np.diff(self.offsets) < 0)
+        if falls.size:
+            raise DataError(
+                f"{self.path}/offsets.npy: decreases after document {falls[0]}, from {self.offsets[falls[0]]} to "
+                f"{self.offsets[falls[0] + 1]}; {_RESTORE}"
+            )
+        if self.offsets[0] != 0 or self.offsets[-1] != self.meta.tokens:
+            raise DataError(
+                f"{self.path}/offsets.npy: goes from {self.offsets[0]} to {self.offsets[-1]}, expected 0 to "
+                f"{self.meta.tokens}; {_RESTORE}"
+            )
 
-def write_store(
-    path: Path, documents: Iterable[list[int]], *, vocab_size: int, tokenizer_sha256: str, source_md5: str
+
+class ShardWriter:
+    """Writes consecutive documents of a store to come, in flat files that appear when they are whole.
+
+    ``<name>.tokens`` holds int32 ids, ``<name>.lengths`` the int64 length of each document.
+    """
+
+    def __init__(self, folder: Path, name: str):
+        self._targets = shard_files(folder, name)
+        self._partials = [target.with_name(f".{target.name}.partial") for target in self._targets]
+        self._files = [partial.open("wb") for partial in self._partials]
+
+    def add(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
+        """Append documents: their ids end to end, and how many each has."""
+        self._files[0].write(tokens.astype(np.int32, copy=False).tobytes())
+        self._files[1].write(lengths.astype(np.int64, copy=False).tobytes())
+
+    def close(self) -> None:
+        """Put the shard under its name; the lengths come last, so that they say that it is whole."""
+        for file, partial, target in zip(self._files, self._partials, self._targets, strict=True):
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+            partial.replace(target)
+
+
+def shard_files(folder: Path, name: str) -> tuple[Path, Path]:
+    """The files of a shard: its tokens and its lengths."""
+    return folder / f"{name}.tokens", folder / f"{name}.lengths"
+
+
+def assemble_store(
+    path: Path, shards: Iterable[tuple[Path, Path]], *, vocab_size: int, tokenizer_sha256: str, source_md5: str
 ) -> StoreMeta:
-    """Stream token lists into a new store; it appears under its name only when it is whole."""
+    """Put shards together to a new store; it appears under its name only when it is whole."""
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    offsets = [0]
-    with (partial / "tokens.npy").open("wb") as file:
-        _write_header(file, 0)
-        for ids in documents:
-            file.write(np.asarray(ids, dtype=np.int32).tobytes())
-            offsets.append(offsets[-1] + len(ids))
-        file.seek(0)
-        _write_header(file, offsets[-1])
-    np.save(partial / "offsets.npy", np.asarray(offsets, dtype=np.int64))
+    shards = list(shards)
+    lengths = np.concatenate([np.empty(0, np.int64), *(np.fromfile(file, np.int64) for _, file in shards)])
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    tokens_sha256 = _join(partial / "tokens.npy", [file for file, _ in shards], int(offsets[-1]))
+    np.save(partial / "offsets.npy", offsets)
     meta = StoreMeta(
         format_version=FORMAT_VERSION,
-        documents=len(offsets) - 1,
-        tokens=offsets[-1],
+        documents=len(lengths),
+        tokens=int(offsets[-1]),
         dtype="int32",
         vocab_size=vocab_size,
         tokenizer_sha256=tokenizer_sha256,
         source_md5=source_md5,
-        tokens_sha256=sha256_file(partial / "tokens.npy"),
+        tokens_sha256=tokens_sha256,
         offsets_sha256=sha256_file(partial / "offsets.npy"),
     )
     (partial / "meta.json").write_text(json.dumps(asdict(meta), indent=1) + "\n")
+    _sync(partial)
     shutil.rmtree(path, ignore_errors=True)
     partial.replace(path)
     return meta
@@ -127,10 +172,28 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write_header(file: BinaryIO, tokens: int) -> None:
-    # NumPy pads the header for growth, so that rewriting it with the true length keeps its size.
-    header = {"descr": "<i4", "fortran_order": False, "shape": (tokens,)}
-    np.lib.format.write_array_header_1_0(file, header)
+def _join(target: Path, files: list[Path], tokens: int) -> str:
+    """Write an int32 .npy file of the files' content, one after the other; its sha256."""
+    digest = hashlib.sha256()
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<i4", "fortran_order": False, "shape": (tokens,)})
+    with target.open("wb") as joined:
+        for piece in itertools.chain([header.getvalue()], *map(_pieces, files)):
+            digest.update(piece)
+            joined.write(piece)
+    return digest.hexdigest()
+
+
+def _pieces(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as opened:
+        while piece := opened.read(_PIECE_BYTES):
+            yield piece
+
+
+def _sync(folder: Path) -> None:
+    for file in folder.iterdir():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
 
 
 def _read_meta(path: Path) -> StoreMeta:
@@ -150,16 +213,15 @@ def _map(file: Path, dtype: type, length: int) -> np.ndarray:
     try:
         array = np.load(file, mmap_mode="r" if length else None)  # an empty file cannot be mapped
     except FileNotFoundError:
-        raise DataError(f"{file}: is missing; make the store anew with `dvc repro -f tokens`") from None
+        raise DataError(f"{file}: is missing; {_RESTORE}") from None
     except (ValueError, EOFError, tokenize.TokenError) as error:
         found = file.stat().st_size
         raise DataError(
             f"{file}: truncated or damaged: {found:,} bytes found, {length:,} entries of {np.dtype(dtype).itemsize} "
-            f"bytes expected ({error}); restore it with `dvc checkout --force` or `dvc repro -f tokens`"
+            f"bytes expected ({error}); {_RESTORE}"
         ) from None
     if array.dtype != dtype or array.shape != (length,):
         raise DataError(
-            f"{file}: {array.dtype} of shape {array.shape}, expected {np.dtype(dtype)} of shape ({length},); "
-            "restore it with `dvc checkout --force` or `dvc repro -f tokens`"
+            f"{file}: {array.dtype} of shape {array.shape}, expected {np.dtype(dtype)} of shape ({length},); {_RESTORE}"
         )
     return array

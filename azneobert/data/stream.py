@@ -7,9 +7,12 @@ arithmetic on i, so they cannot change what a step trains on.
 
 from __future__ import annotations
 
+import functools
+import math
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -19,6 +22,7 @@ from azneobert.data.rows import FRAME, RowPlan
 from azneobert.data.store import TokenStore
 from azneobert.data.tokenizer import CLS, MASK, PAD, SEP
 
+SHARE_DENOMINATOR = 100  # the shares of a mixture are whole percents
 _ROUNDS = 6
 _ORDER, _MASKS = 1, 2  # the two uses of the seed
 
@@ -69,9 +73,13 @@ class Stream:
         self.seed = seed
         self.shuffle = shuffle
         self.masks_per_row = max(1, round(masking_rate * plan.meta.sequence_length))
-        self._tokens = [stores[name].tokens for name in plan.meta.stores]
+        self._tokens = [np.asarray(stores[name].tokens) for name in plan.meta.stores]
+        # Plain views of the maps: a memmap object costs a microsecond more at each access.
+        self._row_offsets, self._store, self._start, self._length = (
+            np.asarray(array) for array in (plan.row_offsets, plan.store, plan.start, plan.length)
+        )
         self._special = special_ids
-        self._windows_per_row = np.diff(plan.row_offsets)
+        self._mixture = Mixture([pool.share for pool in plan.meta.pools], [pool.rows for pool in plan.meta.pools])
         self._bounds: dict[int, int] = {}
 
     def __len__(self) -> int:
@@ -80,17 +88,16 @@ class Stream:
     def batch(self, start: int, count: int) -> Batch:
         """Samples start, start + 1, ... start + count - 1."""
         samples = np.arange(start, start + count, dtype=np.uint64)
-        ids, positions, maskable, starts = self._rows(self.row_numbers(samples))
-        masked = self._masked_positions(samples, maskable)
+        rows = self._rows(self.row_numbers(samples))
+        masked = self._masked_positions(samples, rows)
         flat = (masked + np.arange(count)[:, None] * self.plan.meta.sequence_length).ravel()
-        flat_ids = ids.ravel()
-        targets = flat_ids[flat]
-        flat_ids[flat] = self._special[MASK]
-        cu_seqlens = np.full(self.cu_seqlens_bound(count), flat_ids.size, dtype=np.int32)
-        cu_seqlens[: len(starts)] = starts
+        targets = rows.ids[flat]
+        rows.ids[flat] = self._special[MASK]
+        cu_seqlens = np.full(self.cu_seqlens_bound(count), rows.ids.size, dtype=np.int32)
+        cu_seqlens[: len(rows.starts)] = rows.starts
         return Batch(
-            input_ids=torch.from_numpy(flat_ids),
-            position_ids=torch.from_numpy(positions.ravel()),
+            input_ids=torch.from_numpy(rows.ids),
+            position_ids=torch.from_numpy(rows.positions),
             cu_seqlens=torch.from_numpy(cu_seqlens),
             max_seqlen=self.plan.meta.sequence_length,
             masked_indices=torch.from_numpy(flat),
@@ -98,66 +105,116 @@ class Stream:
         )
 
     def row_numbers(self, samples: np.ndarray) -> np.ndarray:
-        """The row of each sample (int64), each row once an epoch."""
-        rows = np.uint64(len(self.plan))
+        """The row of each sample (int64); each pool's rows once in an epoch of that pool."""
         if not self.shuffle:
-            return (samples % rows).astype(np.int64)
-        epochs = samples // rows
+            return (samples % np.uint64(len(self.plan))).astype(np.int64)
+        pools, places = self._mixture.locate(samples)
         numbers = np.empty(len(samples), dtype=np.int64)
+        for number in np.unique(pools):
+            inside = pools == number
+            first_row, rows = self._mixture.first_rows[number], self._mixture.rows[number]
+            numbers[inside] = first_row + self._shuffled(places[inside], rows, int(number))
+        return numbers
+
+    def _shuffled(self, places: np.ndarray, rows: int, pool: int) -> np.ndarray:
+        epochs = places // np.uint64(rows)
+        numbers = np.empty(len(places), dtype=np.int64)
         for epoch in np.unique(epochs):
             inside = epochs == epoch
-            numbers[inside] = permute(samples[inside] % rows, int(rows), _key(self.seed, _ORDER, int(epoch)))
+            key = _key(self.seed, _ORDER, pool, int(epoch))
+            numbers[inside] = permute(places[inside] % np.uint64(rows), rows, key)
         return numbers
 
     def cu_seqlens_bound(self, count: int) -> int:
         """The length of `cu_seqlens` for a batch of `count` rows: enough for the rows with the most windows."""
         if count not in self._bounds:
-            windows = self._windows_per_row
-            # A batch can reach into this many epochs, and the fullest rows may stand in each of them.
-            epochs = min(count, (count - 2) // len(windows) + 2)
-            most = min(-(-count // epochs), len(windows))
-            largest = np.sort(np.partition(windows, len(windows) - most)[len(windows) - most :])[::-1]
+            # A batch can reach into this many epochs of the smallest pool, and the fullest rows may stand in each.
+            rows = min(self._mixture.rows)
+            epochs = min(count, (count - 2) // rows + 2)
+            windows, left = 0, count
+            for size in range(len(self.plan.meta.rows_by_windows) - 1, 0, -1):
+                taken = min(left, self.plan.meta.rows_by_windows[size] * epochs)
+                windows, left = windows + taken * size, left - taken
             # Each row may end in padding, a window more; and one entry closes the last window.
-            self._bounds[count] = int(np.repeat(largest, epochs)[:count].sum()) + count + 1
+            self._bounds[count] = windows + count + 1
         return self._bounds[count]
 
-    def _rows(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
-        """Ids, positions (both int64) and whether a token may be masked, each (rows, S); and all window starts."""
+    def _rows(self, rows: np.ndarray) -> _Rows:
+        """Lay rows end to end, before masking."""
         length = self.plan.meta.sequence_length
-        ids = np.full((len(rows), length), self._special[PAD], dtype=np.int64)
-        positions = np.zeros((len(rows), length), dtype=np.int64)
-        maskable = np.zeros((len(rows), length), dtype=bool)
+        ids = np.full(len(rows) * length, self._special[PAD], dtype=np.int64)
+        positions = np.empty(len(rows) * length, dtype=np.int64)
         ramp = np.arange(length)
         starts: list[int] = []
-        for i, row in enumerate(rows):
-            at = 0
-            for window in range(self.plan.row_offsets[row], self.plan.row_offsets[row + 1]):
-                size = int(self.plan.length[window])
-                first = self.plan.start[window]
+        unmaskable: list[int] = []
+        eligible = np.zeros(len(rows), dtype=np.int64)
+        bounds = zip(self._row_offsets[rows].tolist(), self._row_offsets[rows + 1].tolist(), strict=True)
+        for i, (low, high) in enumerate(bounds):
+            at = i * length
+            windows = (column[low:high].tolist() for column in (self._store, self._start, self._length))
+            for store, first, size in zip(*windows, strict=True):
                 end = at + size + FRAME
-                starts.append(i * length + at)
-                ids[i, at] = self._special[CLS]
-                ids[i, at + 1 : end - 1] = self._tokens[self.plan.store[window]][first : first + size]
-                ids[i, end - 1] = self._special[SEP]
-                positions[i, at:end] = ramp[: end - at]
-                maskable[i, at + 1 : end - 1] = True
+                ids[at] = self._special[CLS]
+                ids[at + 1 : end - 1] = self._tokens[store][first : first + size]
+                ids[end - 1] = self._special[SEP]
+                positions[at:end] = ramp[: size + FRAME]
+                starts.append(at)
+                unmaskable += (at, end - 1)
+                eligible[i] += size
                 at = end
-            if at < length:
-                starts.append(i * length + at)
-                positions[i, at:] = ramp[: length - at]
-        return ids, positions, maskable, starts
+            if at < (i + 1) * length:
+                starts.append(at)
+                unmaskable += range(at, (i + 1) * length)
+                positions[at : (i + 1) * length] = ramp[: (i + 1) * length - at]
+        return _Rows(ids, positions, starts, unmaskable, eligible)
 
-    def _masked_positions(self, samples: np.ndarray, maskable: np.ndarray) -> np.ndarray:
+    def _masked_positions(self, samples: np.ndarray, rows: _Rows) -> np.ndarray:
         """`masks_per_row` positions in each row, ascending, (rows, K) int64: those with the smallest random numbers."""
-        keys = random_uint64(_key(self.seed, _MASKS, 0), samples, maskable.shape[1])
-        keys[~maskable] = np.iinfo(np.uint64).max
+        keys = random_uint64(_key(self.seed, _MASKS), samples, self.plan.meta.sequence_length)
+        keys.ravel()[rows.unmaskable] = np.iinfo(np.uint64).max
         chosen = np.argpartition(keys, self.masks_per_row - 1, axis=1)[:, : self.masks_per_row]
-        eligible = maskable.sum(axis=1)
-        for row in np.flatnonzero(eligible < 2 * self.masks_per_row):
+        for row in np.flatnonzero(rows.eligible < 2 * self.masks_per_row):
             # A row that is nearly empty keeps half of its tokens visible and repeats its masks up to the fixed number.
-            distinct = np.argsort(keys[row])[: max(1, eligible[row] // 2)]
+            distinct = np.argsort(keys[row])[: max(1, rows.eligible[row] // 2)]
             chosen[row] = np.resize(distinct, self.masks_per_row)
         return np.sort(chosen, axis=1)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows laid end to end: ids and positions int64 (T,), where windows start, which positions are never masked, and
+    how many tokens of each row may be."""
+
+    ids: np.ndarray
+    positions: np.ndarray
+    starts: list[int]
+    unmaskable: list[int]
+    eligible: np.ndarray
+
+
+class Mixture:
+    """Which pool each sample is drawn from, and which of that pool's samples it is: arithmetic on the sample index.
+
+    The pools take turns in a fixed pattern in which each has exactly its share, spread as evenly as it goes.
+    """
+
+    def __init__(self, shares: Sequence[float], rows: Sequence[int]):
+        fractions = [Fraction(share).limit_denominator(SHARE_DENOMINATOR) for share in shares]
+        period = math.lcm(*(fraction.denominator for fraction in fractions))
+        counts = [int(fraction * period) for fraction in fractions]
+        turns = sorted((Fraction(2 * k + 1, 2 * n), pool) for pool, n in enumerate(counts) for k in range(n))
+        self.rows = list(rows)
+        self.first_rows = [sum(rows[:pool]) for pool in range(len(rows))]
+        self._pools = np.asarray([pool for _, pool in turns])
+        self._counts = np.asarray(counts, dtype=np.uint64)
+        before = [(self._pools[:turn] == pool).sum() for turn, pool in enumerate(self._pools)]
+        self._before = np.asarray(before, dtype=np.uint64)
+
+    def locate(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The pool of each sample (int64), and the sample's number among those of its pool (uint64)."""
+        turns = samples % np.uint64(len(self._pools))
+        pools = self._pools[turns]
+        return pools, samples // np.uint64(len(self._pools)) * self._counts[pools] + self._before[turns]
 
 
 class _MicroBatches(IterableDataset):
@@ -241,16 +298,16 @@ def _feistel(values: np.ndarray, half: int, key: np.uint64) -> np.ndarray:
     bits = np.uint64(half)
     left, right = values >> bits, values & mask
     for number in range(_ROUNDS):
-        left, right = right, left ^ (_mix(right ^ _key(int(key), number, 0)) & mask)
+        left, right = right, left ^ (_mix(right ^ _key(int(key), number)) & mask)
     return (left << bits) | right
 
 
-def _key(seed: int, use: int, number: int) -> np.uint64:
-    """One 64-bit key from a seed, what it is for, and a counter."""
-    words = np.asarray([seed, use, number], dtype=np.uint64)
+@functools.lru_cache(maxsize=4096)
+def _key(*words: int) -> np.uint64:
+    """One 64-bit key from a seed, what it is for, and counters."""
     key = np.zeros(1, dtype=np.uint64)
     for word in words:
-        key = _mix(key ^ word)
+        key = _mix(key ^ np.uint64(word))
     return key[0]
 
 

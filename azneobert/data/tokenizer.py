@@ -1,9 +1,10 @@
-"""Train a tokenizer with Hugging Face `tokenizers`, or import one unchanged; and measure its fertility."""
+"""Train a tokenizer with Hugging Face `tokenizers`, or import one unchanged."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from azneobert.errors import DataError
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 
 
 def train_tokenizer(texts: Iterator[list[str]], algorithm: str, vocab_size: int, lowercase: bool) -> Tokenizer:
     """A tokenizer with the special tokens first, trained on batches of texts.
+
+    BPE works on bytes and Unigram falls back to them, so that neither has an unknown token for any UTF-8 text.
 
     Raises:
         DataError: the texts do not hold enough pieces for `vocab_size`.
@@ -23,6 +27,8 @@ def train_tokenizer(texts: Iterator[list[str]], algorithm: str, vocab_size: int,
     tokenizer, trainer = _untrained(algorithm, vocab_size)
     tokenizer.normalizer = _normalizer(lowercase)
     tokenizer.train_from_iterator(texts, trainer)
+    if algorithm == "unigram":
+        tokenizer = _with_byte_fallback(tokenizer)
     found = tokenizer.get_vocab_size()
     if found > vocab_size:
         raise DataError(
@@ -48,12 +54,7 @@ def load_tokenizer(path: Path, vocab_size: int | None = None) -> Tokenizer:
     Raises:
         DataError: the file is missing or damaged, lacks a special token, or does not have `vocab_size` tokens.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such tokenizer; `dvc repro tokenizer` writes it, or set tokenizer.path")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # `tokenizers` raises bare Exception
-        raise DataError(f"{path}: not a tokenizer.json ({error}); fetch or train it again") from None
+    tokenizer = read_tokenizer(path)
     missing = [token for token in SPECIAL_TOKENS if tokenizer.token_to_id(token) is None]
     if missing:
         raise DataError(f"{path}: lacks {', '.join(missing)}; a tokenizer with {', '.join(SPECIAL_TOKENS)} would do")
@@ -61,6 +62,20 @@ def load_tokenizer(path: Path, vocab_size: int | None = None) -> Tokenizer:
     if vocab_size is not None and found != vocab_size:
         raise DataError(f"{path}: has {found} tokens, model.vocab_size is {vocab_size}; set it to {found} or retrain")
     return tokenizer
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """Any tokenizer.json.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such tokenizer; `dvc repro tokenizer` writes it, or set tokenizer.path")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # `tokenizers` raises bare Exception
+        raise DataError(f"{path}: not a tokenizer.json ({error}); fetch or train it again") from None
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
@@ -72,23 +87,6 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
 def tokenizer_sha256(path: Path) -> str:
     """The sha256 of a tokenizer.json: what token stores and checkpoints are tied to."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def fertility(tokenizer: Tokenizer, batches: Iterable[list[str]]) -> dict[str, float]:
-    """Tokens, words (white-space separated), tokens per word and the share of unknown tokens."""
-    tokens = words = unknown = 0
-    unknown_id = special_ids(tokenizer)[UNK]
-    for texts in batches:
-        for text, encoding in zip(texts, tokenizer.encode_batch_fast(texts, add_special_tokens=False), strict=True):
-            tokens += len(encoding.ids)
-            words += len(text.split())
-            unknown += encoding.ids.count(unknown_id)
-    return {
-        "tokens": tokens,
-        "words": words,
-        "tokens_per_word": round(tokens / max(words, 1), 4),
-        "unknown": round(unknown / max(tokens, 1), 6),
-    }
 
 
 def _normalizer(lowercase: bool) -> normalizers.Normalizer:
@@ -116,5 +114,19 @@ def _untrained(algorithm: str, vocab_size: int) -> tuple[Tokenizer, trainers.Tra
         return tokenizer, trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **common)
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    return tokenizer, trainers.UnigramTrainer(unk_token=UNK, **common)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    # The trainer knows nothing of bytes: their 256 pieces are put into the vocabulary afterwards.
+    return tokenizer, trainers.UnigramTrainer(unk_token=UNK, **common | {"vocab_size": vocab_size - len(_BYTES)})
+
+
+def _with_byte_fallback(tokenizer: Tokenizer) -> Tokenizer:
+    """A trained Unigram whose vocabulary also spells every byte, so that no text has an unknown piece."""
+    content = json.loads(tokenizer.to_str())
+    vocabulary = content["model"]["vocab"]
+    special, pieces = vocabulary[: len(SPECIAL_TOKENS)], vocabulary[len(SPECIAL_TOKENS) :]
+    lowest = min((score for _, score in pieces), default=0.0)
+    content["model"]["vocab"] = [*special, *([piece, lowest - 10.0] for piece in _BYTES), *pieces]
+    content["model"]["byte_fallback"] = True
+    return Tokenizer.from_str(json.dumps(content))

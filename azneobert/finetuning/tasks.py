@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from azneobert.data.collections import read_source
+from azneobert.data.sources import open_source
 from azneobert.errors import DataError
+from azneobert.recipe import Source
 
 SPLITS = ("train", "validation", "test")
 
@@ -28,11 +30,7 @@ def read_task(folder: Path) -> Task:
         DataError: a split is missing or empty, a line is not JSON or lacks `text` or `label`, or a split holds a label
             that training does not.
     """
-    # `label` stands where a document's id would: the reader is the same.
-    raw = {
-        split: [(document.text, document.id) for document in read_source(folder / f"{split}.jsonl", "text", "label")]
-        for split in SPLITS
-    }
+    raw = {split: list(_read_split(folder / f"{split}.jsonl")) for split in SPLITS}
     for split, examples in raw.items():
         if not examples:
             raise DataError(f"{folder / split}.jsonl: is empty; one JSON object a line, with text and label, would do")
@@ -45,3 +43,14 @@ def read_task(folder: Path) -> Task:
             )
     index = {label: number for number, label in enumerate(labels)}
     return Task(folder.name, labels, {s: [(text, index[label]) for text, label in e] for s, e in raw.items()})
+
+
+def _read_split(file: Path) -> Iterator[tuple[str, str]]:
+    # `label` stands where a document's id would: the reader is the same.
+    for records in open_source(Source(path=str(file), id_field="label")).read():
+        if records.malformed:
+            raise DataError(f"{records.malformed[0]}; a JSON object with text and label would do")
+        for label, text in zip(records.ids, records.texts, strict=True):
+            if text is None:
+                raise DataError(f"{file}: a text of label {label!r} is null; a string would do")
+            yield text, label

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 
 from azneobert.checkpoint.rotation import CheckpointFolder
 from azneobert.checkpoint.universal import Manifest, TrainState, differences, read_checkpoint
-from azneobert.data.rows import open_plan
+from azneobert.data.rows import RowPlan, open_plan, plan_facts
 from azneobert.data.store import TokenStore
 from azneobert.data.stream import SampleRange, Stream, micro_batch_loader
 from azneobert.data.tokenizer import load_tokenizer, special_ids, tokenizer_sha256
@@ -112,7 +112,7 @@ def pretrain(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool:
         if position.state is not None:
             engine.scatter(position.state)
         position = _without_state(position)
-        tracker = _tracker(inputs, position) if world.is_main else None
+        tracker = _tracker(inputs, position, plan_facts(train_stream.plan)) if world.is_main else None
         samples = SampleRange(
             first_sample=position.first_sample,
             first_step=position.step,
@@ -184,7 +184,7 @@ def open_streams(inputs: Inputs) -> tuple[Stream, dict[str, Stream]]:
 
     training = stores("train")
     plan = open_plan(inputs.rows / "train", training)
-    _check_length(inputs, plan.meta.sequence_length)
+    _check_plan(inputs, plan)
     stream = Stream(plan, training, ids, seed=recipe.seed, masking_rate=rate)
     validation = {}
     for name, store in stores("validation").items():
@@ -312,10 +312,14 @@ def _divide(recipe: Recipe, phase: PhaseName, processes: int) -> tuple[int, int]
         raise RecipeError(str(error)) from None
 
 
-def _check_length(inputs: Inputs, planned: int) -> None:
-    wanted = inputs.recipe.phase(inputs.phase).sequence_length
-    if planned != wanted:
-        raise DataError(f"{inputs.rows}: rows of {planned} tokens, the recipe asks for {wanted}; run `dvc repro rows`")
+def _check_plan(inputs: Inputs, plan: RowPlan) -> None:
+    phase = inputs.recipe.phase(inputs.phase)
+    planned = (plan.meta.sequence_length, tuple((pool.min_tokens, pool.share) for pool in plan.meta.pools))
+    if planned != (phase.sequence_length, phase.pools):
+        raise DataError(
+            f"{inputs.rows}: rows of {planned[0]} tokens in the mixture {planned[1]}, the recipe asks for "
+            f"{phase.sequence_length} in {phase.pools}; run `dvc repro rows`"
+        )
 
 
 def _build_engine(inputs: Inputs, accelerator: Accelerator) -> Engine:
@@ -328,7 +332,7 @@ def _build_engine(inputs: Inputs, accelerator: Accelerator) -> Engine:
     return make_engine(model, recipe.training, recipe.runtime, accelerator)
 
 
-def _tracker(inputs: Inputs, position: Position) -> Tracker:
+def _tracker(inputs: Inputs, position: Position, rows: dict[str, float]) -> Tracker:
     recipe = inputs.recipe
     tags = {f"azneobert.{key}": json.dumps(v) if isinstance(v, dict) else str(v) for key, v in inputs.lineage.items()}
     tags |= {"azneobert.phase": inputs.phase, "azneobert.recipe": inputs.recipe_name}
@@ -343,6 +347,7 @@ def _tracker(inputs: Inputs, position: Position) -> Tracker:
             "training": recipe.training.model_dump(mode="json"),
             "runtime": recipe.runtime.model_dump(mode="json"),
             "tokenizer": recipe.tokenizer.model_dump(mode="json"),
+            "rows": rows,
         },
         tags=tags,
     )

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stores import write_store
 
-from azneobert.data.collections import read_source
 from azneobert.data.rows import plan_rows
-from azneobert.data.store import TokenStore, write_store
+from azneobert.data.sources import open_source
+from azneobert.data.store import TokenStore
 from azneobert.data.stream import Stream
 from azneobert.data.tokenizer import SPECIAL_TOKENS
+from azneobert.recipe import Source
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +29,7 @@ def make_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TokenS
         vocab_size = int(ends[-1]) + len(SPECIAL_TOKENS)
         documents = np.split(np.arange(len(SPECIAL_TOKENS), vocab_size), ends[:-1])
         path = tmp_path_factory.mktemp("store") / "tokens"
-        write_store(path, documents, vocab_size=vocab_size, tokenizer_sha256="tokenizer", source_md5="source")
+        write_store(path, documents, vocab_size=vocab_size)
         return TokenStore.open(path)
 
     return make
@@ -50,7 +52,8 @@ def make_stream(make_store: Callable[..., TokenStore]) -> Callable[..., Stream]:
 def sample_texts(project: Path) -> list[str]:
     """Azerbaijani prose of the embedded corpus."""
     folders = [project / "data/sample" / name for name in ("wikipedia", "folklor", "news")]
-    return [document.text for folder in folders for document in read_source(folder, "text", "id")]
+    sources = [open_source(Source(path=str(folder))) for folder in folders]
+    return [text for source in sources for records in source.read() for text in records.texts if text]
 
 
 @pytest.fixture
