@@ -56,8 +56,8 @@ class Source(_Block):
     def _one_place(self) -> Source:
         if (self.path is None) == (self.dataset is None):
             raise ValueError("`path` (local files) or `dataset` (of the Hugging Face hub): one of the two would do")
-        of_the_hub = ("config", "split", "data_files", "options")
-        if self.path is not None and self.model_fields_set & set(of_the_hub):
+        of_a_dataset = self.config is not None or self.split != "train" or self.data_files is not None or self.options
+        if self.path is not None and of_a_dataset:
             raise ValueError("`config`, `split`, `data_files` and `options` belong to a `dataset`, not to a `path`")
         return self
 
