@@ -19,9 +19,13 @@ from azneobert.recipe import ENGINES, PHASES, Recipe, divide_batch, load_recipe
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 checkpoint = typer.Typer(no_args_is_help=True, help="Universal checkpoints.")
 data = typer.Typer(no_args_is_help=True, help="Token stores and row plans.")
+bench = typer.Typer(
+    no_args_is_help=True, help="Benchmarks: each claim of speed or memory is a row that anyone can run."
+)
 registry = typer.Typer(no_args_is_help=True, help="Registered versions of the model.")
 app.add_typer(checkpoint, name="checkpoint")
 app.add_typer(data, name="data")
+app.add_typer(bench, name="bench")
 app.add_typer(registry, name="registry")
 console = Console(highlight=False, soft_wrap=True)
 
@@ -137,6 +141,27 @@ def verify_data(name: RecipeName = None) -> None:
             table.add_row(str(path.relative_to(root)), f"{plan.rows:,} rows", f"{plan.tokens:,}", plan.sha256[:16])
     console.print(table)
     console.print(f"{root}: every token store and row plan is whole")
+
+
+@bench.command(name="data")
+def bench_data_command(
+    corpus: Annotated[Path, typer.Option(help="Files whose sentences the texts are made of.")] = Path("data/sample"),
+    quick: Annotated[bool, typer.Option(help="Toy sizes: shows that it runs, says nothing of speed.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Write the table to this Markdown file too.")] = None,
+) -> None:
+    """Speed and memory of ingest, tokens, row plan and stream, at the full count of documents."""
+    from azneobert.bench.data import Sizes, bench_data
+    from azneobert.bench.report import as_markdown, as_table
+
+    sizes = Sizes(text=10**6, documents=22_000, far_sample=10**6) if quick else Sizes()
+    rows = []
+    for row in bench_data(corpus, sizes):
+        console.print(f"{row.what}: [bold]{row.figure}[/bold] ({row.note})")
+        rows.append(row)
+    title = "Data: speed and memory"
+    console.print(as_table(title, rows))
+    if output is not None:
+        output.write_text(as_markdown(title, rows), encoding="utf-8")
 
 
 @checkpoint.command()

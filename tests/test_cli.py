@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from toy import ROOT, Toy, run_command
 from typer.testing import CliRunner
 
 from azneobert.cli import app
+from azneobert.errors import RecipeError
 from azneobert.registry import push
 
 COMMAND = Path(sys.executable).with_name("azneobert")
@@ -121,6 +124,94 @@ def test_a_recipe_that_is_not_there_is_refused_with_those_that_are(project: Proj
     assert "toy would do" in line
 
 
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever looks up a name or connects fails the test, whatever it would make of the failure."""
+
+    def refuse(*arguments: object) -> None:
+        pytest.fail(f"asks the network: {arguments}")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def test_recipe_of_the_hub_refuses_missing_local_sources(tmp_path: Path, project: Project) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    line = Project(tmp_path, project.toy).refuses("recipe", "--recipe", "h200")
+    assert "data/h200/e_qanun: no such source file or folder" in line
+
+
+@pytest.mark.usefixtures("no_network")
+def test_recipe_of_the_hub_does_not_ask_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for collection in ("e_qanun", "court_cases", "news", "pdfs", "folklor"):
+        Path("data/h200", collection).mkdir(parents=True)
+        Path("data/h200", collection, "one.jsonl").write_text("{}\n")
+    with pytest.raises(RecipeError, match=r"h200\.tokenizer\.path: data/h200/tokenizer\.json is not there"):
+        CliRunner().invoke(app, ["recipe", "--recipe", "h200"], catch_exceptions=False)
+    Path("data/h200/tokenizer.json").write_text("{}")
+    result = CliRunner().invoke(app, ["recipe", "--recipe", "h200"], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "recipe h200: " in result.output
+    assert "127,000 steps of 2,304 rows (8 x 48 rows x 6 micro-steps)" in result.output
+
+
+@pytest.fixture
+def data(project: Project, tmp_path: Path) -> Project:
+    """A folder with params.yaml and the stores and plans of both phases, as the stages leave them."""
+    shutil.copy(project.folder / "params.yaml", tmp_path)
+    root = tmp_path / "outputs" / "toy"
+    shutil.copytree(project.toy.corpus / "tokens", root / "tokens")
+    for phase, length in (("phase1", "32"), ("phase2", "64")):
+        shutil.copytree(project.toy.corpus / "rows" / length, root / "rows" / phase)
+    return Project(tmp_path, project.toy)
+
+
+def flip_last_byte(file: Path) -> None:
+    whole = bytearray(file.read_bytes())
+    whole[-1] ^= 1
+    file.write_bytes(whole)
+
+
+def test_data_verify_says_that_whole_stores_and_plans_are_whole(data: Project) -> None:
+    code, out, errors = data.run("data", "verify")
+    assert (code, errors) == (0, "")
+    assert "outputs/toy: every token store and row plan is whole" in out
+    for part in ("wikipedia/train", "cc100/validation", "rows/phase1/train", "rows/phase2/validation/news"):
+        assert part in out
+    assert "rows/phase1/validation/cc100" not in out  # nothing of it is held out
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "tokens/wikipedia/train/tokens.npy",
+        "tokens/cc100/validation/offsets.npy",
+        "rows/phase1/train/start.npy",
+        "rows/phase2/validation/folklor/row_offsets.npy",
+    ],
+)
+def test_data_verify_refuses_a_flipped_byte_in_one_line(data: Project, file: str) -> None:
+    path = Path("outputs/toy", file)
+    flip_last_byte(data.folder / path)
+    line = data.refuses("data", "verify")
+    assert str(path if file.startswith("tokens") else path.parent) in line
+    assert "dvc checkout --force" in line
+
+
+def test_data_verify_refuses_a_plan_of_other_tokens_in_one_line(data: Project) -> None:
+    root = data.folder / "outputs" / "toy" / "tokens"
+    shutil.rmtree(root / "news" / "train")
+    shutil.copytree(root / "folklor" / "train", root / "news" / "train")
+    assert "rows/phase1/train: made from other tokens of news;" in data.refuses("data", "verify")
+
+
+def test_data_verify_before_the_stages_is_refused_in_one_line(project: Project) -> None:
+    line = project.refuses("data", "verify", installed=True)
+    assert "outputs/toy/tokens/wikipedia/train: no whole token store there; `dvc repro tokens` writes it" in line
+
+
 def test_inspect_shows_step_lineage_and_files(project: Project, invoke: Callable[..., str]) -> None:
     shown = invoke("checkpoint", "inspect", project.checkpoint)
     manifest = project.toy.result()[1]
@@ -200,5 +291,5 @@ def test_the_installed_command_fills_a_mask_without_noise(project: Project) -> N
 
 def test_help_shows_what_there_is(project: Project) -> None:
     _, shown, _ = project.run("--help")
-    for command in ("recipe", "checkpoint", "registry", "fill-mask"):
+    for command in ("recipe", "checkpoint", "data", "registry", "fill-mask"):
         assert command in shown

@@ -227,3 +227,108 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, content, found):
     (tmp_path / "params.yaml").write_bytes(content)
     with refused(RecipeError, f"{tmp_path}/params.yaml", found):
         load_recipe(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("source", "wrong"),
+    [
+        ({}, "one of the two would do"),
+        ({"path": "data/news", "dataset": "json"}, "one of the two would do"),
+        ({"path": "data/news", "config": "az"}, "belong to a `dataset`"),
+        ({"path": "data/news", "split": "test"}, "belong to a `dataset`"),
+        ({"path": "data/news", "data_files": "*.json"}, "belong to a `dataset`"),
+        ({"path": "data/news", "options": {"delimiter": ";"}}, "belong to a `dataset`"),
+    ],
+)
+def test_a_source_is_local_files_or_a_data_set_and_not_both(edited, source, wrong):
+    with refused(RecipeError, "sample.data.sources.news: ", wrong):
+        load_recipe(edited("sample.data.sources.news", source))
+
+
+@pytest.mark.parametrize(
+    ("source", "key"),
+    [
+        ({"path": "data/news", "sample_by": "word"}, "sample_by"),
+        ({"path": 3}, "path"),
+        ({"dataset": "json", "data_files": [1]}, "data_files"),
+        ({"dataset": "json", "field": "text"}, "field"),
+        ({"path": "data/news", "text_field": None}, "text_field"),
+    ],
+)
+def test_a_wrong_value_in_a_source_is_refused_by_its_path(edited, source, key):
+    with refused(RecipeError, f"sample.data.sources.news.{key}"):
+        load_recipe(edited("sample.data.sources.news", source))
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ({"path": "data/news", "revision": "2", "sample_by": "line", "id_field": None}, "data/news"),
+        ({"dataset": "a/b", "config": "az", "split": "test", "revision": "abc"}, "a/b az"),
+        ({"dataset": "json", "data_files": ["one", "two"]}, "json one"),
+        ({"dataset": "csv", "data_files": "one", "options": {"delimiter": ";"}}, "csv one"),
+    ],
+)
+def test_a_source_has_a_name_for_messages(edited, source, name):
+    assert load_recipe(edited("sample.data.sources.news", source))[1].data.sources["news"].name == name
+
+
+@pytest.mark.parametrize(
+    "shares", [[0.5, 0.4], [0.5, 0.6], [0.125, 0.875], [0.333, 0.333, 0.334], [0.9, 0.095, 0.005], [0.99]]
+)
+def test_shares_of_a_mixture_that_are_no_whole_percents_or_do_not_sum_to_1_are_refused(edited, shares):
+    mixture = [{"min_tokens": number, "share": share} for number, share in enumerate(shares)]
+    with refused(RecipeError, "sample.phase2: mixture: shares ", "whole percents that sum to 1"):
+        load_recipe(edited("sample.phase2.mixture", mixture))
+
+
+@pytest.mark.parametrize("shares", [[1.0], [0.2, 0.4, 0.4], [0.07, 0.29, 0.57, 0.07], [0.01] * 100])
+def test_shares_of_whole_percents_make_a_mixture(edited, shares):
+    mixture = [{"min_tokens": number, "share": share} for number, share in enumerate(shares)]
+    assert load_recipe(edited("sample.phase2.mixture", mixture))[1].phase2.pools == tuple(enumerate(shares))
+
+
+def test_a_phase_without_a_mixture_is_one_pool_of_all_documents(h200):
+    assert h200.phase1.pools == ((0, 1.0),)
+    assert h200.phase2.pools == ((0, 0.2), (1024, 0.4), (2048, 0.4))
+
+
+@pytest.mark.parametrize(
+    ("mixture", "where"),
+    [
+        ([], "mixture: "),
+        ([{"min_tokens": 0, "share": 1.5}], "mixture.0.share: "),
+        ([{"min_tokens": 0, "share": 1.0}, {"min_tokens": 9, "share": 0.0}], "mixture.1.share: "),
+        ([{"min_tokens": -1, "share": 1.0}], "mixture.0.min_tokens: "),
+        ([{"min_tokens": 1.5, "share": 1.0}], "mixture.0.min_tokens: "),
+        ([{"share": 1.0}], "mixture.0.min_tokens: is missing"),
+        ([{"min_tokens": 0, "share": 1.0, "weight": 1}], "mixture.0.weight: unknown key"),
+        ({"min_tokens": 0, "share": 1.0}, "mixture: "),
+    ],
+)
+def test_a_wrong_value_in_a_mixture_is_refused_by_its_path(edited, mixture, where):
+    with refused(RecipeError, f"sample.phase2.{where}"):
+        load_recipe(edited("sample.phase2.mixture", mixture))
+
+
+@pytest.mark.parametrize("size", [511, 256, 1])
+def test_a_unigram_vocabulary_too_small_for_the_bytes_is_refused(edited, size):
+    path = edited("sample.tokenizer", {"algorithm": "unigram", "vocab_size": size})
+    with refused(RecipeError, f"sample.tokenizer: vocab_size {size}", "512 would do"):
+        load_recipe(path)
+
+
+def test_an_algorithm_that_trains_takes_no_path(edited):
+    with refused(RecipeError, "sample.tokenizer: `path`"):
+        load_recipe(edited("sample.tokenizer.path", "tokenizer.json"))
+
+
+@pytest.mark.parametrize("share", [-0.01, 1.0, 1.5, "1%"])
+def test_a_share_of_malformed_records_outside_0_to_1_is_refused(edited, share):
+    with refused(RecipeError, "sample.data.cleaning.max_malformed: ", "found"):
+        load_recipe(edited("sample.data.cleaning.max_malformed", share))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.999])
+def test_a_share_of_malformed_records_below_1_will_do(edited, share):
+    assert load_recipe(edited("sample.data.cleaning.max_malformed", share))[1].data.cleaning.max_malformed == share

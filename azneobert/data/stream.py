@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -45,15 +45,27 @@ class Batch:
     masked_indices: torch.Tensor
     targets: torch.Tensor
 
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
-        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
-        return Batch(max_seqlen=self.max_seqlen, **moved)
 
-    def pin_memory(self) -> Batch:
+@dataclass
+class PackedBatch:
+    """A batch as one int32 tensor, so that going to another process or to a GPU is one copy and not five.
+
+    `sizes` are those of cu_seqlens, input_ids, position_ids, masked_indices and targets, which stand in it in turn.
+    """
+
+    packed: torch.Tensor
+    sizes: tuple[int, ...]
+    max_seqlen: int
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device, unpacked there."""
+        cu_seqlens, *others = torch.split(self.packed.to(device, non_blocking=True), self.sizes)
+        ids, positions, masked_indices, targets = (tensor.long() for tensor in others)
+        return Batch(ids, positions, cu_seqlens, self.max_seqlen, masked_indices, targets)
+
+    def pin_memory(self) -> PackedBatch:
         """The same batch in page-locked memory; DataLoader calls this."""
-        pinned = {k: v.pin_memory() for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
-        return Batch(max_seqlen=self.max_seqlen, **pinned)
+        return PackedBatch(self.packed.pin_memory(), self.sizes, self.max_seqlen)
 
 
 class Stream:
@@ -87,6 +99,10 @@ class Stream:
 
     def batch(self, start: int, count: int) -> Batch:
         """Samples start, start + 1, ... start + count - 1."""
+        return self.packed_batch(start, count).to(torch.device("cpu"))
+
+    def packed_batch(self, start: int, count: int) -> PackedBatch:
+        """The same, ready to travel."""
         samples = np.arange(start, start + count, dtype=np.uint64)
         rows = self._rows(self.row_numbers(samples))
         masked = self._masked_positions(samples, rows)
@@ -95,14 +111,9 @@ class Stream:
         rows.ids[flat] = self._special[MASK]
         cu_seqlens = np.full(self.cu_seqlens_bound(count), rows.ids.size, dtype=np.int32)
         cu_seqlens[: len(rows.starts)] = rows.starts
-        return Batch(
-            input_ids=torch.from_numpy(rows.ids),
-            position_ids=torch.from_numpy(rows.positions),
-            cu_seqlens=torch.from_numpy(cu_seqlens),
-            max_seqlen=self.plan.meta.sequence_length,
-            masked_indices=torch.from_numpy(flat),
-            targets=torch.from_numpy(targets),
-        )
+        parts = (cu_seqlens, rows.ids, rows.positions, flat.astype(np.int32), targets)
+        sizes = tuple(len(part) for part in parts)
+        return PackedBatch(torch.from_numpy(np.concatenate(parts)), sizes, self.plan.meta.sequence_length)
 
     def row_numbers(self, samples: np.ndarray) -> np.ndarray:
         """The row of each sample (int64); each pool's rows once in an epoch of that pool."""
@@ -121,8 +132,7 @@ class Stream:
         numbers = np.empty(len(places), dtype=np.int64)
         for epoch in np.unique(epochs):
             inside = epochs == epoch
-            key = _key(self.seed, _ORDER, pool, int(epoch))
-            numbers[inside] = permute(places[inside] % np.uint64(rows), rows, key)
+            numbers[inside] = epoch_order(places[inside] % np.uint64(rows), rows, self.seed, pool, int(epoch))
         return numbers
 
     def cu_seqlens_bound(self, count: int) -> int:
@@ -142,9 +152,9 @@ class Stream:
     def _rows(self, rows: np.ndarray) -> _Rows:
         """Lay rows end to end, before masking."""
         length = self.plan.meta.sequence_length
-        ids = np.full(len(rows) * length, self._special[PAD], dtype=np.int64)
-        positions = np.empty(len(rows) * length, dtype=np.int64)
-        ramp = np.arange(length)
+        ids = np.full(len(rows) * length, self._special[PAD], dtype=np.int32)
+        positions = np.empty(len(rows) * length, dtype=np.int32)
+        ramp = np.arange(length, dtype=np.int32)
         starts: list[int] = []
         unmaskable: list[int] = []
         eligible = np.zeros(len(rows), dtype=np.int64)
@@ -182,7 +192,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows laid end to end: ids and positions int64 (T,), where windows start, which positions are never masked, and
+    """Rows laid end to end: ids and positions int32 (T,), where windows start, which positions are never masked, and
     how many tokens of each row may be."""
 
     ids: np.ndarray
@@ -225,12 +235,12 @@ class _MicroBatches(IterableDataset):
         self.starts = starts
         self.micro_batch = micro_batch
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[PackedBatch]:
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         for number, start in enumerate(self.starts):
             if number % stride == first:
-                yield self.stream.batch(start, self.micro_batch)
+                yield self.stream.packed_batch(start, self.micro_batch)
 
 
 @dataclass(frozen=True)
@@ -252,8 +262,13 @@ class SampleRange:
             yield from range(base, base + share, self.micro_batch)
 
 
-def micro_batch_loader(stream: Stream, samples: SampleRange, *, workers: int, pin_memory: bool) -> Iterator[Batch]:
-    """The micro-batches of one rank in order, prepared by `workers` processes (0: in this one)."""
+def micro_batch_loader(
+    stream: Stream, samples: SampleRange, *, workers: int, pin_memory: bool
+) -> Generator[PackedBatch, None, None]:
+    """The micro-batches of one rank in order, prepared by `workers` processes (0: in this one).
+
+    Close it: workers that are left to the interpreter's end keep it from ending, since they outlive its SIGTERM.
+    """
     dataset = _MicroBatches(stream, samples, samples.micro_batch)
     loader = DataLoader(
         dataset,
@@ -262,13 +277,22 @@ def micro_batch_loader(stream: Stream, samples: SampleRange, *, workers: int, pi
         pin_memory=pin_memory,
         worker_init_fn=_leave_stopping_to_the_parent,
     )
-    return iter(loader)
+    batches = iter(loader)
+    try:
+        yield from batches
+    finally:
+        del batches  # stops the workers
 
 
 def _leave_stopping_to_the_parent(worker: int) -> None:
     # Ctrl-C and scancel reach the whole process group; a worker that died of it would take the run's checkpoint along.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+
+def epoch_order(places: np.ndarray, rows: int, seed: int, pool: int, epoch: int) -> np.ndarray:
+    """The rows (int64) that stand at these places (uint64) of one epoch of a pool."""
+    return permute(places, rows, _key(seed, _ORDER, pool, epoch))
 
 
 def permute(indices: np.ndarray, size: int, key: np.uint64) -> np.ndarray:

@@ -19,7 +19,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch.nn import functional as F  # noqa: N812
 
 from azneobert.checkpoint.universal import TrainState
-from azneobert.data.stream import Batch
+from azneobert.data.stream import Batch, PackedBatch
 from azneobert.errors import CheckpointError, TrainingError
 from azneobert.model.encoder import MaskedLM
 from azneobert.recipe import ENGINES, Runtime, Training
@@ -46,7 +46,9 @@ class Engine(Protocol):
     world: World
     model: MaskedLM
 
-    def step(self, micro_batches: Iterator[Batch], accumulation: int, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def step(
+        self, micro_batches: Iterator[PackedBatch], accumulation: int, rate: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Train on `accumulation` micro-batches; the mean loss over all ranks and the gradient norm before clipping."""
 
     def gather(self) -> TrainState | None:
@@ -69,7 +71,9 @@ class PlainEngine:
         self._wrapped = accelerator.prepare_model(self.model)
         self._optimizer = build_optimizer(self.model, training)
 
-    def step(self, micro_batches: Iterator[Batch], accumulation: int, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def step(
+        self, micro_batches: Iterator[PackedBatch], accumulation: int, rate: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Engine.step`."""
         total = torch.zeros((), device=self.world.device)
         for number, batch in enumerate(islice(micro_batches, accumulation), start=1):

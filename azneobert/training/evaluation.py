@@ -36,7 +36,7 @@ def evaluate(
 def _row_scores(
     model: MaskedLM, stream: Stream, start: int, rows: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    batch = stream.batch(start, rows).to(device)
+    batch = stream.packed_batch(start, rows).to(device)
     logits_MV = logits_of(model, batch)
     losses = F.cross_entropy(logits_MV, batch.targets, reduction="none")
     hits = (logits_MV.argmax(-1) == batch.targets).float()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from azneobert.data.stream import Batch, Stream
+from azneobert.data.stream import PackedBatch, Stream
 from azneobert.recipe import Evaluation, Phase, Runtime
 from azneobert.tracking import Tracker
 from azneobert.training.engine import Engine
@@ -25,7 +25,7 @@ class Run:
     runtime: Runtime
     evaluation: Evaluation
     engine: Engine
-    micro_batches: Iterator[Batch]
+    micro_batches: Iterator[PackedBatch]
     micro_batch: int
     accumulation: int
     validation: dict[str, Stream]

@@ -6,7 +6,7 @@ import fcntl
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,15 +130,16 @@ def pretrain(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool:
                 checkpoints.publish(state, manifest, inputs.tokenizer)
             accelerator.wait_for_everyone()
 
+        batches = micro_batch_loader(
+            train_stream, samples, workers=recipe.runtime.workers, pin_memory=world.device.type == "cuda"
+        )
         run = Run(
             name=inputs.phase,
             phase=phase,
             runtime=recipe.runtime,
             evaluation=recipe.evaluation,
             engine=engine,
-            micro_batches=micro_batch_loader(
-                train_stream, samples, workers=recipe.runtime.workers, pin_memory=world.device.type == "cuda"
-            ),
+            micro_batches=batches,
             micro_batch=micro_batch,
             accumulation=accumulation,
             validation=validation,
@@ -152,7 +153,7 @@ def pretrain(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool:
             _announce(inputs, engine, micro_batch, accumulation, position)
         status = "FAILED"
         try:
-            with StopRequest(stop_file(inputs.folder)) as stop:
+            with StopRequest(stop_file(inputs.folder)) as stop, closing(batches):
                 complete = train(run, stop)
             status = "FINISHED" if complete else "KILLED"
         finally:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from mlflow import MlflowClient
+from refusals import refused
 from toy import (
     ENDLESS,
     STEPS,
@@ -402,8 +403,17 @@ def test_shapes_that_do_not_fit_are_refused_however_one_insists(overrides: dict,
 def test_rows_of_another_length_than_the_recipes_are_refused(stopped: Toy, tmp_path: Path) -> None:
     toy = stopped.copy_to(tmp_path / "run")
     inputs = dataclasses.replace(toy.inputs(), rows=toy.corpus / "rows" / "64")
-    with pytest.raises(DataError, match=r"rows of 64 tokens, the recipe asks for 32; run `dvc repro rows`$"):
+    with refused(DataError, f"{inputs.rows}: rows of 64 tokens", "the recipe asks for 32", "run `dvc repro rows`"):
         run_ranks(train_rank, inputs, folder=toy.folder)
+
+
+def test_rows_of_another_mixture_than_the_recipes_are_refused(stopped: Toy, tmp_path: Path) -> None:
+    mixture = [{"min_tokens": 0, "share": 0.25}, {"min_tokens": 8, "share": 0.75}]
+    toy = stopped.copy_to(tmp_path / "run").with_({"phase1": {"mixture": mixture}})
+    with refused(
+        DataError, "mixture ((0, 1.0),)", "the recipe asks for 32 in ((0, 0.25), (8, 0.75))", "dvc repro rows"
+    ):
+        run_ranks(train_rank, toy.inputs(), folder=toy.folder)
 
 
 # The folder

@@ -1,0 +1,51 @@
+"""Measuring in a process of its own, so that its memory is that of the work and of nothing before it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a function returned, how long it took (s), and the peak of its process's resident memory (bytes)."""
+
+    result: Any
+    seconds: float
+    peak: int
+
+
+def in_child(function: Callable[..., Any], *arguments: Any) -> Measured:
+    """Call a function of a module in a new process."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_measure, function, arguments).result()
+
+
+def median_seconds(function: Callable[[], Any], repeats: int) -> float:
+    """The median duration of several calls."""
+    durations = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        durations.append(time.perf_counter() - start)
+    return statistics.median(durations)
+
+
+def private_bytes(pid: int | str = "self") -> int:
+    """The memory that a process has written to and shares with no other. Mapped files are the page cache's, not its."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_Dirty:"))
+
+
+def _measure(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Measured:
+    start = time.perf_counter()
+    result = function(*arguments)
+    seconds = time.perf_counter() - start
+    return Measured(result, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
