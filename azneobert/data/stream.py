@@ -59,7 +59,7 @@ class PackedBatch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device, unpacked there."""
-        cu_seqlens, *others = torch.split(self.packed.to(device, non_blocking=True), self.sizes)
+        cu_seqlens, *others = torch.split(self.packed.to(device, non_blocking=True), list(self.sizes))
         ids, positions, masked_indices, targets = (tensor.long() for tensor in others)
         return Batch(ids, positions, cu_seqlens, self.max_seqlen, masked_indices, targets)
 

@@ -71,7 +71,7 @@ def tokenize_collection(
         )
         for side in SIDES
     }
-    shutil.rmtree(folder)
+    shutil.rmtree(partial)
     return metas
 
 
