@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ _ROWS = 1024  # an encoding takes some hundred bytes a token, so few documents a
 def write_part(folder: Path, number: int, documents: Documents) -> Path:
     """Write one part of a collection; it appears under its name only when it is whole and on the disk."""
     columns = [documents.ids, documents.texts, documents.hashes, documents.validation, documents.words]
-    target = folder / f"part-{number:05}.parquet"
+    target = folder / part_name(number)
     partial = folder / f".{target.name}.partial"
     with partial.open("wb") as file:
         pq.write_table(pa.table(columns, schema=SCHEMA), file, row_group_size=_ROWS, compression="zstd")
@@ -42,11 +43,14 @@ def parts(folder: Path) -> list[Path]:
     """The parts of a collection, in order.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or one is missing between others.
     """
     found = sorted(folder.glob("part-*.parquet"))
     if not found:
         raise DataError(f"{folder}: no documents there; `dvc repro ingest` writes them")
+    for number, part in enumerate(found):
+        if part.name != part_name(number):
+            raise DataError(f"{folder / part_name(number)}: no such file; `dvc repro ingest` writes it")
     return found
 
 
@@ -57,7 +61,8 @@ def count_documents(part: Path) -> int:
 
 def read_column(part: Path, name: str) -> pa.ChunkedArray:
     """One column of a part."""
-    return _open(part).read(columns=[name]).column(name)
+    with _reading(part):
+        return _open(part).read(columns=[name]).column(name)
 
 
 def read_hashes(part: Path) -> np.ndarray:
@@ -77,14 +82,15 @@ def read_texts(
     """
     first = 0
     hashes = read_hashes(part)[:, 1] if share < 1 else None
-    for batch in _open(part).iter_batches(_ROWS, columns=["text", "validation"]):
-        end = first + len(batch)
-        keep = np.ones(len(batch), dtype=bool) if hashes is None else hashes[first:end] < share * 2.0**64
-        if struck is not None:
-            keep[struck[(struck >= first) & (struck < end)] - first] = False
-        first = end
-        kept = batch.filter(pa.array(keep))
-        yield kept.column("text").to_pylist(), kept.column("validation").to_numpy(zero_copy_only=False)
+    with _reading(part):
+        for batch in _open(part).iter_batches(_ROWS, columns=["text", "validation"]):
+            end = first + len(batch)
+            keep = np.ones(len(batch), dtype=bool) if hashes is None else hashes[first:end] < share * 2.0**64
+            if struck is not None:
+                keep[struck[(struck >= first) & (struck < end)] - first] = False
+            first = end
+            kept = batch.filter(pa.array(keep))
+            yield kept.column("text").to_pylist(), kept.column("validation").to_numpy(zero_copy_only=False)
 
 
 def training_texts(folder: Path, duplicates: np.ndarray, share: float = 1.0) -> Iterator[list[str]]:
@@ -100,6 +106,9 @@ def read_duplicates(path: Path) -> np.ndarray:
         return np.load(path)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; `dvc repro deduplicate` writes it") from None
+    except (ValueError, EOFError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: damaged ({reason}); delete it and run `dvc repro deduplicate`") from None
 
 
 def split_by_part(folder: Path, indices: np.ndarray) -> Iterator[tuple[Path, np.ndarray]]:
@@ -112,10 +121,25 @@ def split_by_part(folder: Path, indices: np.ndarray) -> Iterator[tuple[Path, np.
         first += size
 
 
+def part_name(number: int) -> str:
+    """The file name of a collection's n-th part."""
+    return f"part-{number:05}.parquet"
+
+
 def _open(path: Path) -> pq.ParquetFile:
-    try:
+    with _reading(path):
         return pq.ParquetFile(path, memory_map=True)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Says in one line what is wrong with a part; Arrow reports damage as ArrowInvalid or an OSError of no number."""
+    try:
+        yield
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; `dvc repro ingest` writes it") from None
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: not a whole Parquet file ({error}); delete it and run `dvc repro ingest`") from None
+    except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: not a whole Parquet file ({reason}); delete it and run `dvc repro ingest`") from None

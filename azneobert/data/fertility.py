@@ -11,6 +11,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from azneobert.data.tokenizer import UNK, read_tokenizer, special_ids
+from azneobert.errors import DataError
 
 CountTokens = Callable[[list[str]], list[int]]
 
@@ -49,9 +50,16 @@ def unknown_share(tokenizer: Tokenizer, batches: Iterable[list[str]]) -> float:
 
 
 def compared(others: dict[str, str]) -> dict[str, CountTokens]:
-    """The tokenizers to compare with: two multilingual ones of today, and `others`, a tokenizer.json each by name."""
-    found = {"qwen3.5": _qwen(), "deepseek-v4": _deepseek()}
-    return found | {name: count_with(read_tokenizer(Path(path))) for name, path in others.items()}
+    """The tokenizers to compare with: two multilingual ones of today, and `others`, a tokenizer.json each by name.
+
+    Raises:
+        DataError: a tokenizer.json is missing or damaged, or its name is that of another figure.
+    """
+    taken = sorted(others.keys() & {"azneobert", "qwen3.5", "deepseek-v4", "words", "unknown"})
+    if taken:
+        raise DataError(f"tokenizer.compare: {taken[0]!r} is the name of another figure; any other name would do")
+    own = {name: count_with(read_tokenizer(Path(path))) for name, path in others.items()}
+    return {"qwen3.5": _qwen(), "deepseek-v4": _deepseek()} | own
 
 
 def _deepseek() -> CountTokens:

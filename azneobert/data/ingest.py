@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from azneobert.data.cleaning import CleaningReport, Documents, clean
-from azneobert.data.documents import write_part
+from azneobert.data.documents import part_name, write_part
 from azneobert.data.progress import Progress
 from azneobert.data.sources import Position, SourceReader, open_source
 from azneobert.errors import DataError
@@ -100,7 +100,7 @@ def _resume(partial: Path, fingerprint: str) -> _State:
         state = _State(fingerprint)
     partial.mkdir(parents=True, exist_ok=True)
     for leftover in partial.iterdir():  # a part that was written but not yet spoken of is written again
-        known = {"state.json", *(f"part-{number:05}.parquet" for number in range(state.parts))}
+        known = {"state.json", *map(part_name, range(state.parts))}
         if leftover.name not in known:
             leftover.unlink()
     return state

@@ -26,7 +26,15 @@ def train_tokenizer(texts: Iterator[list[str]], algorithm: str, vocab_size: int,
     """
     tokenizer, trainer = _untrained(algorithm, vocab_size)
     tokenizer.normalizer = _normalizer(lowercase)
-    tokenizer.train_from_iterator(texts, trainer)
+    try:
+        tokenizer.train_from_iterator(texts, trainer)
+    except Exception as error:  # `tokenizers` raises bare Exception
+        if "not large enough" not in str(error):
+            raise
+        raise DataError(
+            f"tokenizer.vocab_size: {vocab_size} asked for, but the bytes, the special tokens and the documents' "
+            f"alphabet alone are more; {2 * vocab_size} for tokenizer.vocab_size and model.vocab_size may do"
+        ) from None
     if algorithm == "unigram":
         tokenizer = _with_byte_fallback(tokenizer)
     found = tokenizer.get_vocab_size()
@@ -36,9 +44,12 @@ def train_tokenizer(texts: Iterator[list[str]], algorithm: str, vocab_size: int,
             f"{-(-found // 64) * 64} or more for tokenizer.vocab_size and model.vocab_size would do"
         )
     if found < vocab_size:
+        would_do = found // 64 * 64
+        enough = would_do >= _smallest(tokenizer, algorithm)
+        advice = f"{would_do} for tokenizer.vocab_size and model.vocab_size" if enough else "more documents"
         raise DataError(
             f"tokenizer.vocab_size: {vocab_size} asked for, but the documents give only {found} pieces; "
-            f"{found // 64 * 64} for tokenizer.vocab_size and model.vocab_size would do"
+            f"{advice} would do"
         )
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{CLS} $A {SEP}",
@@ -61,11 +72,16 @@ def load_tokenizer(path: Path, vocab_size: int | None = None) -> Tokenizer:
     found = tokenizer.get_vocab_size()
     if vocab_size is not None and found != vocab_size:
         raise DataError(f"{path}: has {found} tokens, model.vocab_size is {vocab_size}; set it to {found} or retrain")
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= found:
+        raise DataError(
+            f"{path}: numbers its {found} tokens up to {highest}; one that numbers them 0 to {found - 1} would do"
+        )
     return tokenizer
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """Any tokenizer.json.
+    """Any tokenizer.json. Whole texts are encoded, even if the file says to cut or to pad them.
 
     Raises:
         DataError: the file is missing or damaged.
@@ -73,9 +89,12 @@ def read_tokenizer(path: Path) -> Tokenizer:
     if not path.is_file():
         raise DataError(f"{path}: no such tokenizer; `dvc repro tokenizer` writes it, or set tokenizer.path")
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # `tokenizers` raises bare Exception
         raise DataError(f"{path}: not a tokenizer.json ({error}); fetch or train it again") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
@@ -113,12 +132,23 @@ def _untrained(algorithm: str, vocab_size: int) -> tuple[Tokenizer, trainers.Tra
         tokenizer.decoder = decoders.ByteLevel()
         return tokenizer, trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **common)
     tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    # A space is put before the text alone, not before what follows a [MASK]; and a byte's piece written in a document
+    # is cut in two, so that it is not taken for the byte.
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split("<0x", "isolated"), pre_tokenizers.Metaspace(prepend_scheme="first")]
+    )
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     # The trainer knows nothing of bytes: their 256 pieces are put into the vocabulary afterwards.
     return tokenizer, trainers.UnigramTrainer(unk_token=UNK, **common | {"vocab_size": vocab_size - len(_BYTES)})
+
+
+def _smallest(tokenizer: Tokenizer, algorithm: str) -> int:
+    """The least vocabulary that can be trained on the same documents: the special tokens and the alphabet."""
+    if algorithm == "unigram":
+        return 512  # the recipe's own bound
+    return len(SPECIAL_TOKENS) + sum(len(piece.removeprefix("##")) == 1 for piece in tokenizer.get_vocab())
 
 
 def _with_byte_fallback(tokenizer: Tokenizer) -> Tokenizer:

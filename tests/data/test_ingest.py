@@ -339,7 +339,7 @@ def test_what_else_lies_among_the_unfinished_parts_does_not_come_into_the_docume
 
 
 def test_a_part_that_is_gone_is_not_passed_over(tmp_path, small_parts, monkeypatch):
-    # DEFECT ingest-part-gone.patch: state.json is believed, so the documents of that part are lost without a word.
+    # DEFECT 11-ingest-part-gone.patch: state.json is believed, so the documents of that part are lost without a word.
     source = write_source(tmp_path / "source")
     report = run(source, tmp_path / "whole")
     place = tmp_path / "stopped"
@@ -415,7 +415,7 @@ def check_killed(source: Source, tmp_path: Path, step: int = 1) -> None:
     report = run(source, tmp_path / "whole")
     assert len(files(tmp_path / "whole")) > 2
     places = kill_at_every_moment(source, tmp_path, step)
-    assert len(places) > 15 // step
+    assert len(places) > 12 // step
     for place in places:
         assert asdict(run(source, place)) == asdict(report), place
         assert files(place) == files(tmp_path / "whole"), place
@@ -423,12 +423,12 @@ def check_killed(source: Source, tmp_path: Path, step: int = 1) -> None:
 
 
 def test_killed_at_any_moment_and_run_again_it_ends_with_the_same_bytes(tmp_path, small_parts):
-    check_killed(Source(path=str(write_source(tmp_path / "source", shards=2))), tmp_path)
+    check_killed(Source(path=str(write_source(tmp_path / "source", shards=2, documents_each=5))), tmp_path)
 
 
 def test_a_stream_killed_at_any_moment_and_run_again_ends_with_the_same_bytes(tmp_path, small_parts, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    shards = sorted(write_source(tmp_path / "source", shards=2).iterdir())
+    shards = sorted(write_source(tmp_path / "source", shards=2, documents_each=5).iterdir())
     check_killed(Source(dataset="json", data_files=tuple(map(str, shards))), tmp_path, step=3)
 
 

@@ -1,12 +1,16 @@
+import json
+import shutil
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import refused
 
-from azneobert.data.rows import FRAME, open_plan, plan_facts, plan_rows, write_plan
+from azneobert.data.rows import FRAME, _digest, open_plan, plan_facts, plan_rows, verify_plan, write_plan
 from azneobert.errors import DataError
 
+ARRAYS = ("store", "start", "length", "row_offsets")
 SIZES = [3, 70, 0, 12, 30, 1, 31, 200, 8]
 
 
@@ -111,3 +115,277 @@ def test_a_half_written_plan_is_not_taken_for_whole(written, name):
     (path / name).write_bytes(whole[:-3])
     with refused(DataError, str(path), "damaged row plan", "dvc repro -f rows"):
         open_plan(path, stores)
+
+
+# Mixtures
+
+
+def pool_slices(plan):
+    """The rows and the windows of each pool, as slices."""
+    rows = np.cumsum([0, *(pool.rows for pool in plan.meta.pools)])
+    windows = np.cumsum([0, *(pool.windows for pool in plan.meta.pools)])
+    assert (rows[-1], windows[-1]) == (len(plan), len(plan.length))
+    assert np.array_equal(plan.row_offsets[rows], windows), "a pool's rows are not those of its windows"
+    return [(slice(*rows[[n, n + 1]]), slice(*windows[[n, n + 1]])) for n in range(len(plan.meta.pools))]
+
+
+@given(
+    sizes=st.lists(st.integers(0, 60), min_size=1, max_size=40),
+    sequence_length=st.integers(3, 24),
+    limits=st.lists(st.integers(0, 40), min_size=1, max_size=3, unique=True),
+)
+@settings(max_examples=80, deadline=None)
+def test_a_pool_holds_each_token_of_its_documents_once_and_of_shorter_ones_at_most_once(
+    make_store, sizes, sequence_length, limits
+):
+    limits = [min(limit, max(sizes)) for limit in limits]
+    store = make_store(sizes)
+    plan = plan_rows({"only": store}, sequence_length, 1, [(limit, 1 / len(limits)) for limit in limits])
+    filled = np.concatenate([[0], np.cumsum(plan.length + FRAME, dtype=np.int64)])[plan.row_offsets]
+    assert (np.diff(filled) <= sequence_length).all()
+    document_of = np.repeat(np.arange(len(sizes)), sizes)
+    long = np.asarray(sizes, dtype=np.int64)[document_of]
+    for pool, limit, (_, windows) in zip(plan.meta.pools, limits, pool_slices(plan), strict=True):
+        seen = np.zeros(len(document_of), dtype=np.int64)
+        for start, length in zip(plan.start[windows].tolist(), plan.length[windows].tolist(), strict=True):
+            seen[start : start + length] += 1
+            assert document_of[start] == document_of[start + length - 1]
+        assert (seen[long >= limit] == 1).all()
+        assert (seen[long < limit] <= 1).all()
+        assert pool.filler == (seen[long < limit].sum() if limit else 0)
+        assert pool.tokens == {"only": seen.sum()}
+
+
+def test_fillers_leave_no_room_that_a_shorter_document_would_fill(make_store):
+    plan = plan_rows({"only": make_store([20] * 10 + [5] * 30)}, 32, 1, [(0, 0.5), (20, 0.5)])
+    (_, _), (rows, windows) = pool_slices(plan)
+    assert plan.meta.pools[1].rows == 10
+    assert plan.meta.pools[1].filler == 10 * 5
+    for begin, end in zip(plan.row_offsets[rows], plan.row_offsets[rows.start + 1 : rows.stop + 1], strict=True):
+        assert sorted(plan.length[begin:end].tolist()) == [5, 20]
+
+
+def test_rows_of_neobert_s_mixture_are_99_percent_full_on_a_log_normal_distribution(make_store):
+    sizes = np.random.default_rng(3).lognormal(np.log(350), 1.1, 30_000).astype(int) + 1
+    mixture = ((0, 0.2), (1024, 0.4), (2048, 0.4))
+    plan = plan_rows({"only": make_store(sizes.tolist())}, 4096, 1, mixture)
+    facts = plan_facts(plan)
+    for (limit, _), (rows, windows) in zip(mixture, pool_slices(plan), strict=True):
+        used = plan.length[windows].sum() + FRAME * len(plan.length[windows])
+        fill = used / ((rows.stop - rows.start) * 4096)
+        assert fill >= 0.99
+        assert facts[f"pool_{limit}/fill"] == pytest.approx(fill, abs=1e-6)
+        inside = sizes[sizes >= limit].sum()
+        assert facts[f"pool_{limit}/long_share"] == pytest.approx(inside / plan.length[windows].sum(), abs=1e-4)
+        assert facts[f"pool_{limit}/long_share"] > 0.7
+        assert facts[f"pool_{limit}/rows"] == rows.stop - rows.start
+
+
+def test_facts_weigh_the_pools_by_their_share_of_samples(make_store):
+    stores = {"a": make_store([10]), "b": make_store([30])}
+    facts = plan_facts(plan_rows(stores, 32, 1, [(0, 0.2), (20, 0.8)]))
+    assert facts["share/a"] == pytest.approx(0.2 * 10 / 40)
+    assert facts["share/b"] == pytest.approx(0.2 * 30 / 40 + 0.8)
+    assert (facts["tokens"], facts["pool_20/long_share"], facts["rows"]) == (70, 1.0, 3)
+    assert not any(key.startswith("pool_") for key in plan_facts(plan_rows(stores, 32, 1)))
+
+
+def test_a_pool_without_documents_is_refused(make_store):
+    with refused(DataError, "mixture: no document has 31 tokens or more", "smaller min_tokens"):
+        plan_rows({"only": make_store([30, 3])}, 16, 1, [(0, 0.5), (31, 0.5)])
+
+
+def test_a_mixture_is_the_same_for_a_seed_and_another_for_another(make_store):
+    stores = {"only": make_store([4] * 200 + [20] * 50)}
+    mixture = ((0, 0.5), (20, 0.5))
+    first, again, other = (plan_rows(stores, 32, seed, mixture) for seed in (1, 1, 2))
+    assert first.meta == again.meta
+    assert all(np.array_equal(getattr(first, name), getattr(again, name)) for name in ARRAYS)
+    assert first.meta.sha256 != other.meta.sha256
+    for _, windows in pool_slices(first):
+        assert not np.array_equal(first.start[windows], other.start[windows])
+
+
+# What verify_plan finds
+
+
+@pytest.fixture
+def mixed(make_store, tmp_path):
+    """A plan of two pools over two stores, on the disk."""
+    stores = {"a": make_store(SIZES), "b": make_store([9, 9, 9])}
+    plan = plan_rows(stores, 32, 1, [(0, 0.25), (12, 0.75)])
+    write_plan(plan, tmp_path / "rows")
+    return plan, stores, tmp_path / "rows"
+
+
+def rewrite(path, *, meta=None, **arrays):
+    """Replace arrays and what meta.json says of them, hash included, as a faulty writer would."""
+    content = json.loads((path / "meta.json").read_text())
+    for name, array in arrays.items():
+        np.save(path / f"{name}.npy", array)
+    content["sha256"] = _digest({name: np.load(path / f"{name}.npy") for name in ARRAYS})
+    (path / "meta.json").write_text(json.dumps(content | (meta or {})))
+
+
+def test_verify_finds_nothing_in_a_whole_plan(mixed):
+    plan, stores, path = mixed
+    assert verify_plan(path, stores).meta == plan.meta
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_a_flipped_byte_of_the_content_is_found_by_verify_wherever_it_is(mixed, name):
+    _, stores, path = mixed
+    whole = (path / f"{name}.npy").read_bytes()
+    for place in range(128, len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        (path / f"{name}.npy").write_bytes(damaged)
+        with refused(DataError, str(path), "dvc checkout --force", "dvc repro -f rows"):
+            verify_plan(path, stores)
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_a_flipped_byte_of_the_header_is_refused_in_one_line_or_changes_nothing(mixed, name):
+    plan, stores, path = mixed
+    whole = (path / f"{name}.npy").read_bytes()
+    for place in range(128):
+        for bits in (1, 4, 8, 0x10, 0x20, 0x40, 0x80):
+            damaged = bytearray(whole)
+            damaged[place] ^= bits
+            (path / f"{name}.npy").write_bytes(damaged)
+            try:
+                verified = verify_plan(path, stores)
+            except DataError as error:
+                assert str(path) in str(error)
+                assert "\n" not in str(error)
+            else:
+                assert np.array_equal(getattr(verified, name), getattr(plan, name))
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_an_array_of_another_length_is_refused(mixed, name):
+    plan, stores, path = mixed
+    rewrite(path, **{name: getattr(plan, name)[:-1]})
+    with refused(DataError, str(path), "dvc repro -f rows"):
+        verify_plan(path, stores)
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_an_array_of_another_type_is_refused(mixed, name):
+    plan, stores, path = mixed
+    rewrite(path, **{name: getattr(plan, name).astype(np.float64)})
+    with refused(DataError, str(path), "dvc repro -f rows"):
+        verify_plan(path, stores)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wrong"),
+    [
+        ("store", 2, "of no store"),
+        ("start", -1, "of no store"),
+        ("start", 10**6, "reaches beyond its token store"),
+        ("start", 2**63 - 2, "reaches beyond its token store"),
+        ("length", 0, "a window of no tokens"),
+        ("length", -5, "a window of no tokens"),
+        ("length", 2**31 - 1, "reaches beyond its token store"),
+    ],
+)
+def test_a_window_out_of_range_is_found_by_verify_whatever_the_hash_says(mixed, name, value, wrong):
+    plan, stores, path = mixed
+    array = getattr(plan, name).copy()
+    array[len(array) // 2] = value
+    for with_its_hash in (False, True):
+        np.save(path / f"{name}.npy", array)
+        if with_its_hash:
+            rewrite(path)
+        with refused(DataError, str(path), wrong, "dvc checkout --force"):
+            verify_plan(path, stores)
+
+
+def test_a_row_that_is_too_full_is_found_by_verify_whatever_the_hash_says(mixed):
+    plan, stores, path = mixed
+    offsets = np.delete(plan.row_offsets, 3)  # two rows become one
+    rewrite(path, row_offsets=offsets, meta={"rows": len(offsets) - 1})
+    with refused(DataError, str(path), "a row holds more than 32 tokens"):
+        verify_plan(path, stores)
+
+
+def test_a_full_row_beyond_the_first_piece_is_found_by_verify(mixed, monkeypatch):
+    monkeypatch.setattr("azneobert.data.rows._CHUNK", 4)
+    plan, stores, path = mixed
+    verify_plan(path, stores)
+    length = plan.length.copy()
+    start, store = plan.start.copy(), plan.store.copy()
+    store[-1], start[-1], length[-1] = 0, 0, 200
+    rewrite(path, store=store, start=start, length=length)
+    with refused(DataError, str(path), "a row holds more than 32 tokens"):
+        verify_plan(path, stores)
+
+
+@pytest.mark.parametrize("change", [{0: 1}, {3: 0}, {-1: -1}, {2: 10**9}])
+def test_rows_that_do_not_follow_each_other_to_the_end_are_found_by_verify(mixed, change):
+    plan, stores, path = mixed
+    offsets = plan.row_offsets.copy()
+    for place, value in change.items():
+        offsets[place] = value if value >= 0 else offsets[place] + value
+    rewrite(path, row_offsets=offsets)
+    with refused(DataError, f"{path}/row_offsets.npy"):
+        verify_plan(path, stores)
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_an_array_cut_anywhere_is_refused(mixed, name):
+    _, stores, path = mixed
+    whole = (path / f"{name}.npy").read_bytes()
+    for length in range(len(whole)):
+        (path / f"{name}.npy").write_bytes(whole[:length])
+        with refused(DataError, str(path), "dvc repro -f rows"):
+            open_plan(path, stores)
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_a_plan_of_another_format_is_refused(mixed, version):
+    _, stores, path = mixed
+    rewrite(path, meta={"format_version": version})
+    with refused(DataError, str(path), f"{version}"):
+        open_plan(path, stores)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "3", "{}", '{"pools": 3}', '{"pools": [3]}', "\udcff"])
+def test_a_damaged_meta_json_is_refused(mixed, content):
+    _, stores, path = mixed
+    (path / "meta.json").write_bytes(content.encode(errors="surrogateescape"))
+    with refused(DataError, str(path), "damaged row plan", "dvc repro -f rows"):
+        open_plan(path, stores)
+
+
+@pytest.mark.parametrize(
+    "meta", [{"rows_by_windows": [0, 1]}, {"pools": []}, {"rows": 1}, {"windows": 1}, {"extra": 1}, {"tokens": 5}]
+)
+def test_a_meta_json_that_does_not_fit_the_arrays_is_found_by_verify(mixed, meta):
+    _, stores, path = mixed
+    rewrite(path, meta=meta)
+    with refused(DataError, str(path), "dvc"):
+        verify_plan(path, stores)
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, 0), (-1, 1)])
+def test_pools_that_are_not_the_rows_of_the_plan_are_found_by_verify(mixed, first, second):
+    _, stores, path = mixed
+    pools = json.loads((path / "meta.json").read_text())["pools"]
+    for pool, more in zip(pools, (first, second), strict=True):
+        pool["rows"] += more
+    rewrite(path, meta={"pools": pools})
+    with refused(DataError, str(path), "dvc"):
+        verify_plan(path, stores)
+
+
+def test_a_plan_that_is_written_again_replaces_the_one_that_was_there(mixed, tmp_path):
+    plan, stores, path = mixed
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.copytree(path, partial)  # a write that was killed
+    other = plan_rows(stores, 32, seed=2)
+    write_plan(other, path)
+    assert verify_plan(path, stores).meta == other.meta
+    assert plan.meta != other.meta
+    assert not partial.exists()

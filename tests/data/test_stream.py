@@ -1,3 +1,4 @@
+import hashlib
 import itertools
 
 import numpy as np
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from azneobert.data.rows import plan_rows
-from azneobert.data.stream import SampleRange, Stream, micro_batch_loader, permute
+from azneobert.data.stream import Mixture, SampleRange, Stream, epoch_order, micro_batch_loader, permute
 from azneobert.data.tokenizer import SPECIAL_TOKENS
 
 PAD, _, CLS, SEP, MASK = range(5)
@@ -26,6 +27,45 @@ def stream(make_stream):
 def long_stream(make_stream):
     """1,000 rows of one document each."""
     return make_stream([FULL] * 1000)
+
+
+@pytest.fixture(scope="module")
+def make_mixed(make_store):
+    """A stream of a mixture over one store with documents of these sizes."""
+
+    def make(sizes, mixture, seed=7):
+        stores = {"only": make_store(sizes)}
+        special_ids = {token: number for number, token in enumerate(SPECIAL_TOKENS)}
+        plan = plan_rows(stores, LENGTH, seed, mixture)
+        return Stream(plan, stores, special_ids, seed=seed, masking_rate=0.2)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def mixed(make_mixed):
+    """Three pools of 100 documents of mixed sizes, the longest of several rows."""
+    return make_mixed(np.random.default_rng(5).integers(1, 100, 100).tolist(), ((0, 0.2), (20, 0.43), (50, 0.37)))
+
+
+@pytest.fixture(scope="module")
+def either(request, stream, mixed):
+    """The plain stream or that of a mixture."""
+    return {"plain": stream, "mixed": mixed}[request.param]
+
+
+PLAIN_AND_MIXED = pytest.mark.parametrize("either", ["plain", "mixed"], indirect=True)
+
+
+def restored(batch):
+    """The ids of a batch before masking."""
+    ids = batch.input_ids.clone()
+    ids[batch.masked_indices] = batch.targets
+    return ids
+
+
+def samples_of(*bounds):
+    return np.arange(*bounds, dtype=np.uint64)
 
 
 def starts_of(batch):
@@ -92,21 +132,22 @@ def test_a_validation_stream_keeps_the_order_of_the_plan(make_stream):
     assert fixed.row_numbers(np.arange(12, dtype=np.uint64)).tolist() == [*range(10), 0, 1]
 
 
+@PLAIN_AND_MIXED
 @pytest.mark.parametrize("micro_batch", [1, 2, 3, 4, 6, 8, 12])
-def test_a_batch_is_the_same_however_it_is_cut(stream, micro_batch):
-    start, count = len(stream) - 7, 24
-    whole = joined([stream.batch(start, count)])
-    assert joined(stream.batch(start + cut, micro_batch) for cut in range(0, count, micro_batch)) == whole
+def test_a_batch_is_the_same_however_it_is_cut(either, micro_batch):
+    start, count = len(either) - 7, 24
+    whole = joined([either.batch(start, count)])
+    assert joined(either.batch(start + cut, micro_batch) for cut in range(0, count, micro_batch)) == whole
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize(("ranks", "micro_batch"), [(1, 4), (1, 16), (2, 2), (8, 1), (8, 2)])
-def test_any_number_of_ranks_and_workers_trains_on_the_same_samples(stream, ranks, micro_batch, workers):
+@PLAIN_AND_MIXED
+@pytest.mark.parametrize(("ranks", "micro_batch", "workers"), [(1, 4, 0), (1, 16, 4), (2, 2, 2), (8, 1, 0), (8, 2, 4)])
+def test_any_number_of_ranks_and_workers_trains_on_the_same_samples(either, ranks, micro_batch, workers):
     global_batch, first_sample, steps = 16, 5, 3
     accumulation = global_batch // ranks // micro_batch
     loaders = [
         micro_batch_loader(
-            stream,
+            either,
             SampleRange(first_sample, 1, steps, global_batch, micro_batch, accumulation, rank),
             workers=workers,
             pin_memory=False,
@@ -115,8 +156,9 @@ def test_any_number_of_ranks_and_workers_trains_on_the_same_samples(stream, rank
     ]
     for step in range(1, steps):
         shares = [list(itertools.islice(loader, accumulation)) for loader in loaders]
-        expected = stream.batch(first_sample + step * global_batch, global_batch)
-        assert joined(itertools.chain(*shares)) == joined([expected])
+        expected = either.batch(first_sample + step * global_batch, global_batch)
+        batches = [batch.to(torch.device("cpu")) for batch in itertools.chain(*shares)]
+        assert joined(batches) == joined([expected])
     assert all(next(loader, None) is None for loader in loaders)
 
 
@@ -227,3 +269,223 @@ def test_the_order_in_which_stores_are_named_does_not_change_what_is_read(make_s
     turned = dict(reversed(stores.items()))
     one, other = (Stream(plan, given, special_ids, seed=1, masking_rate=0.2) for given in (stores, turned))
     assert joined([one.batch(0, len(plan))]) == joined([other.batch(0, len(plan))])
+
+
+# The order
+
+
+def test_the_permutation_is_a_bijection_at_every_small_size():
+    for size in range(1, 300):
+        assert np.array_equal(np.sort(permute(samples_of(size), size, np.uint64(size))), np.arange(size))
+
+
+@pytest.mark.parametrize("size", [12_000_000, 2**24, 2**24 + 1])
+def test_the_permutation_of_millions_of_rows_is_injective_and_in_range(size):
+    rng = np.random.default_rng(1)
+    for key in (0, 1, 2**64 - 1):
+        near = np.concatenate([samples_of(50_000), samples_of(size - 50_000, size)])
+        far = rng.choice(size, 100_000, replace=False).astype(np.uint64)
+        for chosen in (near, far):
+            values = permute(chosen, size, np.uint64(key))
+            assert len(np.unique(values)) == len(chosen)
+            assert values.min() >= 0
+            assert values.max() < size
+            spread = np.bincount(values * 10 // size, minlength=10) / len(chosen)
+            assert np.abs(spread - 0.1).max() < 0.01
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 8])
+def test_each_row_of_a_small_pool_stands_at_each_place_equally_often(size):
+    orders = np.asarray([epoch_order(samples_of(size), size, 7, 0, epoch) for epoch in range(1500)])
+    for place in range(size):
+        found = np.bincount(orders[:, place], minlength=size) / len(orders)
+        assert np.abs(found - 1 / size).max() < 5 * (1 / size / len(orders)) ** 0.5
+
+
+@pytest.mark.parametrize("size", [1000, 50_000, 12_000_000])
+def test_consecutive_epochs_have_nothing_to_do_with_each_other(size):
+    places = samples_of(min(size, 50_000))
+    orders = [epoch_order(places, size, 7, 0, epoch) for epoch in range(5)]
+    ranks = [np.argsort(np.argsort(order)) for order in orders]
+    for one, other in itertools.combinations([np.arange(len(places)), *ranks], 2):
+        assert abs(np.corrcoef(one, other)[0, 1]) < 5 / len(places) ** 0.5
+
+
+@pytest.mark.parametrize("size", [1000, 30_000])
+def test_neighbours_in_one_epoch_are_not_neighbours_in_the_next(size):
+    places = [np.argsort(epoch_order(samples_of(size), size, 7, 0, epoch)) for epoch in range(6)]
+    rows = np.arange(size)
+    for one, other in itertools.pairwise([rows, *places]):
+        row_at = np.argsort(one)  # which row stands at each place of the first
+        distance = np.abs(np.diff(other[row_at]))
+        assert (distance == 1).sum() < 15  # two in a random order, whatever its size
+        assert distance.mean() == pytest.approx(size / 3, rel=0.1)
+
+
+def test_the_pools_of_a_mixture_have_orders_of_their_own():
+    one, other = (epoch_order(samples_of(1000), 1000, 7, pool, 0) for pool in range(2))
+    assert abs(np.corrcoef(one, other)[0, 1]) < 0.15
+
+
+# Mixtures
+
+SHARES = [(1.0,), (0.2, 0.4, 0.4), (0.2, 0.43, 0.37), (0.01, 0.99), (0.07, 0.29, 0.57, 0.07), (0.01,) * 100]
+
+
+def percents(shares):
+    return np.asarray([round(100 * share) for share in shares])
+
+
+@pytest.mark.parametrize("shares", SHARES)
+def test_every_hundred_samples_in_a_row_have_exactly_the_shares(shares):
+    pools, _ = Mixture(shares, [9] * len(shares)).locate(samples_of(350))
+    for first in range(250):
+        assert np.array_equal(np.bincount(pools[first : first + 100], minlength=len(shares)), percents(shares))
+
+
+@pytest.mark.parametrize("shares", SHARES)
+@pytest.mark.parametrize("batch", [1, 4, 7, 48, 512])
+def test_every_batch_has_nearly_the_shares(shares, batch):
+    pools, _ = Mixture(shares, [9] * len(shares)).locate(samples_of(200 * batch))
+    for cut in pools.reshape(200, batch):
+        assert np.abs(np.bincount(cut, minlength=len(shares)) - percents(shares) / 100 * batch).max() < 2
+
+
+@pytest.mark.parametrize("shares", SHARES)
+@pytest.mark.parametrize("first", [0, 123, 200_000_000, 2**40 + 3])
+def test_locate_is_a_bijection(shares, first):
+    mixture = Mixture(shares, [9] * len(shares))
+    pools, places = mixture.locate(samples_of(first, first + 1000))
+    for pool, before in enumerate(np.bincount(mixture.locate(samples_of(first % 100))[0], minlength=len(shares))):
+        start = first // 100 * percents(shares)[pool] + before
+        mine = places[pools == pool]
+        assert np.array_equal(mine, np.arange(start, start + len(mine), dtype=np.uint64))
+
+
+def test_each_pool_s_rows_come_once_in_each_epoch_of_the_pool(mixed):
+    numbers = mixed.row_numbers(samples_of(40 * len(mixed)))
+    first = 0
+    for pool in mixed.plan.meta.pools:
+        mine = numbers[(numbers >= first) & (numbers < first + pool.rows)] - first
+        assert len(mine) == pytest.approx(pool.share * len(numbers), abs=2)
+        epochs = mine[: len(mine) // pool.rows * pool.rows].reshape(-1, pool.rows)
+        assert len(epochs) > 5
+        assert (np.sort(epochs, axis=1) == np.arange(pool.rows)).all()
+        assert len({tuple(epoch) for epoch in epochs.tolist()}) == len(epochs)
+        first += pool.rows
+
+
+# What stands in the rows
+
+
+def test_every_token_of_every_document_is_seen_exactly_once_an_epoch(stream):
+    for epoch in range(3):
+        ids = restored(stream.batch(epoch * len(stream), len(stream)))
+        seen = torch.sort(ids[ids >= len(SPECIAL_TOKENS)]).values
+        assert torch.equal(seen, torch.arange(len(SPECIAL_TOKENS), len(SPECIAL_TOKENS) + stream.plan.meta.tokens))
+
+
+def test_every_token_of_a_pool_s_documents_is_seen_exactly_once_an_epoch_of_the_pool(make_mixed):
+    sizes = np.random.default_rng(6).integers(1, 60, 60)
+    mixed = make_mixed(sizes.tolist(), ((0, 0.5), (25, 0.5)))
+    long = np.repeat(sizes, sizes) >= 25
+    numbers = mixed.row_numbers(samples_of(6 * len(mixed)))
+    first = 0
+    for pool, own in zip(mixed.plan.meta.pools, (np.ones(len(long), bool), long), strict=True):
+        mine = np.flatnonzero((numbers >= first) & (numbers < first + pool.rows))
+        for epoch in mine[: len(mine) // pool.rows * pool.rows].reshape(-1, pool.rows):
+            ids = torch.cat([restored(mixed.batch(int(sample), 1)) for sample in epoch]).numpy()
+            seen = np.bincount(ids[ids >= len(SPECIAL_TOKENS)] - len(SPECIAL_TOKENS), minlength=len(long))
+            assert (seen[own] == 1).all()
+            assert (seen[~own] <= 1).all()
+        first += pool.rows
+
+
+@PLAIN_AND_MIXED
+def test_no_token_sees_another_document_or_another_window(either):
+    count = 4 * len(either)
+    batch = either.batch(3, count)
+    ids, bounds = restored(batch), starts_of(batch).tolist()
+    plan = either.plan
+    documents = dict(zip((plan.start + len(SPECIAL_TOKENS)).tolist(), plan.length.tolist(), strict=True))
+    assert bounds[0] == 0
+    assert set(range(0, count * LENGTH + 1, LENGTH)) <= set(bounds), "a window reaches over the end of its row"
+    for begin, end in itertools.pairwise(bounds):
+        window = ids[begin:end].tolist()
+        assert batch.position_ids[begin:end].tolist() == list(range(end - begin))
+        if window[0] == PAD:
+            assert window == [PAD] * len(window)
+            assert end % LENGTH == 0
+        else:
+            first = window[1]
+            assert window == [CLS, *range(first, first + documents[first]), SEP]
+
+
+# Far along, and stable
+
+
+@PLAIN_AND_MIXED
+def test_a_batch_far_along_is_the_same_however_it_is_cut(either):
+    start = 200_000_000
+    whole = either.batch(start, 24)
+    for size in (1, 3, 8):
+        assert joined(either.batch(start + cut, size) for cut in range(0, 24, size)) == joined([whole])
+    loader = micro_batch_loader(either, SampleRange(start - 160, 10, 11, 16, 4, 2, 1), workers=0, pin_memory=False)
+    assert joined(batch.to(torch.device("cpu")) for batch in loader) == joined([either.batch(start + 8, 8)])
+
+
+def digest(stream, start):
+    found = hashlib.sha256()
+    for values in joined([stream.batch(start, 12)]).values():
+        found.update(np.asarray(values, dtype="<i8").tobytes())
+    return found.hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("either", "start", "golden"),
+    [
+        ("plain", 0, "42ec27808da990af"),
+        ("plain", 200_000_000, "6c750ce8e385062f"),
+        ("mixed", 0, "60785360b5615ac1"),
+        ("mixed", 200_000_000, "2df816eec60e97b9"),
+    ],
+    indirect=["either"],
+)
+def test_the_stream_means_what_it_has_always_meant(either, start, golden):
+    """Another digest is another order, other rows or other masks: runs that were begun before do not go on as they were."""
+    assert digest(either, start) == golden
+
+
+# The bound of cu_seqlens
+
+
+@pytest.fixture(scope="module")
+def crowded(make_mixed):
+    """A pool with one crowded row of ten windows beside eight of one, and a pool of three rows of one window."""
+    sizes = [1] * 10 + [FULL] * 5 + [FULL - 1] * 3
+    return make_mixed(sizes, ((0, 0.5), (FULL, 0.5)))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 13, 40])
+def test_the_windows_of_a_batch_never_exceed_the_bound(crowded, mixed, stream, count):
+    for source in (crowded, mixed, stream):
+        for start in range(0, 150):
+            batch = source.batch(start, count)
+            assert len(batch.cu_seqlens) == source.cu_seqlens_bound(count)
+            assert batch.cu_seqlens[-1] == count * LENGTH
+            assert (batch.cu_seqlens.diff() >= 0).all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 30])
+def test_the_bound_is_reached_where_all_rows_are_alike(make_stream, make_mixed, count):
+    sizes = [FULL - 1] * 12  # a window, and padding, in each row
+    for alike in (make_stream(sizes), make_mixed(sizes, ((0, 0.5), (FULL - 1, 0.5)))):
+        assert len(starts_of(alike.batch(0, count))) == alike.cu_seqlens_bound(count) == 2 * count + 1
+
+
+def test_the_bound_counts_a_crowded_row_as_often_as_epochs_meet_in_a_batch(make_stream):
+    crowded = make_stream([1] * 10 + [FULL] * 3)  # one row of ten windows, which leave padding, and three of one
+    found = [max(len(starts_of(crowded.batch(start, count))) for start in range(400)) for count in (1, 2)]
+    assert found == [12, 23]
+    assert [crowded.cu_seqlens_bound(count) for count in (1, 2)] == found
+    assert crowded.cu_seqlens_bound(1200) < 1.25 * len(starts_of(crowded.batch(0, 1200)))

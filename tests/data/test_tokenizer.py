@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from azneobert.data.cleaning import CleaningReport, clean
 from azneobert.data.collections import COLLECTIONS
-from azneobert.data.documents import write_part
+from azneobert.data.documents import training_texts, write_part
 from azneobert.data.sources import Records
 from azneobert.data.tokenizer import (
     CLS,
@@ -407,10 +407,16 @@ def test_a_tokenizer_is_trained_and_measured_on_the_training_side_of_what_is_lef
         assert np.load(paths.duplicates(collection)).tolist() == ([report["documents"] - 1] if number else [])
 
 
-def test_a_tokenizer_is_trained_on_a_sample_when_there_is_more(stages):
-    some = stages(algorithm="bpe", vocab_size=512, max_characters=20_000).tokenizer.read_bytes()
-    everything = stages(algorithm="bpe", vocab_size=512).tokenizer.read_bytes()
-    assert some != everything
+def test_a_tokenizer_is_trained_on_a_sample_when_there_is_more(stages, tmp_path):
+    paths = stages(algorithm="bpe", vocab_size=512, max_characters=20_000)
+    reports = (json.loads(paths.metrics(f"documents/{collection}").read_text()) for collection in COLLECTIONS)
+    share = 20_000 / sum(report["characters"] for report in reports)
+    places = [(paths.documents(collection), np.load(paths.duplicates(collection))) for collection in COLLECTIONS]
+    sample = [batch for folder, struck in places for batch in training_texts(folder, struck, share)]
+    assert share < 0.5
+    assert 10_000 < sum(len(text) for batch in sample for text in batch) < 30_000
+    train_tokenizer(iter(sample), "bpe", 512, lowercase=False).save(str(tmp_path / "expected.json"))
+    assert tokenizer_sha256(paths.tokenizer) == tokenizer_sha256(tmp_path / "expected.json")
 
 
 def test_a_missing_tokenizer_to_compare_with_is_said_before_training(stages, tmp_path):
