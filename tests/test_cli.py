@@ -209,7 +209,7 @@ def test_data_verify_refuses_a_plan_of_other_tokens_in_one_line(data: Project) -
 
 def test_data_verify_before_the_stages_is_refused_in_one_line(project: Project) -> None:
     line = project.refuses("data", "verify", installed=True)
-    assert "outputs/toy/tokens/wikipedia/train: no whole token store there; `dvc repro tokens` writes it" in line
+    assert "outputs/toy/tokens/cc100/train: no whole token store there; `dvc repro tokens` writes it" in line
 
 
 def test_inspect_shows_step_lineage_and_files(project: Project, invoke: Callable[..., str]) -> None:

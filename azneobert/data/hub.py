@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
+
+import pyarrow as pa
 
 from azneobert.data.sources import Position, Records, add_record, parse_json
 from azneobert.errors import DataError
@@ -30,9 +33,11 @@ class HubReader:
             raise DataError(f"{source.name}: no split {source.split!r}, found {', '.join(map(str, splits))}")
 
     def state(self) -> Any:
-        """The files behind the split, with the commit they are of, and how they are read."""
-        files = [str(file) for file in self._builder.config.data_files[self._source.split]]
-        return {"builder": self._builder.name, "files": files, "options": self._source.options}
+        """The files behind the split, with their commit, ETag or date, and how they are read."""
+        files = self._builder.config.data_files[self._source.split]
+        versions = [list(version) for version in files.origin_metadata]
+        names = [str(file) for file in files]
+        return {"builder": self._builder.name, "files": names, "versions": versions, "options": self._source.options}
 
     def read(self, position: Position | None = None) -> Iterator[Records]:
         """The records from a position on, or all of them."""
@@ -56,12 +61,16 @@ class HubReader:
 
     def _make_builder(self) -> Any:
         from datasets import disable_progress_bars, load_dataset_builder
+        from fsspec.compression import register_compression
 
         disable_progress_bars()
+        register_compression("zstd", _open_zstd, "zst", force=True)
         source = self._source
         files = _listed(source.data_files) if source.data_files is not None else None
         if source.dataset in _BUILDERS and files is None:
             raise DataError(f"{source.name}: `data_files` is missing; name the files that {source.dataset} shall read")
+        if files == []:
+            raise DataError(f"{source.name}: names no file; correct `data_files`, or the list that it points to")
         return load_dataset_builder(
             "text" if self._json_lines else source.dataset,
             source.config,
@@ -69,6 +78,11 @@ class HubReader:
             revision=source.revision or None,
             **source.options,
         )
+
+
+def _open_zstd(file: BinaryIO, mode: str = "rb", **options: Any) -> BinaryIO:
+    """A zstd stream that ends in an error where it is truncated; the reader that fsspec takes says nothing."""
+    return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd"), 1 << 20)
 
 
 def _listed(files: str | tuple[str, ...]) -> list[str]:

@@ -95,7 +95,8 @@ def _resume(partial: Path, fingerprint: str) -> _State:
         state = _State(**saved | {"report": CleaningReport(**saved["report"])})
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         state = None
-    if state is None or state.fingerprint != fingerprint:
+    whole = state is not None and all((partial / part_name(n)).exists() for n in range(state.parts))
+    if state is None or not whole or state.fingerprint != fingerprint:
         shutil.rmtree(partial, ignore_errors=True)
         state = _State(fingerprint)
     partial.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ A data set of the Hugging Face hub is read by data/hub.py behind the same interf
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -135,7 +136,9 @@ def add_record(records: Records, record: Any, source: Source, where: str) -> Non
         if text is not None and not isinstance(text, str):
             raise KeyError(f"field {source.text_field!r} is {type(text).__name__}, not a string")
     except KeyError as error:
-        records.malformed.append(f"{where}: {error.args[0]}")
+        # The names that a record uses may hold line ends, halves of surrogate pairs, or very much.
+        problem = " ".join(str(error.args[0]).split())[:300]
+        records.malformed.append(f"{where}: {problem}".encode("utf-8", "replace").decode())
     else:
         # A JSON string may hold half of a surrogate pair, which no file can.
         records.ids.append(str(where if identity is None else identity).encode("utf-8", "replace").decode())
@@ -198,7 +201,9 @@ def _read_file(file: Path, source: Source, cursor: _Cursor) -> Iterator[Records]
     except OSError as error:
         if error.errno is not None:
             raise
-        raise DataError(f"{file}: damaged {compression} file ({_one_line(error)}); fetch it again") from None
+        raise DataError(
+            f"{file}: damaged {compression or form[1:]} file ({_one_line(error)}); fetch it again"
+        ) from None
 
 
 def _read_lines(file: Path, form: str, compression: str | None, source: Source, cursor: _Cursor) -> Iterator[Records]:
@@ -244,13 +249,15 @@ def _json_lines(file: Path, lines: Iterable[bytes], cursor: _Cursor) -> Iterator
 
 def parse_json(line: bytes) -> Any:
     """What a line of JSON holds, None for a blank one, or `Malformed` for one that is not UTF-8 or not JSON."""
-    if line.isspace():
+    line = line.removeprefix(codecs.BOM_UTF8)
+    if not line.strip():
         return None
     text = _decode(line)
     try:
-        return text if isinstance(text, Malformed) else json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        record = text if isinstance(text, Malformed) else json.loads(text)
+    except (ValueError, RecursionError) as error:  # beside JSONDecodeError, an integer of thousands of digits
         return Malformed(f"not JSON ({error}): {line[:40]!r}")
+    return Malformed("a JSON NoneType, not an object") if record is None else record
 
 
 def _texts(
@@ -297,7 +304,10 @@ def _read_parquet(file: Path, source: Source, cursor: _Cursor) -> Iterator[Recor
 
 
 def _read_csv(file: Path, compression: str | None, source: Source, cursor: _Cursor) -> Iterator[Records]:
-    names = _open_csv(file, compression).schema.names
+    try:
+        names = _open_csv(file, compression).schema.names
+    except UnicodeDecodeError:
+        raise DataError(f"{file}: its header is not UTF-8; save it as UTF-8") from None
     columns = _columns(file, names, source)
     malformed: list[str] = []
 
@@ -305,15 +315,17 @@ def _read_csv(file: Path, compression: str | None, source: Source, cursor: _Curs
         malformed.append(f"{file}:{row.number}: {row.actual_columns} columns, the header has {row.expected_columns}")
         return "skip"
 
-    rows = 0
+    # The parser runs ahead of the batches and passes over empty ones, so the rows that it skips come after all others;
+    # an offset of 1 says that they did.
+    rows, ended = 0, cursor.offset
     with file.open("rb") as raw:
         for batch in _open_csv(raw, compression, columns, skip):
             rows += len(batch)
             if rows > cursor.record:
-                records = _from_arrow(file, batch, source, cursor, raw.tell())
-                records.malformed += malformed
-                yield records
-            malformed.clear()
+                yield _from_arrow(file, batch, source, cursor, raw.tell())
+        if malformed and not ended:
+            cursor.offset = 1
+            yield Records(malformed=malformed, bytes_read=raw.tell())
 
 
 def _open_csv(
@@ -347,12 +359,25 @@ def _columns(file: Path, names: list[str], source: Source) -> list[str]:
 def _from_arrow(file: Path, batch: pa.RecordBatch, source: Source, cursor: _Cursor, bytes_read: int) -> Records:
     """Rows of a table as records; moves the cursor past them."""
     records = Records(bytes_read=bytes_read)
-    for row in batch.to_pylist():
+    for row in _rows(batch):
         cursor.record += 1
-        decoded = {name: _decode(value) if isinstance(value, bytes) else value for name, value in row.items()}
-        bad = next((value for value in decoded.values() if isinstance(value, Malformed)), None)
-        add_record(records, bad or decoded, source, f"{file}:{cursor.record}")
+        add_record(records, row, source, f"{file}:{cursor.record}")
     return records
+
+
+def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Malformed]:
+    try:
+        rows = batch.to_pylist()
+    except UnicodeDecodeError as error:
+        if len(batch) == 1:
+            yield Malformed(f"not UTF-8 ({error.reason})")
+            return
+        for number in range(len(batch)):
+            yield from _rows(batch.slice(number, 1))
+        return
+    for row in rows:
+        decoded = {name: _decode(value) if isinstance(value, bytes) else value for name, value in row.items()}
+        yield next((value for value in decoded.values() if isinstance(value, Malformed)), decoded)
 
 
 def _decode(value: bytes) -> str | Malformed:

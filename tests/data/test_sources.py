@@ -214,7 +214,7 @@ def test_crlf_and_blank_lines_between_records_are_no_records(tmp_path):
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_record(tmp_path):
-    # DEFECT 1-sources-json.patch: json.loads refuses the mark, so the first record of such a file is lost.
+    # Regression: json.loads refuses the mark, so the first record of such a file is lost.
     (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"id": 1, "text": "bir"}\n')
     (tmp_path / "b.csv").write_bytes(b"\xef\xbb\xbfid,text\n2,iki\n")
     records = joined(read(tmp_path))
@@ -247,12 +247,12 @@ def test_empty_tables_and_packed_nothing_hold_no_record(tmp_path):
         ("salam", "not JSON"),
         ("[" * 100_000, "not JSON"),
         ('["text"]', "a JSON list, not an object"),
-        # DEFECT 1-sources-json.patch: is taken for a blank line, and not counted.
+        # Regression: is taken for a blank line, and not counted.
         ("null", "a JSON NoneType, not an object"),
         ('{"id": 1, "body": "x"}', "no field 'text', found body, id"),
         ('{"text": "x"}', "no field 'id', found text"),
         ('{"id": 1, "text": ["x"]}', "field 'text' is list, not a string"),
-        # DEFECT 1-sources-json.patch: ends the stage with Python's ValueError.
+        # Regression: ends the stage with Python's ValueError.
         (f'{{"id": {"1" * 5000}, "text": "x"}}', "not JSON"),
     ],
     ids=lambda value: value[:20],
@@ -279,7 +279,7 @@ def test_a_line_that_is_not_utf8_is_named(tmp_path):
 
 
 def test_what_is_wrong_with_a_record_is_one_line_that_can_be_written_down(tmp_path, write_lines):
-    # DEFECT 2-sources-said-in-one-line.patch: a key with a line end or half a surrogate pair is shown as it is.
+    # Regression: a key with a line end or half a surrogate pair is shown as it is.
     path = write_lines(tmp_path / "a.jsonl", ['{"a\\nb": 1}', '{"c\\ud800": 1}'])
     (records,) = read(path)
     assert len(records.malformed) == 2
@@ -309,7 +309,7 @@ def test_a_value_of_a_csv_file_that_is_not_utf8_is_one_malformed_record(tmp_path
 
 
 def test_malformed_rows_of_a_csv_file_count_also_where_a_whole_block_is_malformed(tmp_path, monkeypatch):
-    # DEFECT 3-sources-csv-malformed.patch: dropped in a block without a good row, and after the last one.
+    # Regression: dropped in a block without a good row, and after the last one.
     monkeypatch.setattr(sources, "_CSV_BLOCK", 32)
     path = tmp_path / "a.csv"
     path.write_text("id,text\n1,bir\n" + "x,y,z\n" * 30 + "2,iki\n" + "x,y,z\n" * 30)
@@ -321,7 +321,7 @@ def test_malformed_rows_of_a_csv_file_count_also_where_a_whole_block_is_malforme
 
 
 def test_a_value_of_a_parquet_file_that_is_not_utf8_is_one_malformed_record(tmp_path):
-    # DEFECT 5-sources-parquet-utf8.patch: ends the stage with Python's UnicodeDecodeError.
+    # Regression: ends the stage with Python's UnicodeDecodeError.
     path = tmp_path / "a.parquet"
     offsets = pa.py_buffer(b"".join(n.to_bytes(4, "little") for n in (0, 1, 2, 3)))
     broken = pa.Array.from_buffers(pa.string(), 3, [None, offsets, pa.py_buffer(b"a\xffc")])
@@ -387,7 +387,7 @@ def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path, form):
 
 
 def test_a_damaged_page_of_a_parquet_file_is_refused(tmp_path):
-    # DEFECT 6-sources-damaged-none.patch: says `damaged None file`.
+    # Regression: says `damaged None file`.
     path = write(tmp_path / "a.parquet", [(number, text_of(number)) for number in range(300)])
     whole = bytearray(path.read_bytes())
     page = pq.ParquetFile(path).metadata.row_group(0).column(1).dictionary_page_offset
@@ -407,7 +407,7 @@ def test_a_missing_column_is_refused_with_those_that_are_there(tmp_path, form, f
 
 @pytest.mark.parametrize("encoding", ["utf-16", "cp1254"])
 def test_a_csv_file_whose_header_is_not_utf8_is_refused(tmp_path, encoding):
-    # DEFECT 4-sources-csv-header.patch: ends the stage with Python's UnicodeDecodeError.
+    # Regression: ends the stage with Python's UnicodeDecodeError.
     path = tmp_path / "a.csv"
     path.write_bytes("id,text,mənbə\n1,salam,x\n".replace("ə", "ş").encode(encoding))
     with refused(DataError, str(path), "UTF-8"):

@@ -452,7 +452,7 @@ def digest(stream, start):
     indirect=["either"],
 )
 def test_the_stream_means_what_it_has_always_meant(either, start, golden):
-    """Another digest is another order, other rows or other masks: runs that were begun before do not go on as they were."""
+    """Another digest is another order, other rows or other masks: a run begun before it would not go on as it was."""
     assert digest(either, start) == golden
 
 
