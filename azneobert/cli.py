@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -156,6 +157,7 @@ def bench_data_command(
     sizes = Sizes(text=10**6, documents=22_000, far_sample=10**6) if quick else Sizes()
     rows = []
     for row in bench_data(corpus, sizes):
+        row = replace(row, bar="", met=None) if quick else row  # a bar is for the full sizes
         console.print(f"{row.what}: [bold]{row.figure}[/bold] ({row.note})")
         rows.append(row)
     title = "Data: speed and memory"
