@@ -187,7 +187,7 @@ def _stream_rows(folder: Path, names: list[str], sizes: Sizes) -> Iterator[Row]:
         f"{private / _MIB:.0f} MiB",
         "<= 300 MiB",
         private <= 300 * _MIB,
-        "written to and not shared with another process; the pages of mapped files are the kernel's",
+        "pages shared with no other process and no file (those of mapped files are the kernel's to take back)",
     )
     near, far = in_child(_first_batches, folder, names, sizes.far_sample).result
     yield Row(

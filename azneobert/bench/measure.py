@@ -38,10 +38,19 @@ def median_seconds(function: Callable[[], Any], repeats: int) -> float:
     return statistics.median(durations)
 
 
-def private_bytes(pid: int | str = "self") -> int:
-    """The memory that a process has written to and shares with no other. Mapped files are the page cache's, not its."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_Dirty:"))
+def private_bytes(pid: int) -> int:
+    """The memory that a process shares with no other and no file: what it alone costs, in pages of its own."""
+    private = total = anonymous = 0
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        name, *rest = line.split()
+        if name in ("Private_Clean:", "Private_Dirty:"):
+            private += int(rest[0])
+        elif name == "Anonymous:":
+            anonymous = int(rest[0])
+        elif name == "VmFlags:":  # the last line of a mapping
+            total += min(private, anonymous)
+            private = anonymous = 0
+    return total * 1024
 
 
 def _measure(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Measured:

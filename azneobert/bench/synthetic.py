@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from azneobert.data.cleaning import are_azerbaijani, normalise
 from azneobert.data.sources import open_source
 from azneobert.data.store import FORMAT_VERSION, StoreMeta
 from azneobert.recipe import Source
@@ -21,14 +22,15 @@ _DAMAGE = (("ə", "ә"), (" ", "\u00a0"), ("a", "а"), ("i", "i\u00ad"), (". ", 
 
 
 def sentences(corpus: Path) -> list[str]:
-    """The sentences of every readable file below a folder."""
+    """The clean sentences of every readable file below a folder."""
     texts = (
         text
         for records in open_source(Source(path=str(corpus), id_field=None)).read()
         for text in records.texts
         if text is not None
     )
-    return [sentence for text in texts for sentence in re.split(r"(?<=[.!?]) +|\n+", text) if len(sentence) > 20]
+    found = (sentence for text in texts for sentence in re.split(r"(?<=[.!?]) +|\n+", text))
+    return [s for s in found if len(s) > 20 and normalise(s) == s and are_azerbaijani([s], 0.9, 0.02)[0]]
 
 
 def write_documents(file: Path, found: list[str], size: int, mean_sentences: float, seed: int = 1) -> int:

@@ -22,19 +22,24 @@ DROP_REASONS = ("malformed", "empty", "short", "language")
 
 # Soft hyphen, zero-width characters, directional marks and isolates, byte order mark, control characters but tab and
 # newline, and halves of surrogate pairs.
-_INVISIBLE = (
+_INVISIBLE_CLASS = (
     r"\u00AD\u061C\u200B-\u200F\u202A-\u202E\u2060-\u206F\uFEFF\uD800-\uDFFF\x00-\x08\x0E-\x1B\x7F-\x84\x86-\x9F"
 )
-_ODD_SPACES = r"\t\r\x0B\x0C\x1C-\x1F\x85\u00A0\u1680\u2000-\u200A\u2028\u2029\u202F\u205F\u3000"
+_SPACE_CLASS = r"\t\r\x0B\x0C\x1C-\x1F\x85\u00A0\u1680\u2000-\u200A\u2028\u2029\u202F\u205F\u3000"
 # Letters that only look like the Azerbaijani ones, and are right among their own.
 _LOOKALIKES = str.maketrans(
     "әаекорсхуіһјѕӘАВЕКМНОРСТХУІҺЈЅ" + "οΑΒΕΖΗΙΚΜΝΟΡΤΥΧ",  # Cyrillic, Greek
     "əaekopcxyihjsƏABEKMHOPCTXYIHJS" + "oABEZHIKMNOPTYX",
 )
 _SCHWAS = str.maketrans("әӘ", "əƏ")
-_ODD = re.compile(f"[{_INVISIBLE}{_ODD_SPACES}ǝƎ\u0307\u0370-\u052f]")
-_INVISIBLES = re.compile(f"[{_INVISIBLE}]")
-_ANY_SPACE = re.compile(f"[{_ODD_SPACES}]")
+# What sends a text to the slow half of `normalise`; accents, since sorting a heap of them takes the square of its size.
+_ODD = re.compile(f"[{_INVISIBLE_CLASS}{_SPACE_CLASS}ǝƎ\u0300-\u052f]")
+_INVISIBLE, _ODD_SPACES = (
+    frozenset(re.findall(f"[{characters}]", "".join(map(chr, range(0x10000)))))
+    for characters in (_INVISIBLE_CLASS, _SPACE_CLASS)
+)
+_LINE_BREAKS = frozenset("\u0085\u2028\u2029")
+_FEW = 8  # characters that are replaced one after the other rather than by a regular expression
 _FOREIGN = re.compile("[\u0370-\u052f]")
 _FOREIGN_LETTER = re.compile(r"(?=[\u0370-\u052f])\w")
 # Accents belong to the word: they may become a part of the letter before them once that is repaired. A match begins at
@@ -45,9 +50,10 @@ _WORD_WITH_FOREIGN_LETTER = re.compile(
 )
 _DOTTED_I = re.compile("i\u0307+")
 # Nobody writes so many accents on one letter, and sorting them takes the square of their number.
+_ACCENT = re.compile("[\u0300-\u036f]")
 _HEAP_OF_ACCENTS = re.compile("([\u0300-\u036f]{30})[\u0300-\u036f]+")
 _LATIN = re.compile(r"[A-Za-zÀ-ɏƏə]")
-_SPACES = re.compile(r" {2,}")
+_SPACE = re.compile("[ \n]")
 _LINE_ENDS = re.compile(r" ?\n ?")
 _BLANK_LINES = re.compile(r"\n{3,}")
 
@@ -117,11 +123,10 @@ def normalise(text: str) -> str:
 
     Spaces become single, lines lose the spaces at their ends, and at most one blank line stands in a row.
     """
-    text = _nfc(text)
-    if _ODD.search(text):
+    if _ODD.search(text) or not unicodedata.is_normalized("NFC", text):
         text = _repair(text)
-    if "  " in text:
-        text = _SPACES.sub(" ", text)
+    while "  " in text:  # a run of n spaces is gone after log n turns
+        text = text.replace("  ", " ")
     if " \n" in text or "\n " in text:
         text = _LINE_ENDS.sub("\n", text)
     if "\n\n\n" in text:
@@ -165,24 +170,48 @@ def is_validation(digest: bytes, fraction: float) -> bool:
 
 def _repair(text: str) -> str:
     """The slow half of `normalise`, for texts in which something odd stands."""
-    text = _INVISIBLES.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
-    text = _ANY_SPACE.sub(_plain_space, _nfc(text)).replace("ǝ", "ə").replace("Ǝ", "Ə")
+    text = _nfc(text.replace("\r\n", "\n").replace("\r", "\n"))
+    odd = set(_ODD.findall(text))
+    if not odd.isdisjoint(_INVISIBLE):
+        text = _nfc(_replace_all(text, odd & _INVISIBLE, ""))
+    text = _replace_all(text, odd & _LINE_BREAKS, "\n")
+    text = _replace_all(text, odd & _ODD_SPACES, " ")
+    text = text.replace("ǝ", "ə").replace("Ǝ", "Ə")
     if _FOREIGN.search(text):
-        text = _nfc(_WORD_WITH_FOREIGN_LETTER.sub(_to_latin, text))
+        text = _nfc(_repair_words(text))
     # Lower-casing İ the English way leaves i and a combining dot, which no Azerbaijani word has.
     return _nfc(_DOTTED_I.sub("i", text)) if "i\u0307" in text else text
 
 
+def _replace_all(text: str, characters: set[str], by: str) -> str:
+    if len(characters) > _FEW:
+        return re.sub(f"[{re.escape(''.join(characters))}]", by, text)
+    for character in characters:
+        text = text.replace(character, by)
+    return text
+
+
 def _nfc(text: str) -> str:
     # Cut before, for the time; and after, since some marks come apart into two. Both are rare, and cheap to rule out.
-    if _HEAP_OF_ACCENTS.search(text):
+    if _ACCENT.search(text) and _HEAP_OF_ACCENTS.search(text):
         text = _HEAP_OF_ACCENTS.sub(r"\1", text)
         return _HEAP_OF_ACCENTS.sub(r"\1", unicodedata.normalize("NFC", text))
     return unicodedata.normalize("NFC", text)
 
 
-def _plain_space(space: re.Match[str]) -> str:
-    return "\n" if space[0] in "\u0085\u2028\u2029" else " "
+def _repair_words(text: str) -> str:
+    """Look-alikes repaired in the words around foreign letters, the rest of the text not looked at."""
+    pieces: list[str] = []
+    done = 0
+    for foreign in _FOREIGN.finditer(text):
+        at = foreign.start()
+        if at >= done:
+            start = max(done, text.rfind(" ", done, at) + 1, text.rfind("\n", done, at) + 1)
+            space = _SPACE.search(text, at)
+            end = space.start() if space else len(text)
+            pieces += (text[done:start], _WORD_WITH_FOREIGN_LETTER.sub(_to_latin, text[start:end]))
+            done = end
+    return "".join([*pieces, text[done:]])
 
 
 def _to_latin(word: re.Match[str]) -> str:

@@ -16,7 +16,7 @@ from azneobert.data.sources import Position, SourceReader, open_source
 from azneobert.errors import DataError
 from azneobert.recipe import Cleaning, Source
 
-PART_CHARACTERS = 32 << 20
+PART_CHARACTERS = 8 << 20  # small enough that the cores which tokenize parts end together
 _SURE_AFTER = 10_000  # records after which a share of malformed ones says that the source is broken
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tokenize
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -26,7 +27,7 @@ from azneobert.errors import DataError
 
 FORMAT_VERSION = 2
 FRAME = 2  # [CLS] and [SEP] around each window
-_ARRAYS = ("store", "start", "length", "row_offsets")
+_ARRAYS = {"store": np.uint8, "start": np.int64, "length": np.int32, "row_offsets": np.int64}
 _CHUNK = 1 << 22
 _RESTORE = "restore it with `dvc checkout --force` or `dvc repro -f rows`"
 
@@ -112,7 +113,7 @@ def plan_rows(
         _plan_pool(stores, sequence_length, np.random.default_rng([seed, number]), *part)
         for number, part in enumerate(mixture)
     ]
-    arrays = {name: np.concatenate([pool[0][name] for pool in planned]) for name in _ARRAYS[:3]}
+    arrays = {name: np.concatenate([pool[0][name] for pool in planned]) for name in ("store", "start", "length")}
     sizes = np.concatenate([pool[0]["windows_per_row"] for pool in planned])
     pools = tuple(pool[1] for pool in planned)
     del planned
@@ -153,18 +154,26 @@ def open_plan(path: Path, stores: dict[str, TokenStore]) -> RowPlan:
         DataError: the plan is missing, damaged, or was made from other tokens.
     """
     try:
-        meta = PlanMeta.from_json(json.loads((path / "meta.json").read_text()))
+        content = json.loads((path / "meta.json").read_text())
+        version = content["format_version"]
+        meta = PlanMeta.from_json(content) if version == FORMAT_VERSION else None
         arrays = {name: _map(path / f"{name}.npy") for name in _ARRAYS}
     except FileNotFoundError as error:
         raise DataError(f"{error.filename}: no whole row plan there; `dvc repro rows` writes it") from None
-    except (TypeError, KeyError, ValueError, EOFError) as error:
+    except (TypeError, KeyError, ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
         raise DataError(f"{path}: damaged row plan ({error}); `dvc repro -f rows` makes it anew") from None
+    if meta is None:
+        raise DataError(
+            f"{path}: row plan of format version {version}, this program reads {FORMAT_VERSION}; "
+            "`dvc repro -f rows` makes it anew"
+        )
     expected = {name: opened.meta.tokens_sha256 for name, opened in stores.items()}
     if meta.stores != expected:
         names = [*expected, *(name for name in meta.stores if name not in expected)]
         changed = [name for name in names if meta.stores.get(name) != expected.get(name)]
         raise DataError(f"{path}: made from other tokens of {', '.join(changed)}; `dvc repro rows` makes it anew")
-    if len(arrays["row_offsets"]) != meta.rows + 1 or len(arrays["length"]) != meta.windows:
+    sizes = {"row_offsets": meta.rows + 1}
+    if any(a.shape != (sizes.get(n, meta.windows),) or a.dtype != _ARRAYS[n] for n, a in arrays.items()):
         raise DataError(f"{path}: its files do not have the {meta.rows} rows of meta.json; `dvc repro -f rows`")
     return RowPlan(meta, **arrays)
 
@@ -181,7 +190,7 @@ def verify_plan(path: Path, stores: dict[str, TokenStore]) -> RowPlan:
         store, start, length = (array[first : first + _CHUNK] for array in (plan.store, plan.start, plan.length))
         if (store >= len(sizes)).any() or (start < 0).any() or (length <= 0).any():
             raise DataError(f"{path}: a window of no tokens or of no store; {_RESTORE}")
-        if (start + length > sizes[store]).any():
+        if (start > sizes[store] - length).any():
             raise DataError(f"{path}: a window reaches beyond its token store; {_RESTORE}")
     for first in range(0, plan.meta.rows, _CHUNK):
         bounds = plan.row_offsets[first : first + _CHUNK + 1]
@@ -190,9 +199,30 @@ def verify_plan(path: Path, stores: dict[str, TokenStore]) -> RowPlan:
         framed = np.add.reduceat(plan.length[bounds[0] : bounds[-1]] + FRAME, bounds[:-1] - bounds[0])
         if (framed > plan.meta.sequence_length).any():
             raise DataError(f"{path}: a row holds more than {plan.meta.sequence_length} tokens; {_RESTORE}")
+    _verify_meta(path, plan)
     if _digest({name: getattr(plan, name) for name in _ARRAYS}) != plan.meta.sha256:
         raise DataError(f"{path}: its sha256 is not that of meta.json: a byte has changed; {_RESTORE}")
     return plan
+
+
+def _verify_meta(path: Path, plan: RowPlan) -> None:
+    """What meta.json counts is what the arrays hold: the stream takes its pools and its bounds from there."""
+    meta, offsets = plan.meta, plan.row_offsets
+    if offsets[0] != 0 or offsets[-1] != meta.windows:
+        raise DataError(
+            f"{path}/row_offsets.npy: goes from {offsets[0]} to {offsets[-1]}, expected 0 to {meta.windows}; {_RESTORE}"
+        )
+    ends = np.cumsum([pool.rows for pool in meta.pools])
+    windows = np.cumsum([pool.windows for pool in meta.pools])
+    if (
+        not len(ends)
+        or min(pool.rows for pool in meta.pools) <= 0
+        or ends[-1] != meta.rows
+        or not np.array_equal(offsets[ends], windows)
+        or np.bincount(np.diff(offsets)).tolist() != list(meta.rows_by_windows)
+        or meta.tokens != plan.length.sum(dtype=np.int64)
+    ):
+        raise DataError(f"{path}/meta.json: does not count what the arrays hold; {_RESTORE}")
 
 
 def plan_facts(plan: RowPlan) -> dict[str, float]:

@@ -24,6 +24,7 @@ from azneobert.errors import DataError
 FORMAT_VERSION = 1
 _CHUNK = 1 << 22
 _PIECE_BYTES = 8 << 20
+_HEADER_BYTES = 128  # of a .npy file of one dimension
 _RESTORE = "restore it with `dvc checkout --force` or `dvc repro -f tokens`"
 
 
@@ -214,7 +215,7 @@ def _map(file: Path, dtype: type, length: int) -> np.ndarray:
         array = np.load(file, mmap_mode="r" if length else None)  # an empty file cannot be mapped
     except FileNotFoundError:
         raise DataError(f"{file}: is missing; {_RESTORE}") from None
-    except (ValueError, EOFError, tokenize.TokenError) as error:
+    except (ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
         found = file.stat().st_size
         raise DataError(
             f"{file}: truncated or damaged: {found:,} bytes found, {length:,} entries of {np.dtype(dtype).itemsize} "
@@ -224,4 +225,6 @@ def _map(file: Path, dtype: type, length: int) -> np.ndarray:
         raise DataError(
             f"{file}: {array.dtype} of shape {array.shape}, expected {np.dtype(dtype)} of shape ({length},); {_RESTORE}"
         )
+    if file.stat().st_size != _HEADER_BYTES + array.nbytes:
+        raise DataError(f"{file}: {file.stat().st_size:,} bytes, expected {_HEADER_BYTES + array.nbytes:,}; {_RESTORE}")
     return array

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import mmap
 import signal
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from azneobert.data.store import TokenStore
 from azneobert.data.tokenizer import CLS, MASK, PAD, SEP
 
 SHARE_DENOMINATOR = 100  # the shares of a mixture are whole percents
-_ROUNDS = 6
+_ROUNDS = 8
 _ORDER, _MASKS = 1, 2  # the two uses of the seed
 
 
@@ -85,10 +86,9 @@ class Stream:
         self.seed = seed
         self.shuffle = shuffle
         self.masks_per_row = max(1, round(masking_rate * plan.meta.sequence_length))
-        self._tokens = [np.asarray(stores[name].tokens) for name in plan.meta.stores]
-        # Plain views of the maps: a memmap object costs a microsecond more at each access.
+        self._tokens = [_at_random(stores[name].tokens) for name in plan.meta.stores]
         self._row_offsets, self._store, self._start, self._length = (
-            np.asarray(array) for array in (plan.row_offsets, plan.store, plan.start, plan.length)
+            _at_random(array) for array in (plan.row_offsets, plan.store, plan.start, plan.length)
         )
         self._special = special_ids
         self._mixture = Mixture([pool.share for pool in plan.meta.pools], [pool.rows for pool in plan.meta.pools])
@@ -202,6 +202,15 @@ class _Rows:
     eligible: np.ndarray
 
 
+def _at_random(array: np.ndarray) -> np.ndarray:
+    """A plain view of a map that is read here and there: the kernel shall not read 32 pages around each that is asked
+    for, and a memmap object would cost a microsecond more at each access."""
+    mapped = getattr(array, "_mmap", None)
+    if mapped is not None:
+        mapped.madvise(mmap.MADV_RANDOM)
+    return np.asarray(array)
+
+
 class Mixture:
     """Which pool each sample is drawn from, and which of that pool's samples it is: arithmetic on the sample index.
 
@@ -276,6 +285,8 @@ def micro_batch_loader(
         num_workers=workers,
         pin_memory=pin_memory,
         worker_init_fn=_leave_stopping_to_the_parent,
+        # Forked, a worker has the maps of the tokens; started anew, it would be sent all of them through a pipe.
+        multiprocessing_context="fork" if workers else None,
     )
     batches = iter(loader)
     try:
@@ -298,14 +309,16 @@ def epoch_order(places: np.ndarray, rows: int, seed: int, pool: int, epoch: int)
 def permute(indices: np.ndarray, size: int, key: np.uint64) -> np.ndarray:
     """A keyed permutation of range(size), evaluated for these indices only: O(1) memory, (n,) uint64 -> int64.
 
-    A Feistel network over the next even number of bits, walked until it falls into the range (format-preserving
-    encryption by cycle walking, Black and Rogaway, CT-RSA 2002).
+    A Feistel network over the smallest near-square grid that holds the range, walked until it falls into the range
+    (format-preserving encryption: generalised Feistel and cycle walking, Black and Rogaway, CT-RSA 2002).
     """
-    half = max(1, ((size - 1).bit_length() + 1) // 2)
-    values = _feistel(indices.astype(np.uint64), half, key)
+    left_size = math.isqrt(size - 1) + 1
+    grid = left_size, -(-size // left_size)
+    values = _feistel(indices.astype(np.uint64), grid, key)
+    # The grid is larger than the range by less than one of its sides, so hardly an index walks twice.
     outside = np.flatnonzero(values >= size)
     while outside.size:
-        values[outside] = _feistel(values[outside], half, key)
+        values[outside] = _feistel(values[outside], grid, key)
         outside = outside[values[outside] >= size]
     return values.astype(np.int64)
 
@@ -317,13 +330,14 @@ def random_uint64(key: np.uint64, samples: np.ndarray, count: int) -> np.ndarray
         return _mix(rows[:, None] + np.arange(count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
 
 
-def _feistel(values: np.ndarray, half: int, key: np.uint64) -> np.ndarray:
-    mask = np.uint64((1 << half) - 1)
-    bits = np.uint64(half)
-    left, right = values >> bits, values & mask
+def _feistel(values: np.ndarray, grid: tuple[int, int], key: np.uint64) -> np.ndarray:
+    sizes = [np.uint64(size) for size in grid]
+    halves = list(np.divmod(values, sizes[1]))
     for number in range(_ROUNDS):
-        left, right = right, left ^ (_mix(right ^ _key(int(key), number)) & mask)
-    return (left << bits) | right
+        turned, other = number % 2, 1 - number % 2
+        shift = _mix(halves[other] ^ _key(int(key), number)) % sizes[turned]
+        halves[turned] = (halves[turned] + shift) % sizes[turned]
+    return halves[0] * sizes[1] + halves[1]
 
 
 @functools.lru_cache(maxsize=4096)

@@ -84,7 +84,7 @@ def _run(jobs: list[_Job], tokenizer_file: Path, vocab_size: int) -> Iterator[tu
             yield job, _tokenize_part(tokenizer, job)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, _start_worker, (tokenizer_file, vocab_size)) as pool:
+    with ProcessPoolExecutor(processes, context, _start_worker, (tokenizer_file, vocab_size, os.getpid())) as pool:
         waiting = {pool.submit(_work, job): job for job in jobs}
         try:
             for future in as_completed(waiting):
@@ -97,10 +97,12 @@ def _run(jobs: list[_Job], tokenizer_file: Path, vocab_size: int) -> Iterator[tu
 _worker_tokenizer: Tokenizer
 
 
-def _start_worker(tokenizer_file: Path, vocab_size: int) -> None:
+def _start_worker(tokenizer_file: Path, vocab_size: int, parent: int) -> None:
     global _worker_tokenizer
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # or a killed parent would leave its workers waiting
+    if os.getppid() != parent:
+        os._exit(1)  # it was killed before the line above
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     _worker_tokenizer = _load(tokenizer_file, vocab_size)
 
@@ -138,5 +140,5 @@ def _md5(file: Path) -> str:
 def _remove_others(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for other in folder.parent.iterdir():
-        if other != folder:
+        if other != folder and other.is_dir():
             shutil.rmtree(other)

@@ -40,7 +40,7 @@ def steps(engine: Engine, stream: Stream, numbers: range, rows: int = 8, accumul
         share = rows // engine.world.size
         first = number * rows + engine.world.rank * share
         micro = share // accumulation
-        batches = (stream.batch(first + i * micro, micro) for i in range(accumulation))
+        batches = (stream.packed_batch(first + i * micro, micro) for i in range(accumulation))
         figures.append([x.item() for x in engine.step(batches, accumulation, RATES[number])])
     return figures
 
