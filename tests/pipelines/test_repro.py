@@ -82,6 +82,26 @@ def test_mlflow_holds_one_run_a_phase_with_curve_settings_and_lineage(reproduced
     assert "phase1.png" in {artifact.path for artifact in client.list_artifacts(phase1.info.run_id)}
 
 
+def test_the_reports_hold_documents_fertility_and_rows(reproduced: Reproduced) -> None:
+    metrics = reproduced.project.folder / "outputs/sample/metrics"
+    cc100 = json.loads((metrics / "documents/cc100.json").read_text())
+    assert cc100["documents"] == cc100["kept"] + sum(cc100["dropped"].values())
+    assert cc100["dropped"]["language"] > 0
+    fertility = json.loads((metrics / "tokenizer.json").read_text())
+    assert all({"azneobert", "qwen3.5", "deepseek-v4"} <= set(figures) for figures in fertility.values())
+    rows = json.loads((metrics / "rows/phase2.json").read_text())
+    assert sum(share for key, share in rows.items() if key.startswith("share/")) == pytest.approx(1, abs=1e-3)
+    client = mlflow.MlflowClient(f"sqlite:///{reproduced.project.folder}/mlflow.db")
+    run = client.get_run(str(read_run_id(reproduced.project.folder / "outputs/sample/tracking/phase2")))
+    assert run.data.params["rows.rows"] == str(rows["rows"])
+
+
+def test_tokens_exist_once_in_the_cache_and_the_workspace(reproduced: Reproduced) -> None:
+    for array in (reproduced.project.folder / "outputs/sample/tokens").rglob("tokens.npy"):
+        assert array.stat().st_nlink >= 2, "a copy of the cache, not a link to it"
+    assert "is whole" in reproduced.project.run("azneobert", "data", "verify").stdout
+
+
 def test_a_second_make_repro_runs_nothing(reproduced: Reproduced) -> None:
     assert stages_run(reproduced.project.run("make", "repro").stdout) == []
 
