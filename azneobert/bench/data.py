@@ -181,7 +181,8 @@ def _stream_rows(folder: Path, names: list[str], sizes: Sizes) -> Iterator[Row]:
         f"{rate / 1e6:.1f} M tokens/s",
         ">= 10 M tokens/s",
         rate >= 10e6,
-        f"micro-batches of 48 rows, as the training process receives them, from {tokens / 1e9:.1f} billion tokens",
+        "micro-batches of 48 rows, as the training process receives them; "
+        f"{tokens / 1e9:.1f} billion tokens, which are holes in files: each page is new to memory and needs no disk",
     )
     yield Row(
         f"private memory of that worker at {tokens / 1e9:.1f} billion tokens",
@@ -249,7 +250,7 @@ def _shuffle_rows(sizes: Sizes) -> Iterator[Row]:
     yield Row(
         "correlation of a row's places in two epochs",
         f"{correlation:+.5f}",
-        f"|r| <= {4 / sizes.documents**0.5:.5f}",
+        f"within {4 / sizes.documents**0.5:.5f}",
         abs(correlation) <= 4 / sizes.documents**0.5,
         f"four standard errors; {neighbours} of all neighbours stay neighbours (1.0 expected by chance at any size)",
     )
