@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -99,30 +100,28 @@ def _listed(files: str | tuple[str, ...]) -> list[str]:
     return found
 
 
-class _explained:  # noqa: N801 - reads as a clause: with _explained(source)
+@contextmanager
+def _explained(source: Source) -> Iterator[None]:
     """Turns what `datasets` raises for a source that cannot be read into one line."""
-
-    def __init__(self, source: Source):
-        self._source = source
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if error is None or isinstance(error, DataError | GeneratorExit) or not isinstance(error, Exception):
-            return
-        from datasets.exceptions import DatasetNotFoundError
-
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # each of its builders and file systems has exceptions of its own
         said = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, DatasetNotFoundError):
-            remedy = "correct its name, or accept its terms on the hub and set HF_TOKEN"
-        elif isinstance(error, ConnectionError):
-            remedy = "the hub does not answer: try again later; what was read so far is kept"
-            remedy += " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-        elif isinstance(error, FileNotFoundError):
-            remedy = "correct `dataset`, `config` or `data_files`, or try again later if it is there"
-        elif isinstance(error, OSError):
-            remedy = "try again later; what was read so far is kept"
-        else:
-            remedy = "correct `dataset`, `config`, `data_files` or `options`"
-        raise DataError(f"{self._source.name}: {said}; {remedy}") from None
+        raise DataError(f"{source.name}: {said}; {_remedy(error)}") from None
+
+
+def _remedy(error: Exception) -> str:
+    from datasets.exceptions import DatasetNotFoundError
+
+    if isinstance(error, DatasetNotFoundError):
+        return "correct its name, or accept its terms on the hub and set HF_TOKEN"
+    if isinstance(error, ConnectionError):
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        return f"the hub does not answer: try again later; what was read so far is kept{offline}"
+    if isinstance(error, FileNotFoundError):
+        return "correct `dataset`, `config` or `data_files`, or try again later if it is there"
+    if isinstance(error, OSError):
+        return "try again later; what was read so far is kept"
+    return "correct `dataset`, `config`, `data_files` or `options`"
