@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import re
 import unicodedata
 from dataclasses import dataclass, field
@@ -148,13 +149,12 @@ def are_azerbaijani(texts: list[str], min_latin: float, min_schwa: float) -> np.
 def letter_counts(texts: list[str]) -> np.ndarray:
     """The letters, Latin letters and ə of each text: int64 (3, texts)."""
     counts = np.zeros((3, len(texts)), dtype=np.int64)
-    sizes = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
-    filled = np.flatnonzero(sizes)
-    if filled.size:
-        starts = (np.cumsum(sizes) - sizes)[filled]
-        kinds = _letter_kinds()[np.frombuffer("".join(texts).encode("utf-32-le"), dtype=np.uint32)]
-        for row, bit in enumerate((1, 2, 4)):
-            counts[row, filled] = np.add.reduceat(kinds & bit != 0, starts, dtype=np.int64)
+    codes = np.frombuffer("".join(texts).encode("utf-32-le"), dtype=np.uint32)
+    ends = list(itertools.accumulate(map(len, texts), initial=0))
+    kinds = _letter_kinds()[codes]
+    for row, bit in enumerate((1, 2, 4)):
+        found = kinds & bit != 0
+        counts[row] = [np.count_nonzero(found[start:end]) for start, end in itertools.pairwise(ends)]
     return counts
 
 
