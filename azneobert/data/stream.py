@@ -180,8 +180,8 @@ class Stream:
 
     def _masked_positions(self, samples: np.ndarray, rows: _Rows) -> np.ndarray:
         """`masks_per_row` positions in each row, ascending, (rows, K) int64: those with the smallest random numbers."""
-        keys = random_uint64(_key(self.seed, _MASKS), samples, self.plan.meta.sequence_length)
-        keys.ravel()[rows.unmaskable] = np.iinfo(np.uint64).max
+        keys = random_uint32(_key(self.seed, _MASKS), samples, self.plan.meta.sequence_length)
+        keys.ravel()[rows.unmaskable] = np.iinfo(np.uint32).max
         chosen = np.argpartition(keys, self.masks_per_row - 1, axis=1)[:, : self.masks_per_row]
         for row in np.flatnonzero(rows.eligible < 2 * self.masks_per_row):
             # A row that is nearly empty keeps half of its tokens visible and repeats its masks up to the fixed number.
@@ -323,11 +323,11 @@ def permute(indices: np.ndarray, size: int, key: np.uint64) -> np.ndarray:
     return values.astype(np.int64)
 
 
-def random_uint64(key: np.uint64, samples: np.ndarray, count: int) -> np.ndarray:
-    """Counter-based random numbers, (samples, count) uint64: number j of sample i depends on (key, i, j) only."""
+def random_uint32(key: np.uint64, samples: np.ndarray, count: int) -> np.ndarray:
+    """Counter-based random numbers, (samples, count) uint32: number j of sample i depends on (key, i, j) only."""
     rows = _mix(samples.astype(np.uint64) ^ key)
-    with np.errstate(over="ignore"):
-        return _mix(rows[:, None] + np.arange(count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    pairs = np.arange(-(-count // 2), dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return np.ascontiguousarray(_mix(rows[:, None] + pairs).astype("<u8").view("<u4")[:, :count])
 
 
 def _feistel(values: np.ndarray, grid: tuple[int, int], key: np.uint64) -> np.ndarray:
