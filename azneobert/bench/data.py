@@ -8,16 +8,15 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from azneobert.bench.measure import in_child, median_seconds, private_bytes
+from azneobert.bench.measure import in_child, private_bytes
 from azneobert.bench.report import Row
 from azneobert.bench.synthetic import sentences, write_documents, write_hollow_stores
 from azneobert.data.documents import SCHEMA, parts, read_texts
@@ -226,14 +225,12 @@ def _stream(folder: Path, names: list[str]) -> tuple[float, int, int]:
 
 
 def _first_batches(folder: Path, names: list[str], far: int) -> tuple[float, float]:
-    def first(sample: int) -> Callable[[], Any]:
-        return lambda: _open_stream(folder, names).batch(sample, 48)
-
     durations: dict[int, list[float]] = {0: [], far: []}
     for turn, sample in itertools.product(range(16), durations):
-        seconds = median_seconds(first(sample + turn * 48), 1)
+        start = time.perf_counter()
+        _open_stream(folder, names).batch(sample + turn * 48, 48)
         if turn:  # the first turn warms the page cache
-            durations[sample].append(seconds)
+            durations[sample].append(time.perf_counter() - start)
     return statistics.median(durations[0]), statistics.median(durations[far])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -25,16 +24,6 @@ def in_child(function: Callable[..., Any], *arguments: Any) -> Measured:
     """Call a function of a module in a new process."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_measure, function, arguments).result()
-
-
-def median_seconds(function: Callable[[], Any], repeats: int) -> float:
-    """The median duration of several calls."""
-    durations = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        durations.append(time.perf_counter() - start)
-    return statistics.median(durations)
 
 
 def private_bytes(pid: int) -> int:
