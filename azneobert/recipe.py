@@ -15,7 +15,7 @@ from azneobert.errors import RecipeError
 
 PhaseName = Literal["phase1", "phase2"]
 PHASES: tuple[PhaseName, ...] = get_args(PhaseName)
-ENGINES = ("plain",)  # those of the recipe that this version can run
+EngineName = Literal["plain", "zero2"]
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -214,7 +214,7 @@ class Phase(_Block):
 class Runtime(_Block):
     """How a run is carried out. Nothing here changes what is computed, so a resumed run may differ in it."""
 
-    engine: Literal["plain", "zero2"]
+    engine: EngineName
     processes: Positive
     max_micro_batch: Positive
     attention: Literal["auto", "fa2", "reference"]

@@ -13,7 +13,7 @@ from azneobert.model.encoder import build_model
 from azneobert.recipe import PHASES, Recipe
 from azneobert.training.engine import make_accelerator, world_of
 from azneobert.training.evaluation import evaluate
-from azneobert.training.run import open_streams
+from azneobert.training.inputs import open_streams
 from pretrain import phase_inputs
 from stage import Paths, run_stage, write_json
 

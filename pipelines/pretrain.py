@@ -5,7 +5,8 @@ import sys
 from argparse import Namespace
 
 from azneobert.recipe import PHASES, PhaseName, Recipe
-from azneobert.training.run import Inputs, pretrain
+from azneobert.training.inputs import Inputs
+from azneobert.training.run import pretrain
 from azneobert.training.stopping import EXIT_STOPPED
 from stage import Paths, lineage, run_stage
 

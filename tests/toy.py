@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -34,7 +35,8 @@ from azneobert.model.encoder import MaskedLM, build_model
 from azneobert.recipe import Model, PhaseName, Recipe, load_recipe
 from azneobert.tracking import read_points
 from azneobert.training import run as run_module
-from azneobert.training.run import Inputs, prepare_folder, pretrain, stop_file
+from azneobert.training.inputs import Inputs, stop_file
+from azneobert.training.run import prepare_folder, pretrain
 from azneobert.training.stopping import StopRequest
 
 ROOT = Path(__file__).parents[1]
@@ -49,12 +51,16 @@ _servers = multiprocessing.get_context("forkserver")
 _servers.set_forkserver_preload(
     [
         "azneobert.training.run",
+        "azneobert.training.plain_engine",
+        "azneobert.training.zero2_engine",
         "mlflow",
         "mlflow.store.db.utils",
         "mlflow.store.tracking.sqlalchemy_store",
         "torch.distributed.tensor",  # what Accelerate and torch's optimizers import when they are first used
         "torch._dynamo",
         "transformers.models.eurobert.modeling_eurobert",
+        "deepspeed",
+        "deepspeed.runtime.zero.muon.muon_optimizer",  # compiles when imported, for which it imports torch._inductor
     ]
 )
 
@@ -247,6 +253,8 @@ class Hooked(StopRequest):
         """As the real one, whose file may just have appeared."""
         self.steps += 1
         if self.steps == self.kill_after:
+            for writer in [thread for thread in threading.enumerate() if thread.name == "checkpoint"]:
+                writer.join()  # what a kill does to one at work is another test's subject
             os.kill(os.getpid(), signal.SIGKILL)
         if self.steps == self.term_after:
             os.kill(os.getpid(), signal.SIGTERM)

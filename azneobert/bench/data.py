@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from azneobert.bench.measure import in_child, private_bytes
 from azneobert.bench.report import Row
-from azneobert.bench.synthetic import sentences, write_documents, write_hollow_stores
+from azneobert.bench.synthetic import SPECIAL_IDS, sentences, write_documents, write_hollow_stores
 from azneobert.data.documents import SCHEMA, parts, read_texts
 from azneobert.data.duplicates import find_duplicates
 from azneobert.data.ingest import ingest
@@ -31,7 +31,6 @@ from azneobert.recipe import Cleaning, Source
 
 _MIB, _GIB = 2**20, 2**30
 _CLEANING = Cleaning(min_words=5, min_latin=0.7, min_schwa=0.02, max_malformed=0.0, validation_fraction=0.001)
-_SPECIAL_IDS = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
 _VOCABULARY = 8192  # which makes as many tokens of a word of so small a corpus as 64,000 do of a large one: 1.7
 _MIXTURE = ((0, 0.2), (1024, 0.4), (2048, 0.4))
 
@@ -207,7 +206,7 @@ def _open_stores(folder: Path, names: list[str]) -> dict[str, TokenStore]:
 def _open_stream(folder: Path, names: list[str]) -> Stream:
     stores = _open_stores(folder, names)
     plan = open_plan(folder / "rows-1024-1", stores)
-    return Stream(plan, stores, _SPECIAL_IDS, seed=1, masking_rate=0.2)
+    return Stream(plan, stores, SPECIAL_IDS, seed=1, masking_rate=0.2)
 
 
 def _stream(folder: Path, names: list[str]) -> tuple[float, int, int]:

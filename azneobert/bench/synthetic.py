@@ -11,11 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from azneobert.data.cleaning import are_azerbaijani, normalise
+from azneobert.data.rows import open_plan, plan_rows, write_plan
 from azneobert.data.sources import open_source
-from azneobert.data.store import FORMAT_VERSION, StoreMeta
+from azneobert.data.store import FORMAT_VERSION, ShardWriter, StoreMeta, TokenStore, assemble_store, shard_files
+from azneobert.data.stream import Stream
 from azneobert.recipe import Source
 
 VOCABULARY = 64_000
+SPECIAL_IDS = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
 # Of the published corpus: 12.2 billion tokens in 11.9 million documents, most of them short and some very long.
 _MEAN_OF_LOG, _SIGMA_OF_LOG = 6.2, 1.2
 _DAMAGE = (("ə", "ә"), (" ", "\u00a0"), ("a", "а"), ("i", "i\u00ad"), (". ", ".  \r\n"))
@@ -75,3 +78,23 @@ def write_hollow_stores(folder: Path, documents: int, collections: int = 11) -> 
         meta = StoreMeta(FORMAT_VERSION, len(lengths), shape[0], "int32", VOCABULARY, "", "", name, "")
         (folder / name / "meta.json").write_text(json.dumps(asdict(meta)))
         yield name
+
+
+def write_small_corpus(folder: Path, vocab_size: int, row_length: int, documents: int = 2000, seed: int = 1) -> None:
+    """A store of random tokens, rare ones rarer, and the row plan of one length: for `open_small_corpus`."""
+    rng = np.random.default_rng(seed)
+    (folder / "shards").mkdir()
+    shard = ShardWriter(folder / "shards", "only")
+    for length in document_lengths(documents, seed):
+        ids = 5 + (rng.random(int(length)) ** 3 * (vocab_size - 5)).astype(np.int32)
+        shard.add(ids, np.asarray([len(ids)]))
+    shard.close()
+    files = [shard_files(folder / "shards", "only")]
+    assemble_store(folder / "store", files, vocab_size=vocab_size, tokenizer_sha256="none", source_md5="none")
+    write_plan(plan_rows({"store": TokenStore.open(folder / "store")}, row_length, seed), folder / "rows")
+
+
+def open_small_corpus(folder: Path) -> Stream:
+    """The stream over what `write_small_corpus` wrote."""
+    stores = {"store": TokenStore.open(folder / "store")}
+    return Stream(open_plan(folder / "rows", stores), stores, SPECIAL_IDS, seed=1, masking_rate=0.2)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from azneobert.checkpoint.universal import Manifest, TrainState, verify_checkpoint, write_checkpoint
@@ -24,21 +29,31 @@ class CheckpointFolder:
         self.keep = keep
 
     def publish(self, state: TrainState, manifest: Manifest, tokenizer: Path) -> Path:
-        """Write a checkpoint beside the others, rename it into place, move `latest`, then drop the oldest."""
+        """Write a checkpoint beside the others, rename it into place, move `latest`, then drop the oldest.
+
+        Raises:
+            CheckpointError: it cannot be written; what was there before still is, and the half of the new one is gone.
+        """
         target = self.path / f"{_PREFIX}{manifest.step:08d}"
         partial = self.path / f"{_PARTIAL}{target.name}"
-        self.remove_partials()
-        partial.mkdir(parents=True)
-        write_checkpoint(partial, state, manifest, tokenizer)
-        if target.exists():
-            shutil.rmtree(target)
-        partial.rename(target)
-        self._point_latest(target)
-        # What is as new or newer is damaged: a whole one would have been resumed from.
-        for damaged in self.steps()[self.steps().index(target) + 1 :]:
-            shutil.rmtree(damaged)
-        for old in self.steps()[: -self.keep]:
-            shutil.rmtree(old)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with self._locked():
+                self.remove_partials()
+                partial.mkdir()
+                write_checkpoint(partial, state, manifest, tokenizer)
+                if target.exists():
+                    shutil.rmtree(target)
+                partial.rename(target)
+                self._point_latest(target)
+                # What is as new or newer is damaged: a whole one would have been resumed from.
+                for damaged in self.steps()[self.steps().index(target) + 1 :]:
+                    shutil.rmtree(damaged)
+                for old in self.steps()[: -self.keep]:
+                    shutil.rmtree(old)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise CheckpointError(f"{target}: cannot be written: {error.strerror or error}") from None
         return target
 
     def steps(self) -> list[Path]:
@@ -55,17 +70,110 @@ class CheckpointFolder:
                 log.warning("%s; trying the one before it", error)
         return None
 
+    def prune(self) -> list[Path]:
+        """Remove all but the newest `keep` whole checkpoints; what was removed. Damaged ones go, if a whole one stays.
+
+        Raises:
+            CheckpointError: there is no whole checkpoint, so nothing may go.
+        """
+        with self._locked():
+            whole: list[Path] = []
+            for folder in reversed(self.steps()):
+                try:
+                    if len(whole) < self.keep:
+                        verify_checkpoint(folder)
+                        whole.append(folder)
+                except CheckpointError as error:
+                    log.warning("%s", error)
+            if not whole:
+                raise CheckpointError(f"{self.path}: holds no whole checkpoint; nothing is removed")
+            removed = [folder for folder in self.steps() if folder not in whole]
+            self._point_latest(whole[0])
+            for folder in removed:
+                shutil.rmtree(folder)
+            self.remove_partials()
+        return removed
+
+    def check_room(self, size: int) -> None:
+        """See to it that checkpoints of `size` bytes can be written as often as they are kept, and once more.
+
+        Raises:
+            CheckpointError: the disk is too full.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        missing = max(1, self.keep + 1 - len(self.steps()))
+        free, needed = shutil.disk_usage(self.path).free, missing * size
+        if free < needed:
+            raise CheckpointError(
+                f"{self.path}: {free / 1e9:.1f} GB are free, {missing} checkpoints take {needed / 1e9:.1f} GB; "
+                "free some, or lower runtime.keep_checkpoints"
+            )
+
     def remove_partials(self) -> None:
         """Remove what a killed writer left."""
         for partial in self.path.glob(f"{_PARTIAL}*"):
             shutil.rmtree(partial)
 
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One writer at a time, so that `prune` does not take a checkpoint from under a run that writes it."""
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
     def _point_latest(self, target: Path) -> None:
+        self._sync()  # the rename of the checkpoint is durable before anything points at it
         pointer = self.path / ".latest"
         pointer.write_text(target.name + "\n")
         with pointer.open() as file:
             os.fsync(file.fileno())
         pointer.replace(self.path / "latest")
+        self._sync()
+
+    def _sync(self) -> None:
         descriptor = os.open(self.path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
+
+
+class BackgroundWriter:
+    """Publishes checkpoints in a thread, one at a time, from host memory that nobody else touches meanwhile."""
+
+    def __init__(self, folder: CheckpointFolder):
+        self._folder = folder
+        self._thread: threading.Thread | None = None
+        self._error: CheckpointError | None = None
+
+    def submit(self, state: TrainState, manifest: Manifest, tokenizer: Path) -> None:
+        """Begin to write; `wait` first, if the state lies where the one before lay."""
+        self.wait()
+        self._thread = threading.Thread(target=self._publish, args=(state, manifest, tokenizer), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until the last submitted checkpoint stands.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        if self._thread is not None:
+            start = time.perf_counter()
+            self._thread.join()
+            self._thread = None
+            if time.perf_counter() - start > 1:
+                log.info("waited %.1f s for the checkpoint before", time.perf_counter() - start)
+        self.check()
+
+    def check(self) -> None:
+        """Raise what the last writing failed with, if it has."""
+        if self._error is not None:
+            raise self._error
+
+    def _publish(self, state: TrainState, manifest: Manifest, tokenizer: Path) -> None:
+        try:
+            self._folder.publish(state, manifest, tokenizer)
+        except CheckpointError as error:
+            self._error = error

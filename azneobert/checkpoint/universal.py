@@ -1,46 +1,56 @@
 """The universal checkpoint: one folder that any engine of any world size writes and reads, and NumPy alone can open.
 
 ``weights.safetensors``, ``exp_avg.safetensors`` and ``exp_avg_sq.safetensors`` hold fp32 tensors by clean parameter
-name; ``state.json`` the optimizer, schedule and stream; ``tokenizer.json`` the tokenizer; ``manifest.json``, written
-last, the hashes of all of them and the lineage. Nothing in it is pickled.
+name; ``buffers.safetensors``, where the model has any, its persistent buffers in their own dtypes; ``state.json`` the
+optimizer, schedule and stream; ``tokenizer.json`` the tokenizer; ``manifest.json``, written last, the hashes of all
+of them and the lineage. Nothing in it is pickled.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
+from azneobert.checkpoint.tensors import open_safetensors, shapes_of, write_fp32
 from azneobert.data.store import sha256_file
 from azneobert.errors import CheckpointError
 
 FORMAT = "azneobert-universal"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_READABLE = (1, 2)  # the first knew no buffers
 MANIFEST = "manifest.json"
-_TENSORS = ("weights", "exp_avg", "exp_avg_sq")
+KINDS = ("weights", "exp_avg", "exp_avg_sq")
+_TENSOR_FILES = tuple(f"{kind}.safetensors" for kind in KINDS)
+_BUFFERS = "buffers.safetensors"
 
 
 @dataclass
 class TrainState:
     """What an engine hands over: fp32 tensors on the host by clean parameter name, and the optimizer's numbers.
 
-    `tied` maps an alias to the name that owns its tensor; aliases stand in none of the three dictionaries.
-    `groups` are the optimizer's: parameter names, learning rate, betas, eps and weight decay.
+    `tied` maps an alias to the name that owns its tensor; aliases stand in none of the mappings. `groups` are the
+    optimizer's, in its order: parameter names, learning rate, betas, eps, weight decay and what else it keeps.
+    `scheduler` is the state of a foreign program's scheduler, as it came; ours is a function of the step.
     """
 
-    weights: dict[str, torch.Tensor]
-    exp_avg: dict[str, torch.Tensor]
-    exp_avg_sq: dict[str, torch.Tensor]
+    weights: Mapping[str, torch.Tensor]
+    exp_avg: Mapping[str, torch.Tensor]
+    exp_avg_sq: Mapping[str, torch.Tensor]
     optimizer_step: int
     groups: list[dict[str, Any]]
     tied: dict[str, str] = field(default_factory=dict)
-    buffers: dict[str, list[float]] = field(default_factory=dict)
+    buffers: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    scheduler: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,31 +72,42 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
 
-def write_checkpoint(folder: Path, state: TrainState, manifest: Manifest, tokenizer: Path) -> None:
+def write_checkpoint(folder: Path, state: TrainState, manifest: Manifest, tokenizer: Path | None) -> None:
     """Write a checkpoint into an empty folder, every byte of it durable when this returns."""
-    for name in _TENSORS:
-        tensors = {key: value.contiguous() for key, value in getattr(state, name).items()}
-        save_file(tensors, folder / f"{name}.safetensors")
-    (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+    files = {}
+    with ThreadPoolExecutor(len(KINDS)) as pool:  # hashing and writing leave the interpreter free
+        writing = {name: pool.submit(write_fp32, folder / name, getattr(state, name[:-12])) for name in _TENSOR_FILES}
+    for name, written in writing.items():
+        files[name] = written.result()
+    if state.buffers:
+        save_file({n: b.detach().cpu().contiguous() for n, b in state.buffers.items()}, folder / _BUFFERS)
+    if tokenizer is not None:
+        shutil.copyfile(tokenizer, folder / "tokenizer.json")
     _write_json(
         folder / "state.json",
         {
             "optimizer": {"step": state.optimizer_step, "groups": state.groups},
             "tied": state.tied,
-            "buffers": state.buffers,
+            "scheduler": state.scheduler,
             "schedule": manifest.schedule,
             "stream": manifest.stream,
         },
     )
-    files = {}
     for file in sorted(folder.iterdir()):
-        file.chmod(0o644)  # safetensors writes for its owner alone
-        _sync(file)
-        files[file.name] = {"sha256": sha256_file(file), "size": file.stat().st_size}
-    _write_json(folder / MANIFEST, {**vars(manifest), "files": files})
+        file.chmod(0o644)  # safetensors writes for its owner alone, and umask may be stricter
+        if file.name not in files:
+            _sync(file)
+            files[file.name] = {"sha256": sha256_file(file), "size": file.stat().st_size}
+    _write_json(folder / MANIFEST, {**vars(manifest), "files": dict(sorted(files.items()))})
     (folder / MANIFEST).chmod(0o644)
     _sync(folder / MANIFEST)
     _sync(folder)
+
+
+def bytes_needed(state: TrainState) -> int:
+    """About how much a checkpoint of this state takes on disk."""
+    tensors = sum(torch.Size(shape).numel() for kind in KINDS for shape in shapes_of(getattr(state, kind)).values())
+    return 4 * tensors + (1 << 20)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -99,9 +120,10 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         version = content["format_version"]
-        if content["format"] != FORMAT or version != FORMAT_VERSION:
+        if content["format"] != FORMAT or version not in _READABLE:
             raise CheckpointError(
-                f"{file}: {content['format']} {version}; this program reads {FORMAT} {FORMAT_VERSION}"
+                f"{file}: {content['format']} {version}; this program reads {FORMAT} "
+                f"{' and '.join(str(readable) for readable in _READABLE)}"
             )
         return Manifest(**content)
     except FileNotFoundError:
@@ -133,22 +155,39 @@ def verify_files(folder: Path, files: dict[str, dict[str, Any]]) -> None:
             raise CheckpointError(f"{file}: is missing; use another checkpoint")
         if file.stat().st_size != stated["size"]:
             raise CheckpointError(f"{file}: {file.stat().st_size} bytes found, {stated['size']} expected: truncated")
-        found = sha256_file(file)
+    with ThreadPoolExecutor(len(KINDS)) as pool:
+        hashes = list(pool.map(lambda name: sha256_file(folder / name), files))
+    for (name, stated), found in zip(files.items(), hashes, strict=True):
         if found != stated["sha256"]:
-            raise CheckpointError(f"{file}: sha256 {found[:12]} found, {stated['sha256'][:12]} expected: changed")
+            raise CheckpointError(
+                f"{folder / name}: sha256 {found[:12]} found, {stated['sha256'][:12]} expected: changed"
+            )
 
 
 def read_checkpoint(folder: Path, *, moments: bool = True) -> tuple[TrainState, Manifest]:
-    """The state and manifest of a verified checkpoint; without `moments`, weights only and optimizer step 0.
+    """The state and manifest of a checkpoint, verified; without `moments`, weights only and optimizer step 0.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged or of a newer format.
     """
     manifest = read_manifest(folder)
-    unread = () if moments else tuple(f"{name}.safetensors" for name in _TENSORS[1:])
+    unread = () if moments else _TENSOR_FILES[1:]
     verify_files(folder, {name: stated for name, stated in manifest.files.items() if name not in unread})
+    return open_checkpoint(folder, moments=moments), manifest
+
+
+def open_checkpoint(folder: Path, *, moments: bool = True) -> TrainState:
+    """The state of a checkpoint that was verified, its tensors mapped into memory when they are asked for.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    kinds: Iterable[str] = KINDS if moments else KINDS[:1]
     try:
-        tensors = {name: load_file(folder / f"{name}.safetensors") for name in (_TENSORS if moments else _TENSORS[:1])}
+        tensors: dict[str, Mapping[str, torch.Tensor]] = {
+            kind: open_safetensors(folder / f"{kind}.safetensors") for kind in kinds
+        }
+        buffers = open_safetensors(folder / _BUFFERS) if (folder / _BUFFERS).exists() else {}
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{folder}: cannot be read ({error}); use another checkpoint") from None
@@ -159,13 +198,15 @@ def read_checkpoint(folder: Path, *, moments: bool = True) -> tuple[TrainState, 
         optimizer_step=state["optimizer"]["step"] if moments else 0,
         groups=state["optimizer"]["groups"],
         tied=state["tied"],
-        buffers=state["buffers"],
-    ), manifest
+        buffers=buffers,
+        scheduler=state.get("scheduler"),
+    )
 
 
 def all_weights(state: TrainState) -> dict[str, torch.Tensor]:
     """The weights with tied aliases put back."""
-    return state.weights | {alias: state.weights[owner] for alias, owner in state.tied.items()}
+    weights = dict(state.weights)
+    return weights | {alias: weights[owner] for alias, owner in state.tied.items()}
 
 
 def differences(recorded: dict[str, Any], present: dict[str, Any]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from azneobert.data.stream import PackedBatch, Stream
@@ -13,6 +13,7 @@ from azneobert.training.evaluation import evaluate
 from azneobert.training.meter import Meter
 from azneobert.training.optim import learning_rate
 from azneobert.training.progress import Progress
+from azneobert.training.saving import Saver
 from azneobert.training.stopping import StopRequest
 
 
@@ -27,17 +28,16 @@ class Run:
     engine: Engine
     micro_batches: Iterator[PackedBatch]
     micro_batch: int
-    accumulation: int
     validation: dict[str, Stream]
     first_step: int
     schedule_offset: int
     meter: Meter
     tracker: Tracker | None  # on the main rank only
-    save: Callable[[int], None]
+    saver: Saver
 
 
 def train(run: Run, stop: StopRequest) -> bool:
-    """Train to the last step, or until somebody asks to stop; a checkpoint stands at the step where this returns.
+    """Train to the last step, or until somebody asks to stop; the step where this returns is saved.
 
     Returns whether the run is complete.
     """
@@ -51,8 +51,9 @@ def train(run: Run, stop: StopRequest) -> bool:
             rate = learning_rate(
                 run.schedule_offset + step, phase.warmup_steps, last_rate_step, phase.peak_learning_rate
             )
+            run.saver.check()
             run.meter.start()
-            loss, grad_norm = run.engine.step(run.micro_batches, run.accumulation, rate)
+            loss, grad_norm = run.engine.step(run.micro_batches, rate)
             run.meter.stop(tokens_per_step)
 
             done = step + 1
@@ -67,7 +68,7 @@ def train(run: Run, stop: StopRequest) -> bool:
                 _validate(run, done, progress)
             stopping = stop.agreed()
             if finished or stopping or done % runtime.checkpoint_every == 0:
-                run.save(done)
+                run.saver.save(done)
             if stopping and not finished:
                 return False
     return True

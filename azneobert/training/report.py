@@ -13,7 +13,7 @@ import yaml
 from azneobert.errors import RegistryError, TrainingError
 from azneobert.model.encoder import count_parameters
 from azneobert.tracking import attach_files, read_points, read_run_id
-from azneobert.training.run import Inputs
+from azneobert.training.inputs import Inputs
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from azneobert.data.stream import Stream
 from azneobert.errors import CheckpointError, TrainingError
 from azneobert.model.encoder import build_model
 from azneobert.recipe import Recipe
-from azneobert.training.engine import Engine, PlainEngine, make_accelerator, make_engine, masked_loss
+from azneobert.training.engine import Engine, make_accelerator, make_engine, masked_loss
 from azneobert.training.optim import build_optimizer
-from azneobert.training.run import Inputs, open_streams
+from azneobert.training.inputs import Inputs, open_streams
 
 RATES = [1e-3, 2e-3, 5e-4]
 
@@ -27,21 +27,22 @@ def toy(make_toy: Callable[..., Toy]) -> Toy:
     return make_toy()
 
 
-def new_engine(recipe: Recipe, seed: int = 0) -> PlainEngine:
-    engine = make_engine(build_model(recipe.model, seed), recipe.training, recipe.runtime, make_accelerator("cpu"))
-    assert isinstance(engine, PlainEngine)
-    return engine
+def new_engine(recipe: Recipe, seed: int = 0, rows: int = 8, accumulation: int = 1) -> Engine:
+    accelerator = make_accelerator(recipe.runtime.engine, "cpu")
+    micro_batch = rows // accelerator.num_processes // accumulation
+    model = build_model(recipe.model, seed)
+    return make_engine(model, recipe.training, recipe.runtime, accelerator, micro_batch, accumulation)
 
 
-def steps(engine: Engine, stream: Stream, numbers: range, rows: int = 8, accumulation: int = 1) -> list[list[float]]:
+def steps(engine: Engine, stream: Stream, numbers: range, rows: int = 8) -> list[list[float]]:
     """Train on the global batches with these numbers; loss and gradient norm of each."""
     figures = []
     for number in numbers:
         share = rows // engine.world.size
         first = number * rows + engine.world.rank * share
-        micro = share // accumulation
-        batches = (stream.packed_batch(first + i * micro, micro) for i in range(accumulation))
-        figures.append([x.item() for x in engine.step(batches, accumulation, RATES[number])])
+        micro = share // engine.accumulation
+        batches = (stream.packed_batch(first + i * micro, micro) for i in range(engine.accumulation))
+        figures.append([x.item() for x in engine.step(batches, RATES[number])])
     return figures
 
 
@@ -144,8 +145,8 @@ def test_after_a_step_both_ranks_hold_the_same_and_the_main_one_hands_it_out(toy
 
 
 def weights_of_each(inputs: Inputs) -> tuple[object, dict[str, torch.Tensor], TrainState | None]:
-    engine = new_engine(inputs.recipe)
-    figures = steps(engine, open_streams(inputs)[0], range(3), accumulation=2)
+    engine = new_engine(inputs.recipe, accumulation=2)
+    figures = steps(engine, open_streams(inputs)[0], range(3))
     return figures, {name: p.detach() for name, p in engine.model.named_parameters()}, engine.gather()
 
 
@@ -166,12 +167,6 @@ def scatter_into(source: Inputs, target: Inputs) -> None:
     state = new_engine(source.recipe).gather()
     assert state is not None
     new_engine(target.recipe).scatter(state)
-
-
-def test_an_engine_that_is_not_in_this_version_is_refused_in_one_line(toy: Toy) -> None:
-    inputs = toy.with_({"runtime": {"engine": "zero2"}}).inputs()
-    with refused(TrainingError, "runtime.engine: zero2", "plain would do"):
-        run_ranks(three_steps, inputs, folder=toy.folder)
 
 
 def test_fa2_forced_on_a_cpu_stops_a_run_before_it_starts(toy: Toy) -> None:

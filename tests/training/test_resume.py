@@ -32,7 +32,8 @@ from azneobert.errors import CheckpointError, DataError, RecipeError
 from azneobert.model.encoder import build_model
 from azneobert.training.engine import World
 from azneobert.training.evaluation import evaluate
-from azneobert.training.run import find_position, open_streams, run_identity, stop_file
+from azneobert.training.inputs import open_streams, stop_file
+from azneobert.training.position import find_position
 
 # The same sums in another order, in fp32: one unit in the last place of a loss near 5.7 is 4.8e-7.
 REORDERED = 1e-6
@@ -246,15 +247,16 @@ def test_phase_2_takes_over_the_moments_only_if_the_recipe_says_so(
 ) -> None:
     toy = two_phases({"carry": {"moments": moments, "schedule": False, "position": False}})
     inputs = toy.inputs("phase2")
-    position = find_position(inputs, toy.checkpoints("phase2"), run_identity(inputs, open_streams(inputs)[0]))
+    position = find_position(inputs, open_streams(inputs)[0])
+    state = position.open()
     phase1 = toy.result("phase1")[0]
-    assert position.state is not None
+    assert state is not None
     assert position.step == 0
-    assert all((position.state.weights[name] == tensor).all() for name, tensor in phase1.weights.items())
+    assert all((state.weights[name] == tensor).all() for name, tensor in phase1.weights.items())
     if moments:
-        assert equal_states(position.state, phase1)
+        assert equal_states(state, phase1)
     else:
-        assert not position.state.exp_avg
+        assert not state.exp_avg
     assert toy.train("phase2")
     assert toy.result("phase2")[0].optimizer_step == 4 + (STEPS if moments else 0)
 

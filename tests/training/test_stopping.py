@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from toy import ENDLESS, Toy, equal_states, outcome, run_ranks, start_ranks, train_rank
 
-from azneobert.training.run import Inputs
+from azneobert.training.inputs import Inputs
 from azneobert.training.stopping import EXIT_STOPPED, StopRequest
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)

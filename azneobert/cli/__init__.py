@@ -6,29 +6,25 @@ import json
 import logging
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Column, Table
 
+from azneobert.cli.bench import app as bench_app
+from azneobert.cli.checkpoint import app as checkpoint_app
+from azneobert.cli.console import console
 from azneobert.errors import AzNeoBertError, RecipeError
-from azneobert.recipe import ENGINES, PHASES, Recipe, divide_batch, load_recipe
+from azneobert.recipe import PHASES, Recipe, divide_batch, load_recipe
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-checkpoint = typer.Typer(no_args_is_help=True, help="Universal checkpoints.")
 data = typer.Typer(no_args_is_help=True, help="Token stores and row plans.")
-bench = typer.Typer(
-    no_args_is_help=True, help="Benchmarks: each claim of speed or memory is a row that anyone can run."
-)
 registry = typer.Typer(no_args_is_help=True, help="Registered versions of the model.")
-app.add_typer(checkpoint, name="checkpoint")
+app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(data, name="data")
-app.add_typer(bench, name="bench")
+app.add_typer(bench_app, name="bench")
 app.add_typer(registry, name="registry")
-console = Console(highlight=False, soft_wrap=True)
 
 RecipeName = Annotated[str | None, typer.Option("--recipe", help="A recipe of params.yaml; default: the one it picks.")]
 
@@ -61,11 +57,6 @@ def recipe(name: RecipeName = None) -> None:
     )
     for phase_name in PHASES:
         console.print(_phase_line(loaded, phase_name))
-    if loaded.runtime.engine not in ENGINES:
-        console.print(
-            f"  runtime.engine: {loaded.runtime.engine} is not in this version, phase1 will refuse it; "
-            f"{' or '.join(ENGINES)} would do"
-        )
 
 
 @app.command(name="next")
@@ -142,54 +133,6 @@ def verify_data(name: RecipeName = None) -> None:
             table.add_row(str(path.relative_to(root)), f"{plan.rows:,} rows", f"{plan.tokens:,}", plan.sha256[:16])
     console.print(table)
     console.print(f"{root}: every token store and row plan is whole")
-
-
-@bench.command(name="data")
-def bench_data_command(
-    corpus: Annotated[Path, typer.Option(help="Files whose sentences the texts are made of.")] = Path("data/sample"),
-    quick: Annotated[bool, typer.Option(help="Toy sizes: shows that it runs, says nothing of speed.")] = False,
-    output: Annotated[Path | None, typer.Option(help="Write the table to this Markdown file too.")] = None,
-) -> None:
-    """Speed and memory of ingest, tokens, row plan and stream, at the full count of documents."""
-    from azneobert.bench.data import Sizes, bench_data
-    from azneobert.bench.report import as_markdown, as_table
-
-    sizes = Sizes(text=10**6, documents=22_000, far_sample=10**6) if quick else Sizes()
-    rows = []
-    for row in bench_data(corpus, sizes):
-        row = replace(row, bar="", met=None) if quick else row  # a bar is for the full sizes
-        console.print(f"{row.what}: [bold]{row.figure}[/bold] ({row.note})")
-        rows.append(row)
-    title = "Data: speed and memory"
-    console.print(as_table(title, rows))
-    if output is not None:
-        output.write_text(as_markdown(title, rows), encoding="utf-8")
-
-
-@checkpoint.command()
-def inspect(folder: Path) -> None:
-    """Show what a universal checkpoint holds, from its manifest alone."""
-    from azneobert.checkpoint.universal import read_manifest
-
-    manifest = read_manifest(folder)
-    table = Table("what", Column("value", overflow="fold"), title=str(folder))
-    for key in ("phase", "step", "samples", "tokens", "recipe_name"):
-        table.add_row(key, str(getattr(manifest, key)))
-    for group in ("lineage", "stream", "schedule"):
-        for key, value in getattr(manifest, group).items():
-            table.add_row(f"{group}.{key}", json.dumps(value, ensure_ascii=False))
-    for file, stated in manifest.files.items():
-        table.add_row(file, f"{stated['size']:,} bytes, sha256 {stated['sha256'][:16]}…")
-    console.print(table)
-
-
-@checkpoint.command()
-def verify(folder: Path) -> None:
-    """Check the size and hash of every file of a universal checkpoint."""
-    from azneobert.checkpoint.universal import verify_checkpoint
-
-    manifest = verify_checkpoint(folder)
-    console.print(f"{folder}: whole; {manifest.phase}, step {manifest.step}")
 
 
 @registry.command(name="list")

@@ -1,0 +1,316 @@
+"""Accelerate's `save_state` folders of one process or of DDP, both directions, without Accelerate.
+
+The model's tensors are there by name, the optimizer's state by number. Of tied weights model.safetensors holds the one
+that the model names first, and Accelerate does not record the others: `tied` is empty then. pytorch_model.bin holds
+each name, and tied ones share their memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from azneobert.checkpoint.foreign import (
+    MOMENTS,
+    Foreign,
+    clean_name,
+    hyper_parameters,
+    optimizer_group,
+    scheduler_state,
+    single_step,
+)
+from azneobert.checkpoint.parameter_order import check_names, match_names, name_parameters
+from azneobert.checkpoint.pickles import drop_pages, load_pickle
+from azneobert.checkpoint.tensors import LazyTensors, open_safetensors, shapes_of
+from azneobert.checkpoint.universal import TrainState
+from azneobert.errors import CheckpointError
+
+_SAFE, _PICKLED, _OPTIMIZER, _SCHEDULER = "model.safetensors", "pytorch_model.bin", "optimizer.bin", "scheduler.bin"
+_SECOND = re.compile(r"(model|pytorch_model|optimizer)_\d+\.(safetensors|bin)")
+_STATISTICS = ("running_mean", "running_var")  # floating-point, and yet never a parameter
+_WRAPPED = "module."  # what DDP puts before each name
+_DTYPES = {
+    **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"},
+    **{torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8"},
+    **{torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8", torch.bool: "BOOL"},
+}
+
+
+@dataclass(frozen=True)
+class _Model:
+    """The model's tensors by clean name, not yet loaded; tied ones by the name of their owner."""
+
+    file: Path
+    tensors: LazyTensors
+    floating: frozenset[str]
+    tied: dict[str, str]
+
+    @property
+    def buffers(self) -> list[str]:
+        """What is no parameter."""
+        return [name for name in self.tensors if name not in self.floating or name.endswith(_STATISTICS)]
+
+    @property
+    def candidates(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of what may be a parameter."""
+        buffers = set(self.buffers)
+        return {name: shape for name, shape in self.tensors.shapes.items() if name not in buffers}
+
+    def owner(self, name: str) -> str:
+        """The tensor that a name, perhaps of the model as it was wrapped, stands for."""
+        name = clean_name(name)
+        name = name if name in self.tensors or name in self.tied else name.removeprefix(_WRAPPED)
+        return self.tied.get(name, name)
+
+
+@dataclass(frozen=True)
+class _Optimizer:
+    """The optimizer's groups, and for each of their parameters its state, empty where it never got a gradient."""
+
+    file: Path
+    groups: list[dict[str, Any]]
+    states: list[list[dict[str, Any]]]
+    step: int
+
+    @property
+    def shapes(self) -> list[list[tuple[int, ...] | None]]:
+        """The shape of each group's parameters, None where there is no state to tell."""
+        return [[tuple(each["exp_avg"].shape) if each else None for each in group] for group in self.states]
+
+
+def is_plain(folder: Path) -> bool:
+    """Whether a folder holds a model as `save_state` leaves it."""
+    return (folder / _SAFE).exists() or (folder / _PICKLED).exists()
+
+
+def read_plain(folder: Path, parameter_names: list[str] | None = None) -> Foreign:
+    """A plain checkpoint; its tensors are loaded when they are asked for. Without optimizer.bin, weights at step 0.
+
+    `parameter_names` are the model's, in the order of `model.named_parameters()`, for optimizers that keep no names.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, of several models or of an optimizer that is not Adam; or the
+            optimizer's numbers may stand for several names.
+    """
+    second = sorted(file.name for file in folder.iterdir() if _SECOND.fullmatch(file.name))
+    if second:
+        raise CheckpointError(f"{folder}: {second[0]} is of a second model or optimizer; a folder of one would do")
+    processes = len(list(folder.glob("random_states_*.pkl")))
+    model = _open_model(folder, several=processes > 1)
+    optimizer = _open_optimizer(folder / _OPTIMIZER) if (folder / _OPTIMIZER).exists() else None
+    names, order = _names(model, optimizer, parameter_names) if optimizer else ([], "none")
+    scheduler = load_pickle(folder / _SCHEDULER) if (folder / _SCHEDULER).exists() else None
+    kept = scheduler_state(scheduler)
+    trained = {name for group in names for name in group}
+    buffers = [name for name in model.buffers if name not in trained]
+    state = TrainState(
+        weights=_fp32({name: model.tensors.shapes[name] for name in model.tensors if name not in buffers}, model),
+        exp_avg=_moments("exp_avg", optimizer, names),
+        exp_avg_sq=_moments("exp_avg_sq", optimizer, names),
+        optimizer_step=optimizer.step if optimizer else 0,
+        groups=_named_groups(optimizer, names),
+        tied=model.tied,
+        buffers={name: model.tensors[name].clone() for name in buffers},
+        scheduler=kept,
+    )
+    facts = {
+        "format": "accelerate",
+        "processes": max(processes, 1),
+        "order": order,
+        "scheduler_kept": kept is not None or scheduler is None,
+    }
+    return Foreign(state, state.optimizer_step, facts)
+
+
+def write_plain(folder: Path, foreign: Foreign, *, prefix: str = "") -> None:
+    """Write what Accelerate's `load_state` reads, into an empty folder; each of the model's names gets `prefix`.
+
+    The optimizer's groups get `param_names`, as torch itself keeps them where it was given names.
+    """
+    state = foreign.state
+    _write_model(folder / _SAFE, state, prefix)
+    if state.groups:
+        _save(_optimizer_state(state), folder / _OPTIMIZER)
+    if state.scheduler is not None:
+        _save(state.scheduler, folder / _SCHEDULER)
+
+
+def _open_model(folder: Path, *, several: bool) -> _Model:
+    safe, pickled = folder / _SAFE, folder / _PICKLED
+    if safe.exists() and pickled.exists():
+        raise CheckpointError(f"{pickled}: stands beside {_SAFE}; remove the one that is old")
+    if safe.exists():
+        return _open_safe(safe, several)
+    if pickled.exists():
+        return _open_pickled(pickled, several)
+    raise CheckpointError(f"{folder}: holds no model: {_SAFE} is missing")
+
+
+def _open_safe(file: Path, several: bool) -> _Model:
+    try:
+        opened = open_safetensors(file)
+    except SafetensorError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error}); copy it again") from None
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    clean = _cleaner(opened, several)
+    raw = {clean(name): name for name in opened}
+    notes = header.get("__metadata__", {})  # with the aliases that safetensors' own `save_model`, or we, recorded
+    return _Model(
+        file,
+        LazyTensors({name: opened.shapes[old] for name, old in raw.items()}, lambda name: opened[raw[name]]),
+        frozenset(name for name, old in raw.items() if header[old]["dtype"].startswith(("F", "BF"))),
+        {clean(alias): clean(owner) for alias, owner in notes.items() if owner in opened},
+    )
+
+
+def _open_pickled(file: Path, several: bool) -> _Model:
+    content = load_pickle(file)
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise CheckpointError(f"{file}: holds no state dict of tensors")
+    clean = _cleaner(content, several)
+    tensors = {clean(name): tensor for name, tensor in content.items()}
+    owners: dict[Any, str] = {}
+    tied = {}
+    for name, tensor in tensors.items():
+        same = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else name
+        if owners.setdefault(same, name) != name:
+            tied[name] = owners[same]
+    own = {name: tensor for name, tensor in tensors.items() if name not in tied}
+    floating = frozenset(name for name, tensor in own.items() if tensor.is_floating_point())
+    return _Model(file, LazyTensors(shapes_of(own), own.__getitem__), floating, tied)
+
+
+def _cleaner(names: Iterable[str], several: bool) -> Callable[[str], str]:
+    """What makes of a name in the file one of the bare model."""
+    wrapped = several and all(clean_name(name).startswith(_WRAPPED) for name in names)
+    return lambda name: clean_name(name).removeprefix(_WRAPPED) if wrapped else clean_name(name)
+
+
+def _open_optimizer(file: Path) -> _Optimizer:
+    content = load_pickle(file)
+    if not isinstance(content, dict) or not {"state", "param_groups"} <= content.keys():
+        raise CheckpointError(f"{file}: holds no state of a torch optimizer")
+    groups = content["param_groups"]
+    states = [[content["state"].get(number, {}) for number in group["params"]] for group in groups]
+    present = [state for group in states for state in group if state]
+    wanted = {"step", *MOMENTS}
+    if any(set(state) != wanted for state in present) or any("betas" not in group for group in groups):
+        keys = ", ".join(sorted({str(key) for state in present for key in state})) or "nothing"
+        raise CheckpointError(f"{file}: the optimizer keeps {keys}; one that keeps {' and '.join(MOMENTS)} would do")
+    step = single_step(state["step"] for state in present)
+    if step is None:
+        steps = ", ".join(str(step) for step in sorted({int(state["step"]) for state in present})[:4])
+        raise CheckpointError(f"{file}: parameters at different steps ({steps}); one step for all would do")
+    return _Optimizer(file, groups, states, step)
+
+
+def _names(model: _Model, optimizer: _Optimizer, given: list[str] | None) -> tuple[list[list[str]], str]:
+    """The names of each group's parameters, and how they were found."""
+    recorded = [group.get("param_names") or group.get("names") or [] for group in optimizer.groups]
+    shapes, candidates = optimizer.shapes, model.candidates
+    try:
+        if any(recorded):
+            names = [[model.owner(name) for name in of_group] for of_group in recorded]
+            check_names(shapes, model.tensors.shapes, names)
+            return names, "named by the optimizer"
+        if given is not None:
+            return match_names(shapes, candidates, [model.owner(name) for name in given]), "given"
+        in_order = model.file.name == _PICKLED
+        names = name_parameters(shapes, candidates, in_order=in_order)
+        return names, "the model's" if in_order else "the only one possible"
+    except CheckpointError as error:
+        raise CheckpointError(f"{optimizer.file}: {error}") from None
+
+
+def _fp32(shapes: dict[str, tuple[int, ...]], model: _Model) -> LazyTensors:
+    return LazyTensors(shapes, lambda name: _copied(model.tensors[name], model.file))
+
+
+def _moments(kind: str, optimizer: _Optimizer | None, names: list[list[str]]) -> LazyTensors:
+    pairs = [
+        (name, state)
+        for group, of_group in zip(optimizer.states if optimizer else [], names, strict=True)
+        for state, name in zip(group, of_group, strict=True)
+    ]
+    tensors = {name: state[kind] for name, state in pairs if state}
+    file = optimizer.file if optimizer else Path()
+    return LazyTensors(shapes_of(tensors), lambda name: _copied(tensors[name], file))
+
+
+def _copied(tensor: torch.Tensor, file: Path) -> torch.Tensor:
+    """In fp32, the memory of what was mapped given back. Old pickles are not mapped: theirs would be lost."""
+    copy = tensor.detach().to(torch.float32, copy=True).contiguous()
+    if file.name == _SAFE or zipfile.is_zipfile(file):
+        drop_pages(tensor)
+    return copy
+
+
+def _named_groups(optimizer: _Optimizer | None, names: list[list[str]]) -> list[dict[str, Any]]:
+    groups = [] if optimizer is None else optimizer.groups
+    return [
+        {"names": of_group} | hyper_parameters({key: value for key, value in group.items() if key != "param_names"})
+        for group, of_group in zip(groups, names, strict=True)
+    ]
+
+
+def _write_model(file: Path, state: TrainState, prefix: str) -> None:
+    """A safetensors file, one tensor in memory at a time."""
+    sizes = {name: (shape, torch.float32) for name, shape in shapes_of(state.weights).items()}
+    sizes |= {name: (tuple(buffer.shape), buffer.dtype) for name, buffer in state.buffers.items()}
+    order = sorted(sizes, key=lambda name: -sizes[name][1].itemsize)  # which aligns them
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    entries["__metadata__"] |= {prefix + alias: prefix + owner for alias, owner in state.tied.items()}
+    start = 0
+    for name in order:
+        shape, dtype = sizes[name]
+        end = start + torch.Size(shape).numel() * dtype.itemsize
+        entries[prefix + name] = {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": [start, end]}
+        start = end
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    with file.open("wb") as stream:
+        stream.write(len(header).to_bytes(8, "little") + header)
+        for name in order:
+            stream.write(_content(state, name))
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _content(state: TrainState, name: str) -> memoryview:
+    tensor = state.weights[name].float() if name in state.weights else state.buffers[name]
+    flat = tensor.detach().cpu().contiguous().view(-1)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+
+
+def _optimizer_state(state: TrainState) -> dict[str, Any]:
+    kinds: dict[str, Mapping[str, torch.Tensor]] = dict(zip(MOMENTS, (state.exp_avg, state.exp_avg_sq), strict=True))
+    states: dict[int, dict[str, torch.Tensor]] = {}
+    groups = []
+    number = 0
+    for group in state.groups:
+        numbers = list(range(number, number + len(group["names"])))
+        number += len(numbers)
+        for each, name in zip(numbers, group["names"], strict=True):
+            if name in state.exp_avg:
+                # A step of its own each, since torch's AdamW counts in place.
+                moments = {kind: tensors[name].to(torch.float32, copy=True) for kind, tensors in kinds.items()}
+                states[each] = {"step": torch.tensor(float(state.optimizer_step)), **moments}
+        groups.append(optimizer_group(group, numbers) | {"param_names": list(group["names"])})
+    return {"state": states, "param_groups": groups}
+
+
+def _save(content: dict[str, Any], file: Path) -> None:
+    with file.open("wb") as stream:
+        torch.save(content, stream)
+        stream.flush()
+        os.fsync(stream.fileno())

@@ -1,0 +1,394 @@
+"""DeepSpeed's ZeRO-1 and ZeRO-2 folders, both directions, without DeepSpeed.
+
+ZeRO lays the parameters of each optimizer group end to end, pads them to a multiple of twice the world size and cuts
+them into equal partitions, one a rank: a parameter may straddle ranks. The moments are stored with the padding, the
+fp32 master weights without.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from azneobert.checkpoint.foreign import (
+    MOMENTS,
+    Foreign,
+    clean_name,
+    hyper_parameters,
+    optimizer_group,
+    scheduler_state,
+    single_step,
+)
+from azneobert.checkpoint.pickles import drop_pages, load_pickle
+from azneobert.checkpoint.tensors import LazyTensors, shapes_of
+from azneobert.checkpoint.universal import TrainState
+from azneobert.errors import CheckpointError
+
+MODEL_STATES = "mp_rank_00_model_states.pt"
+_TAG = "pytorch_model"  # what Accelerate's load_state looks for
+_DS_VERSION = "0.19.8"  # whose layout this module writes
+
+
+@dataclass(frozen=True)
+class FlatGroup:
+    """One optimizer group as ZeRO lays it out: shapes by name in flat order, a gap after each, cut for `world` ranks.
+
+    Gaps are zero unless `zero_optimization.parameter_alignment` was on.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    world: int
+    gaps: tuple[int, ...] = ()
+
+    @cached_property
+    def spans(self) -> dict[str, tuple[int, int]]:
+        """Where each parameter begins in the flat group, and how many elements it has."""
+        spans, start = {}, 0
+        for number, (name, shape) in enumerate(self.shapes.items()):
+            count = torch.Size(shape).numel()
+            spans[name] = (start, count)
+            start += count + (self.gaps[number] if self.gaps else 0)
+        return spans
+
+    @cached_property
+    def numel(self) -> int:
+        """Elements of the flat group before it is padded for the cut."""
+        return sum(torch.Size(shape).numel() for shape in self.shapes.values()) + sum(self.gaps)
+
+    @property
+    def partition(self) -> int:
+        """Elements of one rank's partition, padding included."""
+        return -(-self.numel // (2 * self.world)) * 2
+
+    def held(self, rank: int) -> int:
+        """Elements of a rank's partition without the padding."""
+        return min(max(self.numel - rank * self.partition, 0), self.partition)
+
+    def pieces(self, name: str) -> Iterator[tuple[int, int, int, int]]:
+        """Where a parameter lies: rank, offset in its partition, offset in the parameter, elements."""
+        start, count = self.spans[name]
+        done = 0
+        while done < count:
+            rank, offset = divmod(start + done, self.partition)
+            size = min(count - done, self.partition - offset)
+            yield rank, offset, done, size
+            done += size
+
+
+@dataclass(frozen=True)
+class _Shards:
+    """The partitions of every rank by kind and group, mapped into memory."""
+
+    partitions: dict[str, list[list[torch.Tensor]]]  # kind -> group -> rank
+    groups: list[FlatGroup]
+    model: dict[str, torch.Tensor]  # as saved beside them, by clean name
+
+    def tensors(self, kind: str) -> LazyTensors:
+        where = {
+            name: number
+            for number, group in enumerate(self.groups)
+            if kind in self.partitions and self.partitions[kind][number]
+            for name in group.shapes
+        }
+        shapes = {name: self.groups[number].shapes[name] for name, number in where.items()}
+        return LazyTensors(shapes, lambda name: self._assemble(kind, where[name], name))
+
+    def _assemble(self, kind: str, number: int, name: str) -> torch.Tensor:
+        group = self.groups[number]
+        whole = torch.empty(torch.Size(group.shapes[name]).numel())
+        for rank, offset, start, size in group.pieces(name):
+            piece = self.partitions[kind][number][rank][offset : offset + size]
+            whole[start : start + size] = piece
+            drop_pages(piece)
+        whole = whole.view(group.shapes[name])
+        if kind == "weights":
+            self._compare(name, whole)
+        return whole
+
+    def _compare(self, name: str, master: torch.Tensor) -> None:
+        """The model's own weights are the masters, rounded; where they are not, the files are of two steps."""
+        saved = self.model[name]
+        same = master.to(saved.dtype) == saved
+        drop_pages(saved)
+        if not bool((same | master.isnan()).all()):
+            raise CheckpointError(f"{MODEL_STATES}: its {name} is not what the shards hold: files of two steps")
+
+
+def find_tag(folder: Path) -> Path | None:
+    """The folder with the files, which `latest` names, or None where there is no ZeRO checkpoint."""
+    if (folder / MODEL_STATES).exists():
+        return folder
+    latest = folder / "latest"
+    if latest.is_file():
+        tag = folder / latest.read_text(encoding="utf-8", errors="replace").strip()
+        if (tag / MODEL_STATES).exists() or list(tag.glob("*_optim_states.pt")):
+            return tag
+    return None
+
+
+def read_zero2(folder: Path) -> Foreign:
+    """A ZeRO-1 or ZeRO-2 checkpoint of any world size; its tensors are put together when they are asked for.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, of another step or world size, or of an optimizer that is not Adam.
+    """
+    tag = find_tag(folder)
+    if tag is None:
+        raise CheckpointError(f"{folder}: no DeepSpeed checkpoint there: {MODEL_STATES} is missing")
+    model = load_pickle(tag / MODEL_STATES)
+    world = _checked_world(tag, model)
+    files = [_shard_file(tag, rank) for rank in range(world)]
+    optimizers = [_optimizer_state(file) for file in files]
+    groups = _groups(tag, model, optimizers[0], world)
+    step = single_step(step for file, each in zip(files, optimizers, strict=True) for step in _steps(file, each))
+    if step is None:
+        raise CheckpointError(f"{tag}: shards of two steps: {_steps_by_shard(files, optimizers)}; copy one step whole")
+    partitions = _partitions(files, optimizers, groups)
+    saved = {clean_name(name): tensor for name, tensor in model["module"].items()}
+    shards = _Shards(partitions, groups, saved)
+    trained = shards.tensors("weights")
+    tied = _tied(model, trained)
+    buffers = {name: saved[name] for name in map(clean_name, model["buffer_names"])}
+    frozen = {n: t for n, t in saved.items() if n not in trained and n not in tied and n not in buffers}
+    scheduler = scheduler_state(model.get("lr_scheduler"))
+    state = TrainState(
+        weights=LazyTensors(
+            trained.shapes | shapes_of(frozen), lambda name: frozen[name].float() if name in frozen else trained[name]
+        ),
+        exp_avg=shards.tensors("exp_avg"),
+        exp_avg_sq=shards.tensors("exp_avg_sq"),
+        optimizer_step=step,
+        groups=_named_groups(model, optimizers[0], groups),
+        tied=tied,
+        buffers=buffers,
+        scheduler=scheduler,
+    )
+    facts = {
+        "format": "deepspeed",
+        "version": str(model.get("ds_version")),
+        "world_size": world,
+        "global_steps": int(model["global_steps"]),
+        "bf16": files[0].name.startswith("bf16_"),
+        "scheduler_kept": scheduler is not None or model.get("lr_scheduler") is None,
+    }
+    return Foreign(state, int(model["global_steps"]), facts)
+
+
+def write_zero2(folder: Path, foreign: Foreign, world: int, *, prefix: str = "", bf16: bool = False) -> None:
+    """Write what `engine.load_checkpoint` and Accelerate's `load_state` of `world` ranks read, into an empty folder.
+
+    Each name gets `prefix`; `bf16` is for an engine with `bf16.enabled`.
+    """
+    state = foreign.state
+    shapes = shapes_of(state.weights)
+    groups = [FlatGroup({name: shapes[name] for name in group["names"]}, world) for group in state.groups]
+    tag = folder / _TAG
+    tag.mkdir()
+    for rank in range(world):
+        name = f"{'bf16_' if bf16 else ''}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+        content = {
+            "optimizer_state_dict": _rank_state(state, groups, rank),
+            "ds_config": _ds_config(bf16),
+            "ds_version": _DS_VERSION,
+        }
+        _save(content, tag / name)
+    _save(_model_states(foreign, groups, prefix, torch.bfloat16 if bf16 else torch.float32), tag / MODEL_STATES)
+    (folder / "latest").write_text(_TAG)
+
+
+def _checked_world(tag: Path, model: Any) -> int:
+    if not isinstance(model, dict) or not {"module", "dp_world_size", "param_shapes"} <= model.keys():
+        raise CheckpointError(f"{tag / MODEL_STATES}: holds no DeepSpeed model states")
+    if model["param_shapes"] is None:
+        raise CheckpointError(f"{tag / MODEL_STATES}: written without ZeRO; stages 1 and 2 would do")
+    if model.get("mp_world_size", 1) != 1:
+        raise CheckpointError(f"{tag / MODEL_STATES}: of {model['mp_world_size']} model-parallel ranks; one would do")
+    return int(model["dp_world_size"])
+
+
+def _shard_file(tag: Path, rank: int) -> Path:
+    names = [f"{prefix}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for prefix in ("", "bf16_")]
+    found = [tag / name for name in names if (tag / name).exists()]
+    if not found:
+        raise CheckpointError(f"{tag / names[0]}: is missing; copy it beside the others")
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{found[1]}: stands beside {found[0].name}, of another engine; remove the one that is old"
+        )
+    return found[0]
+
+
+def _optimizer_state(file: Path) -> dict[str, Any]:
+    content = load_pickle(file)
+    state = content.get("optimizer_state_dict") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or "single_partition_of_fp32_groups" not in state:
+        raise CheckpointError(f"{file}: holds no ZeRO-1 or ZeRO-2 optimizer state (ZeRO-3 is another layout)")
+    return state
+
+
+def _groups(tag: Path, model: dict[str, Any], optimizer: dict[str, Any], world: int) -> list[FlatGroup]:
+    shapes = model["param_shapes"]
+    shapes = [shapes] if isinstance(shapes, dict) else shapes
+    gaps = optimizer.get("param_alignment_paddings") or [()] * len(shapes)
+    if len(shapes) != len(optimizer["single_partition_of_fp32_groups"]):
+        raise CheckpointError(
+            f"{tag}: {MODEL_STATES} has {len(shapes)} parameter groups, the shards "
+            f"{len(optimizer['single_partition_of_fp32_groups'])}: files of two runs"
+        )
+    return [
+        FlatGroup({clean_name(name): tuple(shape) for name, shape in group.items()}, world, tuple(gap))
+        for group, gap in zip(shapes, gaps, strict=True)
+    ]
+
+
+def _group_states(optimizer: dict[str, Any]) -> list[dict[str, Any]]:
+    """The base optimizer's state of each group, in either of the two ways in which DeepSpeed writes it."""
+    base = optimizer["base_optimizer_state"]
+    if isinstance(base, list):  # elastic checkpoints
+        return base
+    return [base["state"].get(group["params"][0], {}) for group in base["param_groups"]]
+
+
+def _steps(file: Path, optimizer: dict[str, Any]) -> list[int]:
+    base = optimizer["base_optimizer_state"]
+    kept = [group["step"] for group in base["param_groups"] if "step" in group] if isinstance(base, dict) else []
+    states = [state for state in _group_states(optimizer) if state]
+    if any(set(state) - {"step", *MOMENTS} or not set(MOMENTS) <= set(state) for state in states):
+        keys = ", ".join(sorted({key for state in states for key in state}))
+        raise CheckpointError(f"{file}: the optimizer keeps {keys}; one that keeps {' and '.join(MOMENTS)} would do")
+    return [int(state["step"]) for state in states if "step" in state] or [int(step) for step in kept]
+
+
+def _steps_by_shard(files: list[Path], optimizers: list[dict[str, Any]]) -> str:
+    steps = [f"{file.name} {max(_steps(file, each), default=0)}" for file, each in zip(files, optimizers, strict=True)]
+    return ", ".join(steps[:4]) + (", ..." if len(steps) > 4 else "")
+
+
+def _partitions(
+    files: list[Path], optimizers: list[dict[str, Any]], groups: list[FlatGroup]
+) -> dict[str, list[list[torch.Tensor]]]:
+    """Every rank's partitions, checked to hold as much as the shapes ask for."""
+    partitions: dict[str, list[list[torch.Tensor]]] = {kind: [[] for _ in groups] for kind in ("weights", *MOMENTS)}
+    for rank, (file, optimizer) in enumerate(zip(files, optimizers, strict=True)):
+        states = _group_states(optimizer)
+        for number, group in enumerate(groups):
+            found = {"weights": optimizer["single_partition_of_fp32_groups"][number]}
+            found |= {kind: states[number][kind] for kind in MOMENTS if states[number]}
+            for kind, partition in found.items():
+                if not group.held(rank) <= partition.numel() <= group.partition:
+                    raise CheckpointError(
+                        f"{file}: {partition.numel()} elements of {kind} in group {number}, {group.held(rank)} "
+                        f"expected by {MODEL_STATES}: of another model or world size"
+                    )
+                partitions[kind][number].append(partition)
+    return partitions
+
+
+def _tied(model: dict[str, Any], trained: LazyTensors) -> dict[str, str]:
+    tied: dict[str, str] = {}
+    for alias, owner in (model.get("shared_params") or {}).items():
+        one, other = clean_name(alias), clean_name(owner)
+        tied |= {other: one} if one in trained else {one: other}
+    return tied
+
+
+def _named_groups(model: dict[str, Any], optimizer: dict[str, Any], groups: list[FlatGroup]) -> list[dict[str, Any]]:
+    """Hyper-parameters and names of each group, in the order in which the optimizer was given the parameters."""
+    base = optimizer["base_optimizer_state"]
+    kept = base["param_groups"] if isinstance(base, dict) else [{} for _ in groups]
+    config = model.get("ds_config")
+    zero = config.get("zero_optimization", {}) if isinstance(config, dict) else {}
+    shuffled = bool(zero.get("round_robin_gradients", False))
+    return [
+        {"names": _dealt_back(list(group.shapes), group.world) if shuffled else list(group.shapes)}
+        | hyper_parameters(hyper)
+        for group, hyper in zip(groups, kept, strict=True)
+    ]
+
+
+def _dealt_back(names: list[str], world: int) -> list[str]:
+    """`round_robin_gradients` deals the parameters to the ranks like cards; the order before that."""
+    order = [number for rank in range(world) for number in range(rank, len(names), world)]
+    return [name for _, name in sorted(zip(order, names, strict=True))]
+
+
+def _rank_state(state: TrainState, groups: list[FlatGroup], rank: int) -> dict[str, Any]:
+    moments: dict[int, dict[str, Any]] = {}
+    for number, group in enumerate(groups):
+        if any(name in state.exp_avg for name in group.shapes):
+            step = torch.tensor(float(state.optimizer_step))
+            kinds = zip(MOMENTS, (state.exp_avg, state.exp_avg_sq), strict=True)
+            moments[number] = {"step": step, **{kind: cut(group, tensors, rank) for kind, tensors in kinds}}
+    masters = [cut(group, state.weights, rank)[: group.held(rank)].clone() for group in groups]
+    return {
+        "dynamic_loss_scale": False,
+        "overflow": False,
+        "base_optimizer_state": {
+            "state": moments,
+            "param_groups": [optimizer_group(group, [number]) for number, group in enumerate(state.groups)],
+        },
+        "single_partition_of_fp32_groups": masters,
+        "zero_stage": 2,
+        "group_paddings": [group.partition - group.held(rank) for group in groups],
+        "partition_count": [group.world for group in groups],
+        "ds_version": _DS_VERSION,
+    }
+
+
+def cut(group: FlatGroup, tensors: Mapping[str, torch.Tensor], rank: int) -> torch.Tensor:
+    """A rank's partition (group.partition,) of the flat group that these tensors make up; what is not there is zero."""
+    partition = torch.zeros(group.partition)
+    for name in group.shapes:
+        mine = [piece for piece in group.pieces(name) if piece[0] == rank]
+        if mine and name in tensors:
+            flat = tensors[name].reshape(-1)
+            for _, offset, start, size in mine:
+                partition[offset : offset + size] = flat[start : start + size]
+    return partition
+
+
+def _model_states(foreign: Foreign, groups: list[FlatGroup], prefix: str, dtype: torch.dtype) -> dict[str, Any]:
+    state = foreign.state
+    module = {prefix + name: tensor.to(dtype, copy=True) for name, tensor in state.weights.items()}
+    module |= {prefix + alias: module[prefix + owner] for alias, owner in state.tied.items()}
+    module |= {prefix + name: buffer.clone() for name, buffer in state.buffers.items()}
+    frozen = [name for name in state.weights if all(name not in group.shapes for group in groups)]
+    return {
+        "module": module,
+        "buffer_names": [prefix + name for name in state.buffers],
+        "optimizer": None,
+        "param_shapes": [
+            OrderedDict((prefix + name, torch.Size(shape)) for name, shape in group.shapes.items()) for group in groups
+        ],
+        "frozen_param_shapes": OrderedDict((prefix + name, module[prefix + name].shape) for name in frozen),
+        "shared_params": {prefix + alias: prefix + owner for alias, owner in state.tied.items()},
+        "frozen_param_fragments": OrderedDict((prefix + name, module[prefix + name]) for name in frozen),
+        "lr_scheduler": state.scheduler,
+        "data_sampler": None,
+        "random_ltd": None,
+        "skipped_steps": 0,
+        "global_steps": foreign.step,
+        "global_samples": foreign.facts.get("samples", 0),
+        "dp_world_size": groups[0].world,
+        "mp_world_size": 1,
+        "ds_config": _ds_config(bf16=dtype == torch.bfloat16),
+        "ds_version": _DS_VERSION,
+    }
+
+
+def _ds_config(bf16: bool) -> dict[str, Any]:
+    return {"zero_optimization": {"stage": 2, "round_robin_gradients": False}, "bf16": {"enabled": bf16}}
+
+
+def _save(content: dict[str, Any], file: Path) -> None:
+    with file.open("wb") as stream:
+        torch.save(content, stream)
+        stream.flush()
+        os.fsync(stream.fileno())

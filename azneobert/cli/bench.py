@@ -1,0 +1,73 @@
+"""`azneobert bench`: each claim of speed or memory is a row that anyone can run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from azneobert.cli.console import console
+
+if TYPE_CHECKING:
+    from azneobert.bench.report import Row
+
+app = typer.Typer(no_args_is_help=True, help="Benchmarks: each claim of speed or memory is a row that anyone can run.")
+
+Quick = Annotated[bool, typer.Option(help="Toy sizes: shows that it runs, says nothing of speed.")]
+Output = Annotated[Path | None, typer.Option(help="Write the table to this Markdown file too.")]
+
+
+@app.command()
+def data(
+    corpus: Annotated[Path, typer.Option(help="Files whose sentences the texts are made of.")] = Path("data/sample"),
+    quick: Quick = False,
+    output: Output = None,
+) -> None:
+    """Speed and memory of ingest, tokens, row plan and stream, at the full count of documents."""
+    from azneobert.bench.data import Sizes, bench_data
+
+    sizes = Sizes(text=10**6, documents=22_000, far_sample=10**6) if quick else Sizes()
+    _run("Data: speed and memory", bench_data(corpus, sizes), output, without_bars=quick)
+
+
+@app.command()
+def checkpoint(
+    quick: Quick = False,
+    output: Output = None,
+    scratch: Annotated[
+        Path | None, typer.Option(help="A folder on the disk to measure; default: the system's.")
+    ] = None,
+) -> None:
+    """What saving, reading back, converting and resuming cost, for the published model: 15 GB of disk."""
+    from azneobert.bench.checkpoint import bench_checkpoint
+
+    _run("Checkpoints: speed and memory", bench_checkpoint(not quick, scratch), output, without_bars=quick)
+
+
+@app.command()
+def resume(
+    worlds: Annotated[str, typer.Option(help="Numbers of ranks; on GPUs, as many as there are.")] = "1,2,3,4",
+    output: Output = None,
+) -> None:
+    """Interrupted runs against uninterrupted ones, over engines, numbers of ranks and settings."""
+    from azneobert.bench.resume import bench_resume
+
+    numbers = tuple(int(world) for world in worlds.split(","))
+    _run("Resume: an interrupted run against the uninterrupted one", bench_resume(numbers), output)
+
+
+def _run(title: str, measured: Iterable[Row], output: Path | None, without_bars: bool = False) -> None:
+    """Print each row as it is measured, then the table."""
+    from azneobert.bench.report import as_markdown, as_table
+
+    rows = []
+    for row in measured:
+        row = replace(row, bar="", met=None) if without_bars else row  # a bar is for the full sizes
+        console.print(f"{row.what}: [bold]{row.figure}[/bold] ({row.note})")
+        rows.append(row)
+    console.print(as_table(title, rows))
+    if output is not None:
+        output.write_text(as_markdown(title, rows), encoding="utf-8")

@@ -1,0 +1,172 @@
+"""`azneobert checkpoint`: look at checkpoints of any format, compare, convert and thin them out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.table import Column, Table
+
+from azneobert.cli.console import console
+from azneobert.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from azneobert.checkpoint.convert import Opened
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Checkpoints: universal ones, Accelerate's save_state folders and DeepSpeed's ZeRO-1 and ZeRO-2 folders. "
+    "Where a folder of several steps is given, the newest whole one is meant.",
+)
+
+ParameterNames = Annotated[
+    Path | None,
+    typer.Option(
+        help="For a plain folder that does not tell which parameter is which: a file with one name a line, in the "
+        "order of model.named_parameters()."
+    ),
+]
+
+
+@app.command()
+def inspect(folder: Path, parameter_names: ParameterNames = None) -> None:
+    """Show what a checkpoint of any format holds."""
+    from azneobert.checkpoint.convert import open_any
+
+    opened = open_any(folder, parameter_names)
+    console.print(_facts_table(opened))
+    console.print(_groups_table(opened))
+
+
+@app.command()
+def verify(folder: Path) -> None:
+    """Check every byte of a checkpoint against the hashes or sums that it carries."""
+    from azneobert.checkpoint.compare import read_through
+    from azneobert.checkpoint.convert import open_any
+
+    opened = open_any(folder)
+    tensors = read_through(opened.state)
+    what = opened.manifest.phase if opened.manifest else f"{opened.format} checkpoint"
+    console.print(f"{opened.folder}: whole; {what}, step {opened.foreign.step}, {tensors} tensors")
+
+
+@app.command()
+def diff(a: Path, b: Path, parameter_names: ParameterNames = None) -> None:
+    """Say which tensors of two checkpoints differ, and by how much; exit code 1 if any does."""
+    from azneobert.checkpoint.compare import compare_states
+    from azneobert.checkpoint.convert import open_any
+
+    one, other = open_any(a, parameter_names), open_any(b, parameter_names)
+    table = Table("what", "tensor", Column("elements that differ", justify="right"), "largest difference")
+    for found in compare_states(one.state, other.state):
+        share = f"{found.differing:,} of {found.elements:,}"
+        table.add_row(found.kind, found.name, share, found.amiss or f"{found.largest:.3g}")
+    steps = [opened.state.optimizer_step for opened in (one, other)]
+    if steps[0] != steps[1]:
+        table.add_row("optimizer", "step", "", f"{steps[0]} in A, {steps[1]} in B")
+    if not table.row_count:
+        console.print("A and B hold the same tensors, bit for bit")
+        return
+    console.print(table)
+    raise typer.Exit(1)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A checkpoint of any format.")],
+    target: Annotated[Path, typer.Argument(help="A new folder.")],
+    to: Annotated[Literal["universal", "plain", "zero2"], typer.Option(help="The format to write.")],
+    world_size: Annotated[int, typer.Option(help="Of the program that will read it.")] = 1,
+    prefix: Annotated[
+        str | None, typer.Option(help="Put before each name, such as _orig_mod. for a compiled module.")
+    ] = None,
+    bf16: Annotated[
+        bool | None, typer.Option("--bf16/--fp32", help="For a ZeRO-2 engine with or without bf16.enabled.")
+    ] = None,
+    parameter_names: ParameterNames = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer.json to put into a universal one.")] = None,
+) -> None:
+    """Write a checkpoint as another format: universal, plain (load_state) or zero2 (load_checkpoint, load_state)."""
+    from azneobert.checkpoint.convert import convert as convert_checkpoint
+
+    convert_checkpoint(
+        source,
+        target,
+        to,
+        world_size=world_size,
+        prefix=prefix,
+        bf16=bf16,
+        parameter_names=parameter_names,
+        tokenizer=tokenizer,
+    )
+    console.print(f"{target}: {to}" + (f" for {world_size} ranks" if to != "universal" else ""))
+
+
+@app.command()
+def prune(
+    folder: Annotated[Path, typer.Argument(help="A folder of step-... checkpoints.")],
+    keep: Annotated[int, typer.Option(min=1, help="How many whole ones stay.")],
+) -> None:
+    """Remove all but the newest whole checkpoints; the last good one always stays."""
+    from azneobert.checkpoint.rotation import CheckpointFolder
+
+    checkpoints = CheckpointFolder(folder, keep)
+    if not checkpoints.steps():
+        raise CheckpointError(f"{folder}: holds no checkpoints; a folder with step-... in it would do")
+    removed = checkpoints.prune()
+    for old in removed:
+        console.print(f"removed {old.name}")
+    console.print(f"{folder}: {', '.join(step.name for step in checkpoints.steps())} left")
+
+
+def _facts_table(opened: Opened) -> Table:
+    from azneobert.checkpoint.tensors import shapes_of
+
+    state, manifest = opened.state, opened.manifest
+    table = Table("what", Column("value", overflow="fold"), title=str(opened.folder))
+    table.add_row("format", opened.format)
+    shapes = shapes_of(state.weights).values()
+    facts: dict[str, Any] = {
+        "step": opened.foreign.step,
+        "optimizer step": state.optimizer_step,
+        "parameters": f"{sum(_numel(shape) for shape in shapes):,} in {len(state.weights)} tensors",
+        "moments": f"of {len(state.exp_avg)} tensors",
+        "buffers": ", ".join(state.buffers) or "none",
+        "tied": ", ".join(f"{alias} = {owner}" for alias, owner in state.tied.items()) or "none",
+    }
+    facts |= {key: getattr(manifest, key) for key in ("phase", "samples", "tokens", "recipe_name")} if manifest else {}
+    for key, value in facts.items():
+        table.add_row(key, f"{value:,}" if isinstance(value, int) else str(value))
+    groups = ("lineage", "stream", "schedule") if manifest else ()
+    for group in groups:
+        for key, value in getattr(manifest, group).items():
+            table.add_row(f"{group}.{key}", json.dumps(value, ensure_ascii=False))
+    for key, value in opened.foreign.facts.items() if manifest is None else ():
+        table.add_row(key, json.dumps(value, ensure_ascii=False))
+    for file, stated in manifest.files.items() if manifest else ():
+        table.add_row(file, f"{stated['size']:,} bytes, sha256 {stated['sha256'][:16]}…")
+    return table
+
+
+def _groups_table(opened: Opened) -> Table:
+    table = Table("group", Column("tensors", justify="right"), "first", "last", "hyper-parameters")
+    for number, group in enumerate(opened.state.groups):
+        shown = {key: group[key] for key in ("lr", "betas", "eps", "weight_decay") if key in group}
+        names = group["names"] or ["none"]
+        table.add_row(
+            str(number),
+            str(len(group["names"])),
+            names[0],
+            names[-1],
+            ", ".join(f"{key} {value}" for key, value in shown.items()),
+        )
+    return table
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    numel = 1
+    for size in shape:
+        numel *= size
+    return numel

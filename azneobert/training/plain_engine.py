@@ -1,0 +1,105 @@
+"""The plain engine: one process, or several with DistributedDataParallel; every rank holds the whole state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from itertools import islice
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+
+from azneobert.checkpoint.universal import TrainState
+from azneobert.data.stream import PackedBatch
+from azneobert.model.encoder import MaskedLM
+from azneobert.recipe import Runtime, Training
+from azneobert.training.engine import (
+    described_groups,
+    masked_loss,
+    persistent_buffers,
+    take_over_model,
+    tied_parameters,
+    world_of,
+)
+from azneobert.training.optim import build_optimizer
+from azneobert.training.staging import Staging
+
+
+class PlainEngine:
+    """See `Engine`."""
+
+    def __init__(
+        self, model: MaskedLM, training: Training, runtime: Runtime, accelerator: Accelerator, accumulation: int
+    ):
+        self.world = world_of(accelerator)
+        self.model = model.to(self.world.device)
+        self.accumulation = accumulation
+        if runtime.compile:
+            self.model.compile()
+        self._accelerator = accelerator
+        self._clip_norm = training.clip_norm
+        self._wrapped = accelerator.prepare_model(self.model)
+        self._optimizer = build_optimizer(self.model, training)
+
+    def step(self, micro_batches: Iterator[PackedBatch], rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Engine.step`."""
+        total = torch.zeros((), device=self.world.device)
+        for number, batch in enumerate(islice(micro_batches, self.accumulation), start=1):
+            with self._accelerator.no_sync(self._wrapped) if number < self.accumulation else nullcontext():
+                loss = masked_loss(self._wrapped, batch.to(self.world.device)) / self.accumulation
+                loss.backward()
+            total += loss.detach()
+        if self.world.size > 1:
+            dist.all_reduce(total)
+            total /= self.world.size
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return total, norm
+
+    def stage(self) -> Staging | None:
+        """See `Engine.stage`."""
+        if not self.world.is_main:
+            return None
+        return Staging.allocate({name: p.shape for name, p in self.model.named_parameters()}, self.world.device)
+
+    def gather(self, staging: Staging | None = None) -> TrainState | None:
+        """See `Engine.gather`."""
+        if not self.world.is_main:
+            return None
+        staging = staging or self.stage()
+        assert staging is not None
+        steps = set()
+        for name, parameter in self.model.named_parameters():
+            staging.views["weights"][name].copy_(parameter.detach(), non_blocking=True)
+            moments = self._optimizer.state.get(parameter)
+            if moments:
+                steps.add(int(moments["step"]))
+                for kind in ("exp_avg", "exp_avg_sq"):
+                    staging.views[kind][name].copy_(moments[kind], non_blocking=True)
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize()
+        assert len(steps) < 2
+        return staging.state(
+            steps.pop() if steps else 0,
+            described_groups(self._optimizer),
+            tied_parameters(self.model),
+            persistent_buffers(self.model),
+        )
+
+    def scatter(self, state: TrainState) -> None:
+        """See `Engine.scatter`."""
+        take_over_model(self.model, state)
+        parameters = dict(self.model.named_parameters())
+        self._optimizer.state.clear()
+        # A fused optimizer keeps its step count on the device; the others keep it on the host.
+        step_device = self.world.device if self._optimizer.defaults["fused"] else torch.device("cpu")
+        for name in state.exp_avg:
+            self._optimizer.state[parameters[name]] = {
+                "step": torch.tensor(float(state.optimizer_step), device=step_device),
+                "exp_avg": state.exp_avg[name].to(self.world.device, copy=True),
+                "exp_avg_sq": state.exp_avg_sq[name].to(self.world.device, copy=True),
+            }

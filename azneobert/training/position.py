@@ -1,0 +1,156 @@
+"""Where a run goes on: in its own folder, from the phase before, or from random weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from azneobert.checkpoint.rotation import CheckpointFolder
+from azneobert.checkpoint.universal import Manifest, TrainState, differences, open_checkpoint
+from azneobert.data.stream import Stream
+from azneobert.data.tokenizer import tokenizer_sha256
+from azneobert.errors import AzNeoBertError, CheckpointError
+from azneobert.recipe import recipe_fingerprint
+from azneobert.training.inputs import Inputs
+
+
+@dataclass(frozen=True)
+class Position:
+    """The checkpoint to take over, if any, the step to go on from, and what carries over from an earlier phase.
+
+    `identity` is the run's, as its checkpoints record it.
+    """
+
+    checkpoint: Path | None
+    moments: bool
+    step: int
+    first_sample: int
+    schedule_offset: int
+    started_from: dict[str, Any] | None
+    identity: dict[str, Any]
+
+    def open(self) -> TrainState | None:
+        """The state to take over, read when it is asked for; the checkpoint has been verified."""
+        return open_checkpoint(self.checkpoint, moments=self.moments) if self.checkpoint else None
+
+
+def agree_on_position(
+    inputs: Inputs, stream: Stream, accelerator: Accelerator, accept_changed: tuple[str, ...] = ()
+) -> Position:
+    """What the main rank finds, on every rank: none reads another checkpoint, and none waits for one that was refused.
+
+    Raises:
+        CheckpointError: see `find_position`.
+    """
+    found: list[Position | AzNeoBertError | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            found[0] = find_position(inputs, stream, accept_changed)
+        except AzNeoBertError as error:
+            found[0] = error
+    [position] = broadcast_object_list(found)
+    if isinstance(position, AzNeoBertError):
+        raise position
+    return position
+
+
+def find_position(inputs: Inputs, stream: Stream, accept_changed: tuple[str, ...] = ()) -> Position:
+    """Resume this phase, begin it from the phase before, or begin from random weights.
+
+    Raises:
+        CheckpointError: a checkpoint here is of another run, or the phase before has none that is whole.
+    """
+    before = _phase_before(inputs)
+    identity = _identity(inputs, stream, before)
+    newest = inputs.checkpoints.latest()
+    if newest is not None:
+        return _resumed(inputs, identity, newest, accept_changed)
+    if inputs.start is None:
+        return Position(None, False, 0, 0, 0, None, identity)
+    if before is None:
+        phase = inputs.recipe.phase(inputs.phase)
+        raise CheckpointError(f"{inputs.start}: no whole checkpoint there; run `dvc repro {phase.start_from}`")
+    return _carried_over(inputs, identity, before)
+
+
+def run_identity(inputs: Inputs, stream: Stream) -> dict[str, Any]:
+    """What two runs must share to be one: a checkpoint of another identity is not resumed."""
+    return _identity(inputs, stream, _phase_before(inputs))
+
+
+def changes(recorded: dict[str, Any], present: dict[str, Any], accept_changed: tuple[str, ...]) -> list[str]:
+    """How two identities differ, but for the keys that a person accepts."""
+    return [d for d in differences(recorded, present) if not _accepted(d, accept_changed)]
+
+
+def _identity(inputs: Inputs, stream: Stream, before: tuple[Path, Manifest] | None) -> dict[str, Any]:
+    recipe = inputs.recipe
+    return {
+        "seed": recipe.seed,
+        "model": recipe.model.model_dump(mode="json"),
+        "training": recipe.training.model_dump(mode="json"),
+        "phase": recipe.phase(inputs.phase).model_dump(mode="json"),
+        "tokenizer": tokenizer_sha256(inputs.tokenizer),
+        "rows": stream.plan.meta.sha256,
+        "tokens": recipe_fingerprint(dict(stream.plan.meta.stores)),
+        # Of another phase 1, phase 2 is another run.
+        "start": before[1].files["weights.safetensors"]["sha256"] if before else None,
+    }
+
+
+def _phase_before(inputs: Inputs) -> tuple[Path, Manifest] | None:
+    return CheckpointFolder(inputs.start / "checkpoints", 1).latest() if inputs.start else None
+
+
+def _resumed(
+    inputs: Inputs, identity: dict[str, Any], newest: tuple[Path, Manifest], accept_changed: tuple[str, ...]
+) -> Position:
+    folder, manifest = newest
+    changed = changes(manifest.identity, identity, accept_changed)
+    if changed:
+        raise CheckpointError(
+            f"{folder} is of another run: {'; '.join(changed)}. Train in an empty folder, "
+            f"or insist with --accept-changed {changed[0].split(':')[0]}"
+        )
+    return Position(
+        checkpoint=folder,
+        moments=True,
+        step=manifest.step,
+        # Where the next sample is, were every step of this phase as large as it is now.
+        first_sample=manifest.stream["sample_index"] - manifest.step * inputs.recipe.phase(inputs.phase).global_batch,
+        schedule_offset=manifest.schedule["offset"],
+        started_from=manifest.lineage["started_from"],
+        identity=identity,
+    )
+
+
+def _carried_over(inputs: Inputs, identity: dict[str, Any], before: tuple[Path, Manifest]) -> Position:
+    folder, manifest = before
+    carry = inputs.recipe.phase(inputs.phase).carry
+    assert carry is not None  # the recipe has `start_from` and `carry` together
+    changed = differences(manifest.identity["model"], identity["model"])
+    if changed or manifest.identity["tokenizer"] != identity["tokenizer"]:
+        raise CheckpointError(f"{folder} is of another model: {'; '.join(changed) or 'another tokenizer'}")
+    return Position(
+        checkpoint=folder,
+        moments=carry.moments,
+        step=0,
+        first_sample=manifest.samples if carry.position else 0,
+        schedule_offset=manifest.schedule["offset"] + manifest.step if carry.schedule else 0,
+        started_from={
+            "phase": manifest.phase,
+            "step": manifest.step,
+            "weights": manifest.files["weights.safetensors"]["sha256"],
+            "carry": carry.model_dump(),
+        },
+        identity=identity,
+    )
+
+
+def _accepted(difference: str, accept_changed: tuple[str, ...]) -> bool:
+    key = difference.split(":")[0]
+    return any(key == accepted or key.startswith(f"{accepted}.") for accepted in accept_changed)

@@ -1,0 +1,75 @@
+"""Saving a run: the loop waits for the copy to the host alone, and the disk is written in the background."""
+
+from __future__ import annotations
+
+from azneobert.checkpoint.rotation import BackgroundWriter
+from azneobert.checkpoint.universal import KINDS, Manifest
+from azneobert.model.encoder import count_parameters
+from azneobert.training.engine import Engine
+from azneobert.training.inputs import Inputs
+from azneobert.training.position import Position
+
+
+class Saver:
+    """Checkpoints of one run. Every rank has one, since the ranks gather the state together; the main one writes.
+
+    Use as a context manager: on leaving, what is being written is waited for.
+    """
+
+    def __init__(self, inputs: Inputs, engine: Engine, position: Position, run_id: str | None):
+        self._inputs = inputs
+        self._engine = engine
+        self._position = position
+        self._run_id = run_id
+        self._writer = BackgroundWriter(inputs.checkpoints)
+        if engine.world.is_main:
+            inputs.checkpoints.check_room(4 * len(KINDS) * count_parameters(inputs.recipe.model))
+        self._staging = engine.stage()
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._writer.wait()
+
+    def save(self, step: int) -> None:
+        """Take the state as it is now; on return the loop may go on and change it.
+
+        Raises:
+            CheckpointError: this checkpoint's predecessor could not be written.
+        """
+        self._writer.wait()
+        state = self._engine.gather(self._staging)
+        if state is not None:
+            self._writer.submit(state, self._manifest(step), self._inputs.tokenizer)
+
+    def check(self) -> None:
+        """Raise what writing in the background failed with, if it has."""
+        self._writer.check()
+
+    def _manifest(self, step: int) -> Manifest:
+        recipe, position = self._inputs.recipe, self._position
+        phase = recipe.phase(self._inputs.phase)
+        sample_index = position.first_sample + step * phase.global_batch
+        return Manifest(
+            phase=self._inputs.phase,
+            step=step,
+            samples=sample_index,
+            tokens=step * phase.global_batch * phase.sequence_length,
+            recipe_name=self._inputs.recipe_name,
+            recipe=recipe.model_dump(mode="json"),
+            identity=position.identity,
+            lineage={
+                **self._inputs.lineage,
+                "engine": {"name": recipe.runtime.engine, "world_size": self._engine.world.size},
+                "mlflow_run_id": self._run_id,
+                "started_from": position.started_from,
+            },
+            schedule={
+                "offset": position.schedule_offset,
+                "warmup_steps": phase.warmup_steps,
+                "steps": phase.steps,
+                "peak_learning_rate": phase.peak_learning_rate,
+            },
+            stream={"seed": recipe.seed, "first_sample": position.first_sample, "sample_index": sample_index},
+        )

@@ -1,0 +1,183 @@
+"""The ZeRO-2 engine: Accelerate and DeepSpeed, each rank with the optimizer state of its share of the parameters.
+
+Parameters and engine are fp32 and weights are cast where they are used, so that it computes what the plain engine
+computes. State goes in and out by DeepSpeed's own flat partitions, one collective a group and kind.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, DeepSpeedPlugin
+
+from azneobert.checkpoint.foreign import MOMENTS
+from azneobert.checkpoint.universal import TrainState
+from azneobert.checkpoint.zero2 import FlatGroup, cut
+from azneobert.data.stream import PackedBatch
+from azneobert.model.encoder import MaskedLM
+from azneobert.recipe import Runtime, Training
+from azneobert.training.engine import (
+    described_groups,
+    masked_loss,
+    persistent_buffers,
+    take_over_model,
+    tied_parameters,
+    world_of,
+)
+from azneobert.training.optim import build_optimizer
+from azneobert.training.staging import Staging
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns at every import that it has found no other
+import deepspeed  # noqa: E402
+
+_BUCKET = 50_000_000  # elements reduced at once; a bucket larger than the model only costs memory
+
+
+def deepspeed_plugin(on_cpu: bool) -> DeepSpeedPlugin:
+    """DeepSpeed's part of the Accelerator, but for the batch sizes; without a launcher, this makes a world of one."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if on_cpu:
+        # Gloo does as well on a CPU, without compiling an extension at the first start.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    os.environ.pop("ACCELERATE_USE_CPU", None)  # with it, Accelerate leaves DeepSpeed out
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("MASTER_PORT", "0")  # of a world of one: any free port
+    zero = {
+        "stage": 2,
+        "contiguous_gradients": True,
+        "overlap_comm": not on_cpu,
+        "reduce_scatter": True,
+        "round_robin_gradients": False,
+    }
+    return DeepSpeedPlugin(
+        hf_ds_config={
+            "zero_optimization": zero,
+            "zero_allow_untested_optimizer": True,
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "steps_per_print": float("inf"),
+        }
+    )
+
+
+class Zero2Engine:
+    """See `Engine`."""
+
+    def __init__(
+        self,
+        model: MaskedLM,
+        training: Training,
+        runtime: Runtime,
+        accelerator: Accelerator,
+        micro_batch: int,
+        accumulation: int,
+    ):
+        self.world = world_of(accelerator)
+        self.model = model.to(self.world.device)
+        self.accumulation = accumulation
+        if runtime.compile:
+            self.model.compile()
+        parameters = sum(p.numel() for p in model.parameters())
+        config: dict[str, Any] = accelerator.deepspeed_plugin.deepspeed_config
+        config |= {
+            "train_micro_batch_size_per_gpu": micro_batch,
+            "gradient_accumulation_steps": accumulation,
+            "gradient_clipping": training.clip_norm,
+        }
+        bucket = min(_BUCKET, parameters)
+        config["zero_optimization"] |= {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
+        accelerator.gradient_accumulation_steps = accumulation
+        self._engine, _ = accelerator.prepare(self.model, build_optimizer(self.model, training))
+        self._zero = self._engine.optimizer
+        self._groups = self._flat_groups()
+
+    def _flat_groups(self) -> list[FlatGroup]:
+        """The layout as DeepSpeed made it, whatever the order it chose."""
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        zero = self._zero
+        return [
+            FlatGroup({names[p]: tuple(p.shape) for p in group}, self.world.size, tuple(gaps))
+            for group, gaps in zip(zero.round_robin_bit16_groups, zero.round_robin_bit16_padding, strict=True)
+        ]
+
+    def step(self, micro_batches: Iterator[PackedBatch], rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Engine.step`."""
+        for group in self._zero.param_groups:
+            group["lr"] = rate
+        total = torch.zeros((), device=self.world.device)
+        for batch in islice(micro_batches, self.accumulation):
+            loss = masked_loss(self._engine, batch.to(self.world.device))
+            self._engine.backward(loss)  # divides by the accumulation steps
+            self._engine.step()  # counts micro-steps, and updates at the last of them
+            total += loss.detach() / self.accumulation
+        if self.world.size > 1:
+            dist.all_reduce(total)
+            total /= self.world.size
+        return total, torch.as_tensor(self._engine.get_global_grad_norm())
+
+    def stage(self) -> Staging | None:
+        """See `Engine.stage`."""
+        if not self.world.is_main:
+            return None
+        shapes = {name: torch.Size(shape) for group in self._groups for name, shape in group.shapes.items()}
+        return Staging.allocate(shapes, self.world.device)
+
+    def gather(self, staging: Staging | None = None) -> TrainState | None:
+        """See `Engine.gather`."""
+        staging = staging or self.stage()
+        optimizer = self._zero.optimizer
+        step = 0
+        for group, master in zip(self._groups, self._zero.single_partition_of_fp32_groups, strict=True):
+            moments = optimizer.state.get(master)
+            step = int(moments["step"]) if moments else 0
+            held = {"weights": master.detach()} | ({kind: moments[kind] for kind in MOMENTS} if moments else {})
+            for kind, partition in held.items():
+                self._bring(partition, group, staging.views[kind] if staging else {})
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize()
+        if staging is None:
+            return None
+        return staging.state(
+            step, described_groups(optimizer), tied_parameters(self.model), persistent_buffers(self.model)
+        )
+
+    def _bring(self, partition: torch.Tensor, group: FlatGroup, views: dict[str, torch.Tensor]) -> None:
+        """Copy every rank's partition of a group into the host's views, on rank 0."""
+        parts = [partition]
+        if self.world.size > 1:
+            parts = [torch.empty_like(partition) for _ in range(self.world.size)] if self.world.is_main else []
+            dist.gather(partition, parts or None)
+        if not self.world.is_main:
+            return
+        for name in group.shapes:
+            flat = views[name].view(-1)
+            for rank, offset, start, size in group.pieces(name):
+                flat[start : start + size].copy_(parts[rank][offset : offset + size], non_blocking=True)
+
+    def scatter(self, state: TrainState) -> None:
+        """See `Engine.scatter`."""
+        take_over_model(self.model, state)  # its parameters are views of DeepSpeed's flat groups
+        optimizer = self._zero.optimizer
+        optimizer.state.clear()
+        step_device = self.world.device if optimizer.defaults["fused"] else torch.device("cpu")
+        for group, master in zip(self._groups, self._zero.single_partition_of_fp32_groups, strict=True):
+            master.data.copy_(cut(group, state.weights, self.world.rank))
+            if state.exp_avg:
+                optimizer.state[master] = {
+                    "step": torch.tensor(float(state.optimizer_step), device=step_device),
+                    "exp_avg": cut(group, state.exp_avg, self.world.rank).to(self.world.device),
+                    "exp_avg_sq": cut(group, state.exp_avg_sq, self.world.rank).to(self.world.device),
+                }
+        if state.exp_avg:
+            # What DeepSpeed's own `safe_get_*` read points at the optimizer's former state until it is linked anew.
+            self._zero._link_all_hp_params()
+            self._zero._hp_optimizer_states_linked = False
+            self._zero._lazy_init_hp_params_optimizer_state()
