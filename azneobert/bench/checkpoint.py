@@ -253,7 +253,7 @@ def _engine(config: Model, name: EngineName) -> Engine:
 
 
 def _batches(folder: Path, step: int) -> Any:
-    samples = SampleRange(step * _ROWS, step, step + 100, _ROWS, _ROWS, 1, 0)
+    samples = SampleRange(0, step, step + 100, _ROWS, _ROWS, 1, 0)
     return micro_batch_loader(open_small_corpus(folder), samples, workers=0, pin_memory=False)
 
 

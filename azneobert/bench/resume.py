@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from azneobert.bench.ranks import run_ranks
 from azneobert.bench.report import Row
@@ -22,7 +23,7 @@ from azneobert.training.engine import Engine, make_accelerator, make_engine
 from azneobert.training.optim import learning_rate
 
 STEPS, CUT = 30, 10
-_ROWS, _ROW_LENGTH = 24, 128
+_ROWS, _ROW_LENGTH = 12, 64
 _REORDERED = 1e-6
 
 
@@ -86,19 +87,43 @@ def cases(worlds: tuple[int, ...]) -> Iterator[Case]:
 
 
 def bench_resume(worlds: tuple[int, ...]) -> Iterator[Row]:
-    """Every row of the table, as it is measured."""
-    for number, case in enumerate(cases(worlds)):
-        with tempfile.TemporaryDirectory(prefix="azneobert-bench-") as name:
-            scratch = Path(name)
-            write_small_corpus(scratch, 2048, _ROW_LENGTH, documents=400, seed=number + 1)
-            [whole, *_] = run_ranks(
-                train_steps, scratch, case.before, 0, STEPS, world=case.before.world, scratch=scratch
-            )
-            run_ranks(train_steps, scratch, case.before, 0, CUT, world=case.before.world, scratch=scratch)
-            [resumed, *_] = run_ranks(
-                train_steps, scratch, case.after, CUT, STEPS, world=case.after.world, scratch=scratch
-            )
-        yield _row(case, whole, resumed)
+    """Every row of the table. A world is launched once for all its cases, since starting takes longer than training."""
+    chosen = list(cases(worlds))
+    with tempfile.TemporaryDirectory(prefix="azneobert-bench-") as name:
+        scratch = Path(name)
+        write_small_corpus(scratch, small_model().vocab_size, _ROW_LENGTH, documents=400)
+        for (_, world), numbers in _by_launch([case.before for case in chosen]):
+            settings = {number: chosen[number].before for number in numbers}
+            run_ranks(train_and_interrupt, scratch, settings, world=world)
+        for (_, world), numbers in _by_launch([case.after for case in chosen]):
+            settings = {number: chosen[number].after for number in numbers}
+            run_ranks(resume, scratch, settings, world=world)
+        for number, case in enumerate(chosen):
+            yield _row(case, *(torch.load(scratch / f"{kind}-{number}.pt") for kind in ("whole", "resumed")))
+
+
+def _by_launch(settings: list[Setting]) -> Iterator[tuple[tuple[str, int], list[int]]]:
+    """The numbers of the settings that one launch can serve: Accelerate takes one kind of engine a process."""
+    launches: dict[tuple[str, int], list[int]] = {}
+    for number, setting in enumerate(settings):
+        launches.setdefault((setting.engine, setting.world), []).append(number)
+    yield from launches.items()
+
+
+def train_and_interrupt(scratch: Path, settings: dict[int, Setting]) -> None:
+    """What one rank does first: each run once to its end, and once as far as the cut, with a checkpoint there."""
+    accelerator = make_accelerator(next(iter(settings.values())).engine)
+    for number, setting in settings.items():
+        _train(scratch, setting, accelerator, (0, STEPS), scratch / f"whole-{number}.pt")
+        _train(scratch, setting, accelerator, (0, CUT), scratch / f"checkpoint-{number}")
+
+
+def resume(scratch: Path, settings: dict[int, Setting]) -> None:
+    """What one rank of a later world does: go on from each checkpoint to the end."""
+    accelerator = make_accelerator(next(iter(settings.values())).engine)
+    for number, setting in settings.items():
+        start = scratch / f"checkpoint-{number}"
+        _train(scratch, setting, accelerator, (CUT, STEPS), scratch / f"resumed-{number}.pt", start)
 
 
 def _row(case: Case, whole: dict[str, Any], resumed: dict[str, Any]) -> Row:
@@ -120,31 +145,35 @@ def _row(case: Case, whole: dict[str, Any], resumed: dict[str, Any]) -> Row:
     )
 
 
-def train_steps(scratch: Path, setting: Setting, first: int, last: int) -> dict[str, Any]:
-    """Train from one step to another, from the checkpoint in `scratch` unless at the beginning; losses and state."""
-    engine = build_engine(setting)
-    if first:
-        engine.scatter(read_checkpoint(scratch / "checkpoint")[0])
+def _train(
+    scratch: Path,
+    setting: Setting,
+    accelerator: Accelerator,
+    steps: tuple[int, int],
+    target: Path,
+    start: Path | None = None,
+) -> None:
+    """Train from one step to another; a checkpoint at the cut, or the losses and the state at the end."""
+    engine = build_engine(setting, accelerator)
+    if start is not None:
+        engine.scatter(read_checkpoint(start)[0])
+    first, last = steps
     micro_batch = _ROWS // setting.world // setting.accumulation
-    samples = SampleRange(first * _ROWS, first, last, _ROWS, micro_batch, setting.accumulation, engine.world.rank)
+    samples = SampleRange(0, first, last, _ROWS, micro_batch, setting.accumulation, engine.world.rank)
     batches = micro_batch_loader(open_small_corpus(scratch), samples, workers=0, pin_memory=False)
-    losses = []
-    for step in range(first, last):
-        loss, _ = engine.step(batches, learning_rate(step, 5, STEPS, 2e-3))
-        losses.append(loss.item())
+    losses = [engine.step(batches, learning_rate(step, 5, STEPS, 2e-3))[0].item() for step in range(first, last)]
     state = engine.gather()
-    if state is None:
-        return {}
-    if last == CUT:
-        (scratch / "checkpoint").mkdir()
-        write_checkpoint(scratch / "checkpoint", state, bare_manifest(last), None)
-    tensors = {f"{kind}.{name}": tensor for kind in KINDS for name, tensor in getattr(state, kind).items()}
-    return {"losses": losses, "state": tensors}
+    if state is not None and last == CUT:
+        target.mkdir()
+        write_checkpoint(target, state, bare_manifest(last), None)
+    elif state is not None:
+        tensors = {f"{kind}.{name}": tensor for kind in KINDS for name, tensor in getattr(state, kind).items()}
+        torch.save({"losses": losses, "state": tensors}, target)
+    accelerator.wait_for_everyone()  # the checkpoint is another rank's too
 
 
-def build_engine(setting: Setting) -> Engine:
-    """A model of two layers in the world that the environment names."""
-    accelerator = make_accelerator(setting.engine)
+def build_engine(setting: Setting, accelerator: Accelerator) -> Engine:
+    """A model of two layers in an engine."""
     options = setting.options
     compute_dtype = options.get("compute_dtype", "float32")
     config = small_model(tie_embeddings=options.get("tie_embeddings", False))
@@ -157,13 +186,13 @@ def build_engine(setting: Setting) -> Engine:
 
 
 def small_model(tie_embeddings: bool = False) -> Model:
-    """A NeoBERT of two layers and 0.9 M parameters."""
+    """A NeoBERT of two layers, small enough for thirty steps in a second."""
     return Model(
-        hidden_size=128,
+        hidden_size=64,
         num_hidden_layers=2,
         num_attention_heads=2,
-        intermediate_size=512,
-        vocab_size=2048,
+        intermediate_size=256,
+        vocab_size=512,
         max_position_embeddings=128,
         rope_theta=10_000.0,
         rms_norm_eps=1e-5,

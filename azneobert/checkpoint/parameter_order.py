@@ -19,8 +19,14 @@ from azneobert.errors import CheckpointError
 Shape = tuple[int, ...]
 Groups = Sequence[Sequence[Shape | None]]
 
-_REMEDY = "--parameter-names FILE, one name a line in the order of model.named_parameters(), would do"
-_MOST_STEPS = 200_000  # some seconds; real networks take a few thousand
+_REMEDY = (
+    "--parameter-names FILE, with the optimizer's parameters, one name a line in the order of "
+    "model.named_parameters(), would do"
+)
+_NAMED_REMEDY = (
+    "naming only what the optimizer holds, in the model's order, or building it from named parameters, would do"
+)
+_MOST_STEPS = 50_000  # about a second; real networks take a thousand, or have too many orders in any case
 # What torch.nn.MultiheadAttention registers, in its order; the projection that follows is a module of its own.
 _ATTENTION = (
     *("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
@@ -68,10 +74,8 @@ def name_parameters(groups: Groups, tensors: Mapping[str, Shape], *, in_order: b
     Raises:
         CheckpointError: the shapes fit no order, or more than one.
     """
-    search = _Search(groups, tensors)
-    if in_order:
-        return search.result(search.in_order(), f"{_REMEDY} where it lists only what the optimizer holds")
-    return search.result(search.any_order(), _REMEDY)
+    search = _Search(groups, tensors, _REMEDY)
+    return search.result(search.in_order() if in_order else search.any_order())
 
 
 def match_names(groups: Groups, tensors: Mapping[str, Shape], names: Sequence[str]) -> list[list[str]]:
@@ -86,8 +90,8 @@ def match_names(groups: Groups, tensors: Mapping[str, Shape], names: Sequence[st
     repeated = [name for name, times in Counter(names).items() if times > 1]
     if repeated:
         raise CheckpointError(f"{repeated[0]} is named twice; once would do")
-    search = _Search(groups, {name: tensors[name] for name in names})
-    return search.result(search.in_order(), "naming only what the optimizer holds, in the model's order, would do")
+    search = _Search(groups, {name: tensors[name] for name in names}, _NAMED_REMEDY)
+    return search.result(search.in_order())
 
 
 def check_names(groups: Groups, tensors: Mapping[str, Shape], names: Sequence[Sequence[str]]) -> None:
@@ -112,8 +116,9 @@ def check_names(groups: Groups, tensors: Mapping[str, Shape], names: Sequence[Se
 class _Search:
     """All namings of the parameters, found once for each state that the search can be in, not once for each order."""
 
-    def __init__(self, groups: Groups, tensors: Mapping[str, Shape]):
+    def __init__(self, groups: Groups, tensors: Mapping[str, Shape], remedy: str):
         self.groups = groups
+        self.remedy = remedy
         shapes = [shape for group in groups for shape in group]
         wanted = Counter(shape for shape in shapes if shape is not None)
         self.all_known = None not in shapes
@@ -137,14 +142,14 @@ class _Search:
         """Nothing is named."""
         return (*(0 for _ in self.groups), self.spare)
 
-    def result(self, namings: _Namings, remedy: str) -> list[list[str]]:
+    def result(self, namings: _Namings) -> list[list[str]]:
         """The names, if there is exactly one way to give them."""
         found = namings.get((*(len(group) for group in self.groups), 0))
         if found is None:
-            raise CheckpointError(f"its parameters fit the model's tensors in no order; {remedy}")
+            raise CheckpointError(f"its parameters fit the model's tensors in no order; {self.remedy}")
         if found.rivals:
             one, other = found.rivals
-            raise CheckpointError(f"ambiguous without names: {one} and {other} could be swapped; {remedy}")
+            raise CheckpointError(f"ambiguous: {one} and {other} could be swapped; {self.remedy}")
         return [[found.names[number, place] for place in range(len(group))] for number, group in enumerate(self.groups)]
 
     def in_order(self) -> _Namings:
@@ -201,9 +206,9 @@ class _Search:
         return self._place(*module.tensors[part], state)
 
     def _count(self, steps: int) -> None:
-        self.steps += steps
+        self.steps += steps * len(self.groups)
         if self.steps > _MOST_STEPS:
-            raise CheckpointError(f"too many orders are possible without names; {_REMEDY}")
+            raise CheckpointError(f"too many orders are possible; {self.remedy}")
 
 
 def _joined(one: _Naming, other: _Naming, rivals: tuple[str, str] | None = None) -> _Naming:

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,11 @@ from azneobert.errors import CheckpointError
 _SAFE, _PICKLED, _OPTIMIZER, _SCHEDULER = "model.safetensors", "pytorch_model.bin", "optimizer.bin", "scheduler.bin"
 _SECOND = re.compile(r"(model|pytorch_model|optimizer)_\d+\.(safetensors|bin)")
 _STATISTICS = ("running_mean", "running_var")  # floating-point, and yet never a parameter
-_WRAPPED = "module."  # what DDP puts before each name
-_DTYPES = {
-    **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"},
-    **{torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8"},
-    **{torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8", torch.bool: "BOOL"},
+_WRAPPED = "module."  # what DDP puts before each name; Accelerate saves the model without its own DDP
+_DTYPES = {torch.bool: "BOOL", torch.bfloat16: "BF16", torch.complex64: "C64", torch.int8: "I8", torch.uint8: "U8"} | {
+    getattr(torch, f"{kind}{bits}"): f"{kind[0].upper()}{bits}"
+    for kind in ("float", "int", "uint")
+    for bits in (16, 32, 64)
 }
 
 
@@ -53,17 +53,13 @@ class _Model:
     tensors: LazyTensors
     floating: frozenset[str]
     tied: dict[str, str]
-
-    @property
-    def buffers(self) -> list[str]:
-        """What is no parameter."""
-        return [name for name in self.tensors if name not in self.floating or name.endswith(_STATISTICS)]
+    prefix: str
 
     @property
     def candidates(self) -> dict[str, tuple[int, ...]]:
         """Shapes of what may be a parameter."""
-        buffers = set(self.buffers)
-        return {name: shape for name, shape in self.tensors.shapes.items() if name not in buffers}
+        shapes = self.tensors.shapes.items()
+        return {name: shape for name, shape in shapes if name in self.floating and not name.endswith(_STATISTICS)}
 
     def owner(self, name: str) -> str:
         """The tensor that a name, perhaps of the model as it was wrapped, stands for."""
@@ -110,10 +106,9 @@ def read_plain(folder: Path, parameter_names: list[str] | None = None) -> Foreig
     names, order = _names(model, optimizer, parameter_names) if optimizer else ([], "none")
     scheduler = load_pickle(folder / _SCHEDULER) if (folder / _SCHEDULER).exists() else None
     kept = scheduler_state(scheduler)
-    trained = {name for group in names for name in group}
-    buffers = [name for name in model.buffers if name not in trained]
+    buffers = sorted(model.tensors.shapes.keys() - model.candidates)
     state = TrainState(
-        weights=_fp32({name: model.tensors.shapes[name] for name in model.tensors if name not in buffers}, model),
+        weights=LazyTensors(model.candidates, lambda name: _copied(model.tensors[name], model.file)),
         exp_avg=_moments("exp_avg", optimizer, names),
         exp_avg_sq=_moments("exp_avg_sq", optimizer, names),
         optimizer_step=optimizer.step if optimizer else 0,
@@ -122,12 +117,8 @@ def read_plain(folder: Path, parameter_names: list[str] | None = None) -> Foreig
         buffers={name: model.tensors[name].clone() for name in buffers},
         scheduler=kept,
     )
-    facts = {
-        "format": "accelerate",
-        "processes": max(processes, 1),
-        "order": order,
-        "scheduler_kept": kept is not None or scheduler is None,
-    }
+    facts = {"format": "accelerate", "processes": max(processes, 1), "prefix": model.prefix, "order": order}
+    facts["scheduler_kept"] = kept is not None or scheduler is None
     return Foreign(state, state.optimizer_step, facts)
 
 
@@ -148,11 +139,7 @@ def _open_model(folder: Path, *, several: bool) -> _Model:
     safe, pickled = folder / _SAFE, folder / _PICKLED
     if safe.exists() and pickled.exists():
         raise CheckpointError(f"{pickled}: stands beside {_SAFE}; remove the one that is old")
-    if safe.exists():
-        return _open_safe(safe, several)
-    if pickled.exists():
-        return _open_pickled(pickled, several)
-    raise CheckpointError(f"{folder}: holds no model: {_SAFE} is missing")
+    return _open_safe(safe, several) if safe.exists() else _open_pickled(pickled, several)
 
 
 def _open_safe(file: Path, several: bool) -> _Model:
@@ -162,14 +149,16 @@ def _open_safe(file: Path, several: bool) -> _Model:
         raise CheckpointError(f"{file}: cannot be read ({error}); copy it again") from None
     with file.open("rb") as stream:
         header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    clean = _cleaner(opened, several)
-    raw = {clean(name): name for name in opened}
+    prefix = _prefix(opened, several)
+    raw = {clean_name(name).removeprefix(prefix): name for name in opened}
+    clean = {old: name for name, old in raw.items()}
     notes = header.get("__metadata__", {})  # with the aliases that safetensors' own `save_model`, or we, recorded
     return _Model(
         file,
         LazyTensors({name: opened.shapes[old] for name, old in raw.items()}, lambda name: opened[raw[name]]),
         frozenset(name for name, old in raw.items() if header[old]["dtype"].startswith(("F", "BF"))),
-        {clean(alias): clean(owner) for alias, owner in notes.items() if owner in opened},
+        {clean_name(alias).removeprefix(prefix): clean[owner] for alias, owner in notes.items() if owner in clean},
+        prefix,
     )
 
 
@@ -177,23 +166,23 @@ def _open_pickled(file: Path, several: bool) -> _Model:
     content = load_pickle(file)
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise CheckpointError(f"{file}: holds no state dict of tensors")
-    clean = _cleaner(content, several)
-    tensors = {clean(name): tensor for name, tensor in content.items()}
+    prefix = _prefix(content, several)
+    own: dict[str, torch.Tensor] = {}
     owners: dict[Any, str] = {}
     tied = {}
-    for name, tensor in tensors.items():
+    for old, tensor in content.items():
+        name = clean_name(old).removeprefix(prefix)
         same = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else name
-        if owners.setdefault(same, name) != name:
+        if same in owners:
             tied[name] = owners[same]
-    own = {name: tensor for name, tensor in tensors.items() if name not in tied}
+        else:
+            owners[same], own[name] = name, tensor
     floating = frozenset(name for name, tensor in own.items() if tensor.is_floating_point())
-    return _Model(file, LazyTensors(shapes_of(own), own.__getitem__), floating, tied)
+    return _Model(file, LazyTensors(shapes_of(own), own.__getitem__), floating, tied, prefix)
 
 
-def _cleaner(names: Iterable[str], several: bool) -> Callable[[str], str]:
-    """What makes of a name in the file one of the bare model."""
-    wrapped = several and all(clean_name(name).startswith(_WRAPPED) for name in names)
-    return lambda name: clean_name(name).removeprefix(_WRAPPED) if wrapped else clean_name(name)
+def _prefix(names: Iterable[str], several: bool) -> str:
+    return _WRAPPED if several and all(clean_name(name).startswith(_WRAPPED) for name in names) else ""
 
 
 def _open_optimizer(file: Path) -> _Optimizer:
@@ -203,13 +192,12 @@ def _open_optimizer(file: Path) -> _Optimizer:
     groups = content["param_groups"]
     states = [[content["state"].get(number, {}) for number in group["params"]] for group in groups]
     present = [state for group in states for state in group if state]
-    wanted = {"step", *MOMENTS}
-    if any(set(state) != wanted for state in present) or any("betas" not in group for group in groups):
+    if any(set(state) != {"step", *MOMENTS} for state in present) or not all("betas" in group for group in groups):
         keys = ", ".join(sorted({str(key) for state in present for key in state})) or "nothing"
         raise CheckpointError(f"{file}: the optimizer keeps {keys}; one that keeps {' and '.join(MOMENTS)} would do")
     step = single_step(state["step"] for state in present)
     if step is None:
-        steps = ", ".join(str(step) for step in sorted({int(state["step"]) for state in present})[:4])
+        steps = ", ".join(map(str, sorted({int(state["step"]) for state in present})[:4]))
         raise CheckpointError(f"{file}: parameters at different steps ({steps}); one step for all would do")
     return _Optimizer(file, groups, states, step)
 
@@ -218,22 +206,17 @@ def _names(model: _Model, optimizer: _Optimizer, given: list[str] | None) -> tup
     """The names of each group's parameters, and how they were found."""
     recorded = [group.get("param_names") or group.get("names") or [] for group in optimizer.groups]
     shapes, candidates = optimizer.shapes, model.candidates
+    in_order = model.file.name == _PICKLED
     try:
         if any(recorded):
             names = [[model.owner(name) for name in of_group] for of_group in recorded]
-            check_names(shapes, model.tensors.shapes, names)
-            return names, "named by the optimizer"
+            check_names(shapes, candidates, names)
+            return names, "recorded"
         if given is not None:
             return match_names(shapes, candidates, [model.owner(name) for name in given]), "given"
-        in_order = model.file.name == _PICKLED
-        names = name_parameters(shapes, candidates, in_order=in_order)
-        return names, "the model's" if in_order else "the only one possible"
+        return name_parameters(shapes, candidates, in_order=in_order), "of the model" if in_order else "inferred"
     except CheckpointError as error:
         raise CheckpointError(f"{optimizer.file}: {error}") from None
-
-
-def _fp32(shapes: dict[str, tuple[int, ...]], model: _Model) -> LazyTensors:
-    return LazyTensors(shapes, lambda name: _copied(model.tensors[name], model.file))
 
 
 def _moments(kind: str, optimizer: _Optimizer | None, names: list[list[str]]) -> LazyTensors:
@@ -256,11 +239,9 @@ def _copied(tensor: torch.Tensor, file: Path) -> torch.Tensor:
 
 
 def _named_groups(optimizer: _Optimizer | None, names: list[list[str]]) -> list[dict[str, Any]]:
-    groups = [] if optimizer is None else optimizer.groups
-    return [
-        {"names": of_group} | hyper_parameters({key: value for key, value in group.items() if key != "param_names"})
-        for group, of_group in zip(groups, names, strict=True)
-    ]
+    groups = optimizer.groups if optimizer else []
+    kept = [{key: value for key, value in group.items() if key != "param_names"} for group in groups]
+    return [{"names": of_group} | hyper_parameters(group) for group, of_group in zip(kept, names, strict=True)]
 
 
 def _write_model(file: Path, state: TrainState, prefix: str) -> None:
@@ -268,15 +249,15 @@ def _write_model(file: Path, state: TrainState, prefix: str) -> None:
     sizes = {name: (shape, torch.float32) for name, shape in shapes_of(state.weights).items()}
     sizes |= {name: (tuple(buffer.shape), buffer.dtype) for name, buffer in state.buffers.items()}
     order = sorted(sizes, key=lambda name: -sizes[name][1].itemsize)  # which aligns them
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    entries["__metadata__"] |= {prefix + alias: prefix + owner for alias, owner in state.tied.items()}
+    aliases = {prefix + alias: prefix + owner for alias, owner in state.tied.items()}
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"} | aliases}
     start = 0
     for name in order:
         shape, dtype = sizes[name]
         end = start + torch.Size(shape).numel() * dtype.itemsize
         entries[prefix + name] = {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": [start, end]}
         start = end
-    header = json.dumps(entries, separators=(",", ":")).encode()
+    header = json.dumps(entries).encode()
     header += b" " * (-len(header) % 8)
     with file.open("wb") as stream:
         stream.write(len(header).to_bytes(8, "little") + header)
@@ -293,19 +274,18 @@ def _content(state: TrainState, name: str) -> memoryview:
 
 
 def _optimizer_state(state: TrainState) -> dict[str, Any]:
-    kinds: dict[str, Mapping[str, torch.Tensor]] = dict(zip(MOMENTS, (state.exp_avg, state.exp_avg_sq), strict=True))
     states: dict[int, dict[str, torch.Tensor]] = {}
     groups = []
-    number = 0
+    first = 0
     for group in state.groups:
-        numbers = list(range(number, number + len(group["names"])))
-        number += len(numbers)
-        for each, name in zip(numbers, group["names"], strict=True):
+        names = list(group["names"])
+        for number, name in enumerate(names, first):
             if name in state.exp_avg:
-                # A step of its own each, since torch's AdamW counts in place.
-                moments = {kind: tensors[name].to(torch.float32, copy=True) for kind, tensors in kinds.items()}
-                states[each] = {"step": torch.tensor(float(state.optimizer_step)), **moments}
-        groups.append(optimizer_group(group, numbers) | {"param_names": list(group["names"])})
+                moments = {kind: getattr(state, kind)[name].to(torch.float32, copy=True) for kind in MOMENTS}
+                # A tensor of its own each: AdamW counts in place.
+                states[number] = {"step": torch.tensor(float(state.optimizer_step)), **moments}
+        groups.append(optimizer_group(group, list(range(first, first + len(names)))) | {"param_names": names})
+        first += len(names)
     return {"state": states, "param_groups": groups}
 
 

@@ -35,7 +35,7 @@ from azneobert.training.staging import Staging
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns at every import that it has found no other
-import deepspeed  # noqa: E402
+import deepspeed
 
 _BUCKET = 50_000_000  # elements reduced at once; a bucket larger than the model only costs memory
 
@@ -95,6 +95,7 @@ class Zero2Engine:
         bucket = min(_BUCKET, parameters)
         config["zero_optimization"] |= {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
         accelerator.gradient_accumulation_steps = accumulation
+        accelerator.deepspeed_engine_wrapped = None  # of an engine before this one, which has its own backward
         self._engine, _ = accelerator.prepare(self.model, build_optimizer(self.model, training))
         self._zero = self._engine.optimizer
         self._groups = self._flat_groups()
