@@ -27,8 +27,8 @@ _FRESH_SEED = 99
 class Program:
     """What a stock program does. `stage` 0 is plain Accelerate.
 
-    `projections` are the linear layers of a block: the four of the default share one shape, and their names do not
-    sort in their order. `compiled` is `torch.compile` before `prepare`, or, as "by accelerate", in it. With bf16 and
+    `block` names its modules, all linear but `norm`: the four of the default share one shape, and do not sort in
+    their order. `compiled` is `torch.compile` before `prepare`, or, as "by accelerate", in it. With bf16 and
     stage 1, `fp32_accumulation` makes DeepSpeed take its BF16_Optimizer. DeepSpeed cannot load its own `elastic`
     folders into torch's AdamW: these are for writing only.
     """
@@ -37,7 +37,7 @@ class Program:
     seed: int = 1
     steps: int = 3
     layers: int = 2
-    projections: tuple[str, ...] = ("query", "key", "value", "output")
+    block: tuple[str, ...] = ("norm", "query", "key", "value", "output")
     tied: bool = False
     frozen: bool = False
     unused: bool = False
@@ -76,17 +76,15 @@ class Truth:
 
 
 class Block(nn.Module):
-    def __init__(self, projections: tuple[str, ...]) -> None:
+    def __init__(self, names: tuple[str, ...]) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(HIDDEN_SIZE)
-        for name in projections:
-            setattr(self, name, nn.Linear(HIDDEN_SIZE, HIDDEN_SIZE))
-        self.projections = projections
+        for name in names:
+            setattr(self, name, nn.LayerNorm(HIDDEN_SIZE) if name == "norm" else nn.Linear(HIDDEN_SIZE, HIDDEN_SIZE))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        hidden = self.norm(x)
-        for name in self.projections:
-            hidden = torch.tanh(getattr(self, name)(hidden)) + 0.5 * hidden
+        hidden = x
+        for module in self.children():
+            hidden = torch.tanh(module(hidden)) + 0.5 * hidden
         return x + hidden
 
 
@@ -96,7 +94,7 @@ class Net(nn.Module):
     def __init__(self, program: Program) -> None:
         super().__init__()
         self.embedding = nn.Embedding(VOCAB_SIZE, HIDDEN_SIZE)
-        self.blocks = nn.ModuleList(Block(program.projections) for _ in range(program.layers))
+        self.blocks = nn.ModuleList(Block(program.block) for _ in range(program.layers))
         self.final_norm = nn.LayerNorm(HIDDEN_SIZE)
         self.head = nn.Linear(HIDDEN_SIZE, VOCAB_SIZE)
         self.temperature = nn.Parameter(torch.tensor([0.7]))
@@ -133,7 +131,9 @@ def write_zero2(folder: Path, world: int, *, stage: int = 2, **options: Any) -> 
 def load_plain(folder: Path, world: int, **options: Any) -> Truth:
     """What a fresh stock Accelerate program holds after `accelerator.load_state`, and its next losses."""
     program = Program(seed=_FRESH_SEED, **options)
-    return run_ranks(_load, program, folder, processes=world, folder=folder.parent)[0]
+    ranks = run_ranks(_load, program, folder, processes=world, folder=folder.parent)
+    ranks[0].losses = [sum(losses) / world for losses in zip(*(rank.losses for rank in ranks), strict=True)]
+    return ranks[0]
 
 
 def load_zero2(folder: Path, world: int, *, stage: int = 2, **options: Any) -> Truth:
@@ -191,11 +191,10 @@ class _Plain:
         self.model, self.stepper, *self.schedules = self.accelerator.prepare(*parts)
 
     def train_step(self, step: int) -> float:
-        """The mean loss over the ranks."""
         tokens, targets = _batch(step)
         loss = nn.functional.cross_entropy(self.model(tokens).float().flatten(0, 1), targets.flatten())
         self.update(loss)
-        return float(_mean(loss.detach()))
+        return float(loss.detach())
 
     def update(self, loss: torch.Tensor) -> None:
         self.accelerator.backward(loss)
@@ -221,9 +220,13 @@ class _Plain:
 
     def collect(self, tensors: dict[str, Tensors], step: torch.Tensor, groups: list[list[nn.Parameter]]) -> Truth:
         """Copies of everything, for the program trains on."""
+        # DeepSpeed puts its flat partitions into the optimizer that it is given, and leaves the rest of each group.
         names = {parameter: name for name, parameter in self.net.named_parameters()}
         stored = dict(self.net.named_parameters(remove_duplicate=False))
-        hyper = [{k: v for k, v in group.items() if k not in ("params", "param_names")} for group in self.hyper()]
+        hyper = [
+            {k: v for k, v in group.items() if k not in ("params", "param_names")}
+            for group in self.optimizer.param_groups
+        ]
         return Truth(
             **{kind: _copies(each) for kind, each in tensors.items()},
             step=int(step),
@@ -234,9 +237,6 @@ class _Plain:
             parameter_names=list(names.values()),
             scheduler=dict(self.schedule.state_dict()) if self.schedule else None,
         )
-
-    def hyper(self) -> list[dict[str, Any]]:
-        return self.optimizer.param_groups
 
 
 class _Zero(_Plain):
@@ -292,9 +292,6 @@ class _Zero(_Plain):
                     tensors[kind] |= _gathered(local, layout)
         return self.collect(tensors, zero.optimizer.state[partitions[0]]["step"], groups)
 
-    def hyper(self) -> list[dict[str, Any]]:
-        return self.model.optimizer.param_groups
-
 
 class _BareZero(_Zero):
     """DeepSpeed alone, which keeps the schedule in its own file and names the tag after the step."""
@@ -347,13 +344,6 @@ def _on_cpu() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     for name, value in {"RANK": 0, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}.items():
         os.environ.setdefault(name, str(value))
-
-
-def _mean(value: torch.Tensor) -> torch.Tensor:
-    if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(value)
-        value /= torch.distributed.get_world_size()
-    return value
 
 
 def _gathered(partition: torch.Tensor, layout: list[tuple[str, torch.Size, int]]) -> Tensors:

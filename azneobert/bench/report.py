@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+import torch
 from rich.table import Column, Table
 
 
@@ -66,4 +67,6 @@ def _machine() -> str:
     )
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     cores = len(os.sched_getaffinity(0))
-    return f"{cores} cores of {model}, {memory:.0f} GiB of memory, Python {platform.python_version()}"
+    software = f"Python {platform.python_version()}, torch {torch.__version__}"
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return ", ".join([*gpus, f"{cores} cores of {model}", f"{memory:.0f} GiB of memory", software])
