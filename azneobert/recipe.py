@@ -219,6 +219,7 @@ class Runtime(_Block):
     max_micro_batch: Positive
     attention: Literal["auto", "fa2", "reference"]
     compile: bool
+    deterministic: bool  # every sum in one order: a resumed run is the uninterrupted one to the last bit, on a GPU too
     workers: Annotated[int, Field(ge=0)]
     log_every: Positive
     checkpoint_every: Positive

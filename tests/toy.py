@@ -103,6 +103,7 @@ def toy_recipe(overrides: Overrides | None = None) -> Recipe:
             "max_micro_batch": 8,
             "attention": "auto",
             "compile": False,
+            "deterministic": True,
             "workers": 0,
             "log_every": 1,
             "checkpoint_every": 3,

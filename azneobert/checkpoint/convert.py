@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from azneobert.checkpoint.universal import (
     read_checkpoint,
     write_checkpoint,
 )
-from azneobert.checkpoint.zero2 import find_tag, read_zero2, write_zero2
+from azneobert.checkpoint.zero2 import Engine, find_tag, read_zero2, write_zero2
 from azneobert.errors import CheckpointError
 
 Format = Literal["universal", "plain", "zero2"]
@@ -44,14 +45,15 @@ class Opened:
 def open_any(source: Path, parameter_names: Path | None = None) -> Opened:
     """A checkpoint of whichever format stands in a folder; of a run's folder of checkpoints, the newest whole one.
 
-    `parameter_names` is a file of names, in the order of the model's parameters, for plain folders that do not tell.
+    `parameter_names` is a file for plain folders that do not tell: one name a line, in the order of the model's
+    parameters, or the optimizer's groups with a blank line between them.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
     """
     if not source.is_dir():
         raise CheckpointError(f"{source}: no such folder")
-    names = parameter_names.read_text(encoding="utf-8").split() if parameter_names else None
+    names = _read_names(parameter_names) if parameter_names else None
     if CheckpointFolder(source, 1).steps():
         newest = CheckpointFolder(source, 1).latest()
         if newest is None:
@@ -77,15 +79,18 @@ def convert(
     to: Format,
     *,
     world_size: int = 1,
-    prefix: str | None = None,
+    prefix: str = "",
     bf16: bool | None = None,
+    round_robin: bool | None = None,
+    tied: dict[str, str] | None = None,
     parameter_names: Path | None = None,
     tokenizer: Path | None = None,
 ) -> None:
     """Write the checkpoint in `source` as another format into the new folder `target`, which appears at the end.
 
-    `world_size` is that of the program that will read it; `prefix` is put before each name (default: DDP's `module.`
-    for a plain folder of several ranks); `bf16` is for a ZeRO-2 engine with `bf16.enabled` (default: as the source).
+    `world_size` is that of the ZeRO-2 engine that will read it; `bf16` and `round_robin` whether its configuration has
+    `bf16.enabled` and `round_robin_gradients`, by default as the source had. `prefix` is put before each name. `tied`
+    names aliases and their owners where the source does not, as a plain folder in safetensors does not.
 
     Raises:
         CheckpointError: the source is missing or damaged, the target is there already, or has no room.
@@ -95,6 +100,8 @@ def convert(
     if target.exists():
         raise CheckpointError(f"{target}: is there already; name a new folder")
     opened = open_any(source, parameter_names)
+    if tied:
+        opened = _with_tied(opened, tied)
     _check_room(target, opened.state)
     with _appearing(target) as partial:
         if to == "universal":
@@ -102,14 +109,10 @@ def convert(
                 tokenizer = opened.folder / "tokenizer.json"
             write_checkpoint(partial, opened.state, opened.manifest or _manifest(opened), tokenizer)
         elif to == "plain":
-            write_plain(
-                partial, opened.foreign, prefix=("module." if world_size > 1 else "") if prefix is None else prefix
-            )
+            write_plain(partial, opened.foreign, prefix=prefix)
         else:
-            as_source = bool(opened.foreign.facts.get("bf16", False))
-            write_zero2(
-                partial, opened.foreign, world_size, prefix=prefix or "", bf16=as_source if bf16 is None else bf16
-            )
+            engine = Engine(world_size, _chosen(bf16, opened, "bf16"), _chosen(round_robin, opened, "round_robin"))
+            write_zero2(partial, opened.foreign, engine, prefix=prefix)
 
 
 def _manifest(opened: Opened) -> Manifest:
@@ -129,6 +132,28 @@ def _manifest(opened: Opened) -> Manifest:
     )
 
 
+def _read_names(file: Path) -> list[list[str]]:
+    try:
+        blocks = re.split(r"\n\s*\n", file.read_text(encoding="utf-8").strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file}: cannot be read ({error}); a text file with one name a line would do") from None
+    return [block.split() for block in blocks]
+
+
+def _chosen(asked: bool | None, opened: Opened, fact: str) -> bool:
+    return bool(opened.foreign.facts.get(fact, False)) if asked is None else asked
+
+
+def _with_tied(opened: Opened, tied: dict[str, str]) -> Opened:
+    for alias, owner in tied.items():
+        if owner not in opened.state.weights or alias in opened.state.weights:
+            raise CheckpointError(
+                f"--tied {alias}={owner}: {alias} must be a name that {opened.folder} lacks, {owner} one that it has"
+            )
+    state = replace(opened.state, tied={**opened.state.tied, **tied})
+    return replace(opened, foreign=replace(opened.foreign, state=state))
+
+
 def _check_room(target: Path, state: TrainState) -> None:
     place = next(parent for parent in target.absolute().parents if parent.exists())
     free, needed = shutil.disk_usage(place).free, bytes_needed(state)
@@ -141,9 +166,11 @@ def _appearing(target: Path) -> Iterator[Path]:
     """A folder to write into, which becomes `target` if all goes well, and is gone if not."""
     partial = target.with_name(f".partial-{target.name}")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         yield partial
         partial.rename(target)
+    except OSError as error:
+        raise CheckpointError(f"{target}: cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -12,6 +12,7 @@ import torch
 from azneobert.checkpoint.universal import TrainState
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+_NOT_HYPER = ("params", "names", "param_names", "step")
 _COMPILED = "_orig_mod."  # what torch.compile puts into the names of a module that it wraps
 
 
@@ -31,7 +32,7 @@ def clean_name(name: str) -> str:
 
 def hyper_parameters(group: dict[str, Any]) -> dict[str, Any]:
     """What an optimizer group says beside its parameters, as JSON can hold it."""
-    plain = {key: _plain(value) for key, value in group.items() if key not in ("params", "names", "step")}
+    plain = {key: _plain(value) for key, value in group.items() if key not in _NOT_HYPER}
     return {key: value for key, value in plain.items() if _is_json(value)}
 
 

@@ -10,7 +10,7 @@ refusal.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -246,21 +246,37 @@ def _before(part: str, module: _Module) -> set[str]:
     """The parts that were registered before this one.
 
     A module's own parameters come before those of its modules, which torch itself sees to. The rest is convention:
-    numbered parts ascend, a weight comes before its bias, and MultiheadAttention has an order of its own.
+    numbered parts (0, 1, 2 or fc1, fc2) ascend, a weight comes before its bias, and MultiheadAttention has an order of
+    its own.
     """
     own = set(module.tensors)
     if part.endswith("."):
-        earlier = {f"{child}." for child in module.modules if _is_earlier(child, part[:-1])}
-        return own | earlier
+        return own | {f"{child}." for child in _earlier(part[:-1], module.modules)}
     if part == "bias":
         return own & {"weight"}
     if part in _ATTENTION and "out_proj" in module.modules:
         return own & set(_ATTENTION[: _ATTENTION.index(part)])
-    return {name for name in own if _is_earlier(name, part)}
+    return _earlier(part, own)
 
 
-def _is_earlier(one: str, other: str) -> bool:
-    return one.isdecimal() and other.isdecimal() and int(one) < int(other)
+def _earlier(name: str, siblings: Iterable[str]) -> set[str]:
+    """The siblings with a lower number: of a list's 0, 1, 2 or of fc1, fc2, fc3. But w12 and w3 are not numbered so."""
+    stem, number = _numbered(name)
+    if number is None:
+        return set()
+    numbers = {
+        sibling: theirs for sibling in siblings for their_stem, theirs in [_numbered(sibling)] if their_stem == stem
+    }
+    known = sorted(theirs for theirs in numbers.values() if theirs is not None)
+    if stem and known not in (list(range(len(known))), list(range(1, len(known) + 1))):
+        return set()
+    return {sibling for sibling, theirs in numbers.items() if theirs is not None and theirs < number}
+
+
+def _numbered(name: str) -> tuple[str, int | None]:
+    stem = name.rstrip("0123456789")
+    digits = name[len(stem) :]
+    return stem, int(digits) if digits.isdecimal() else None
 
 
 def _twins(module: _Module) -> dict[str, dict[str, tuple[str, str]]]:
@@ -270,10 +286,10 @@ def _twins(module: _Module) -> dict[str, dict[str, tuple[str, str]]]:
     """
     alike: dict[object, list[tuple[str, str]]] = {}
     for name, (full, shape) in module.tensors.items():
-        if not (name.isdecimal() or name in (*_ATTENTION, "weight", "bias")):
+        if _numbered(name)[1] is None and name not in (*_ATTENTION, "weight", "bias"):
             alike.setdefault(shape, []).append((name, full))
     for name, child in module.modules.items():
-        if not name.isdecimal():
+        if _numbered(name)[1] is None:
             inner = list(child.inner())
             key = tuple((within, shape) for within, _, shape in inner)
             alike.setdefault(key, []).append((f"{name}.", inner[0][1]))

@@ -10,6 +10,7 @@ import ctypes
 import mmap
 import pickle
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +40,22 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def load_pickle(file: Path) -> Any:
-    """What `torch.save` wrote, its tensors mapped into memory where the format allows it.
+    """What `torch.save` wrote, its tensors mapped into memory.
 
     Raises:
         CheckpointError: the file is missing, truncated or changed, or holds what might run code.
     """
     try:
-        zipped = zipfile.is_zipfile(file)
-        if zipped:
-            _check_sums(file)
-        elif file.stat().st_size == 0 or file.read_bytes()[:2] == b"PK":
-            raise CheckpointError(f"{file}: truncated; copy it again")
+        if not zipfile.is_zipfile(file):
+            with file.open("rb") as stream:
+                torn = stream.read(2) in (b"", b"PK")
+            reason = "truncated; copy it again" if torn else "not a file of torch.save (torch 1.6 or later would do)"
+            raise CheckpointError(f"{file}: {reason}")
+        _check_sums(file)
         with torch.serialization.safe_globals(_ALLOWED):
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except CheckpointError:
+        raise
     except FileNotFoundError:
         raise CheckpointError(f"{file}: is missing; copy it beside the others") from None
     except pickle.UnpicklingError as error:
@@ -77,9 +81,7 @@ def _check_sums(file: Path) -> None:
                 with archive.open(record) as stream:
                     while stream.read(1 << 22):
                         pass
-            except (zipfile.BadZipFile, NotImplementedError, OSError, RuntimeError) as error:
-                if isinstance(error, OSError) and error.errno is not None:
-                    raise
+            except (zipfile.BadZipFile, zlib.error, NotImplementedError, OSError, RuntimeError) as error:
                 raise CheckpointError(f"{file}: changed since it was written ({error}); copy it again") from None
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,15 +50,9 @@ class _Model:
 
     file: Path
     tensors: LazyTensors
-    floating: frozenset[str]
+    candidates: dict[str, tuple[int, ...]]  # the shapes of what may be a parameter
     tied: dict[str, str]
     prefix: str
-
-    @property
-    def candidates(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of what may be a parameter."""
-        shapes = self.tensors.shapes.items()
-        return {name: shape for name, shape in shapes if name in self.floating and not name.endswith(_STATISTICS)}
 
     def owner(self, name: str) -> str:
         """The tensor that a name, perhaps of the model as it was wrapped, stands for."""
@@ -88,10 +81,11 @@ def is_plain(folder: Path) -> bool:
     return (folder / _SAFE).exists() or (folder / _PICKLED).exists()
 
 
-def read_plain(folder: Path, parameter_names: list[str] | None = None) -> Foreign:
+def read_plain(folder: Path, parameter_names: list[list[str]] | None = None) -> Foreign:
     """A plain checkpoint; its tensors are loaded when they are asked for. Without optimizer.bin, weights at step 0.
 
-    `parameter_names` are the model's, in the order of `model.named_parameters()`, for optimizers that keep no names.
+    `parameter_names` are for optimizers that keep no names: one list, in the order of `model.named_parameters()`, or
+    one for each of the optimizer's groups, in its order.
 
     Raises:
         CheckpointError: a file is missing, damaged, of several models or of an optimizer that is not Adam; or the
@@ -108,7 +102,7 @@ def read_plain(folder: Path, parameter_names: list[str] | None = None) -> Foreig
     kept = scheduler_state(scheduler)
     buffers = sorted(model.tensors.shapes.keys() - model.candidates)
     state = TrainState(
-        weights=LazyTensors(model.candidates, lambda name: _copied(model.tensors[name], model.file)),
+        weights=LazyTensors(model.candidates, lambda name: _copied(model.tensors[name])),
         exp_avg=_moments("exp_avg", optimizer, names),
         exp_avg_sq=_moments("exp_avg_sq", optimizer, names),
         optimizer_step=optimizer.step if optimizer else 0,
@@ -151,15 +145,17 @@ def _open_safe(file: Path, several: bool) -> _Model:
         header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
     prefix = _prefix(opened, several)
     raw = {clean_name(name).removeprefix(prefix): name for name in opened}
+    floating = frozenset(
+        name for name, old in raw.items() if _may_train(name, header[old]["dtype"].startswith(("F", "BF")))
+    )
     clean = {old: name for name, old in raw.items()}
     notes = header.get("__metadata__", {})  # with the aliases that safetensors' own `save_model`, or we, recorded
-    return _Model(
-        file,
-        LazyTensors({name: opened.shapes[old] for name, old in raw.items()}, lambda name: opened[raw[name]]),
-        frozenset(name for name, old in raw.items() if header[old]["dtype"].startswith(("F", "BF"))),
-        {clean_name(alias).removeprefix(prefix): clean[owner] for alias, owner in notes.items() if owner in clean},
-        prefix,
-    )
+    aliases = {clean_name(alias).removeprefix(prefix): clean[old] for alias, old in notes.items() if old in clean}
+    raw |= {alias: raw[owner] for alias, owner in aliases.items() if owner not in floating}
+    shapes = {name: opened.shapes[old] for name, old in raw.items()}
+    candidates = {name: shapes[name] for name in shapes if name in floating}
+    tied = {alias: owner for alias, owner in aliases.items() if owner in floating}
+    return _Model(file, LazyTensors(shapes, lambda name: opened[raw[name]]), candidates, tied, prefix)
 
 
 def _open_pickled(file: Path, several: bool) -> _Model:
@@ -172,13 +168,18 @@ def _open_pickled(file: Path, several: bool) -> _Model:
     tied = {}
     for old, tensor in content.items():
         name = clean_name(old).removeprefix(prefix)
-        same = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else name
+        shared = tensor.numel() and _may_train(name, tensor.is_floating_point())
+        same = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if shared else name
         if same in owners:
             tied[name] = owners[same]
         else:
             owners[same], own[name] = name, tensor
-    floating = frozenset(name for name, tensor in own.items() if tensor.is_floating_point())
-    return _Model(file, LazyTensors(shapes_of(own), own.__getitem__), floating, tied, prefix)
+    candidates = {name: tuple(each.shape) for name, each in own.items() if _may_train(name, each.is_floating_point())}
+    return _Model(file, LazyTensors(shapes_of(own), own.__getitem__), candidates, tied, prefix)
+
+
+def _may_train(name: str, floating: bool) -> bool:
+    return floating and not name.endswith(_STATISTICS)
 
 
 def _prefix(names: Iterable[str], several: bool) -> str:
@@ -202,7 +203,7 @@ def _open_optimizer(file: Path) -> _Optimizer:
     return _Optimizer(file, groups, states, step)
 
 
-def _names(model: _Model, optimizer: _Optimizer, given: list[str] | None) -> tuple[list[list[str]], str]:
+def _names(model: _Model, optimizer: _Optimizer, given: list[list[str]] | None) -> tuple[list[list[str]], str]:
     """The names of each group's parameters, and how they were found."""
     recorded = [group.get("param_names") or group.get("names") or [] for group in optimizer.groups]
     shapes, candidates = optimizer.shapes, model.candidates
@@ -213,7 +214,13 @@ def _names(model: _Model, optimizer: _Optimizer, given: list[str] | None) -> tup
             check_names(shapes, candidates, names)
             return names, "recorded"
         if given is not None:
-            return match_names(shapes, candidates, [model.owner(name) for name in given]), "given"
+            owned = [[model.owner(name) for name in of_group] for of_group in given]
+            if len(owned) == 1:
+                return match_names(shapes, candidates, owned[0]), "given"
+            if len(owned) != len(shapes):
+                raise CheckpointError(f"{len(shapes)} groups, {len(owned)} in the file of names; as many would do")
+            check_names(shapes, candidates, owned)
+            return owned, "given"
         return name_parameters(shapes, candidates, in_order=in_order), "of the model" if in_order else "inferred"
     except CheckpointError as error:
         raise CheckpointError(f"{optimizer.file}: {error}") from None
@@ -226,22 +233,19 @@ def _moments(kind: str, optimizer: _Optimizer | None, names: list[list[str]]) ->
         for state, name in zip(group, of_group, strict=True)
     ]
     tensors = {name: state[kind] for name, state in pairs if state}
-    file = optimizer.file if optimizer else Path()
-    return LazyTensors(shapes_of(tensors), lambda name: _copied(tensors[name], file))
+    return LazyTensors(shapes_of(tensors), lambda name: _copied(tensors[name]))
 
 
-def _copied(tensor: torch.Tensor, file: Path) -> torch.Tensor:
-    """In fp32, the memory of what was mapped given back. Old pickles are not mapped: theirs would be lost."""
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    """In fp32, the memory of what was mapped given back."""
     copy = tensor.detach().to(torch.float32, copy=True).contiguous()
-    if file.name == _SAFE or zipfile.is_zipfile(file):
-        drop_pages(tensor)
+    drop_pages(tensor)
     return copy
 
 
 def _named_groups(optimizer: _Optimizer | None, names: list[list[str]]) -> list[dict[str, Any]]:
     groups = optimizer.groups if optimizer else []
-    kept = [{key: value for key, value in group.items() if key != "param_names"} for group in groups]
-    return [{"names": of_group} | hyper_parameters(group) for group, of_group in zip(kept, names, strict=True)]
+    return [{"names": of_group} | hyper_parameters(group) for group, of_group in zip(groups, names, strict=True)]
 
 
 def _write_model(file: Path, state: TrainState, prefix: str) -> None:

@@ -80,7 +80,7 @@ def write_checkpoint(folder: Path, state: TrainState, manifest: Manifest, tokeni
     for name, written in writing.items():
         files[name] = written.result()
     if state.buffers:
-        save_file({n: b.detach().cpu().contiguous() for n, b in state.buffers.items()}, folder / _BUFFERS)
+        save_file({n: b.detach().cpu().clone().contiguous() for n, b in state.buffers.items()}, folder / _BUFFERS)
     if tokenizer is not None:
         shutil.copyfile(tokenizer, folder / "tokenizer.json")
     _write_json(

@@ -37,6 +37,15 @@ _DS_VERSION = "0.19.8"  # whose layout this module writes
 
 
 @dataclass(frozen=True)
+class Engine:
+    """What a ZeRO-2 engine's files depend on: its ranks, `bf16.enabled` and `round_robin_gradients`."""
+
+    world: int
+    bf16: bool = False
+    round_robin: bool = False
+
+
+@dataclass(frozen=True)
 class FlatGroup:
     """One optimizer group as ZeRO lays it out: shapes by name in flat order, a gap after each, cut for `world` ranks.
 
@@ -157,7 +166,8 @@ def read_zero2(folder: Path) -> Foreign:
     tied = _tied(model, trained)
     buffers = {name: saved[name] for name in map(clean_name, model["buffer_names"])}
     frozen = {n: t for n, t in saved.items() if n not in trained and n not in tied and n not in buffers}
-    scheduler = scheduler_state(model.get("lr_scheduler"))
+    kept = _scheduler(tag, model)
+    scheduler = scheduler_state(kept)
     state = TrainState(
         weights=LazyTensors(
             trained.shapes | shapes_of(frozen), lambda name: frozen[name].float() if name in frozen else trained[name]
@@ -176,31 +186,54 @@ def read_zero2(folder: Path) -> Foreign:
         "world_size": world,
         "global_steps": int(model["global_steps"]),
         "bf16": files[0].name.startswith("bf16_"),
-        "scheduler_kept": scheduler is not None or model.get("lr_scheduler") is None,
+        "round_robin": _round_robin(model, optimizers[0]),
+        "scheduler_kept": scheduler is not None or kept is None,
     }
     return Foreign(state, int(model["global_steps"]), facts)
 
 
-def write_zero2(folder: Path, foreign: Foreign, world: int, *, prefix: str = "", bf16: bool = False) -> None:
-    """Write what `engine.load_checkpoint` and Accelerate's `load_state` of `world` ranks read, into an empty folder.
+def write_zero2(folder: Path, foreign: Foreign, engine: Engine, *, prefix: str = "") -> None:
+    """Write what `engine.load_checkpoint` and Accelerate's `load_state` read, into an empty folder.
 
-    Each name gets `prefix`; `bf16` is for an engine with `bf16.enabled`.
+    Each name gets `prefix`.
+
+    Raises:
+        CheckpointError: there are no optimizer groups, by which ZeRO lays out everything.
     """
     state = foreign.state
+    if not state.groups:
+        raise CheckpointError("the source has no optimizer state, which a ZeRO folder is made of; plain would do")
+    world = engine.world
     shapes = shapes_of(state.weights)
-    groups = [FlatGroup({name: shapes[name] for name in group["names"]}, world) for group in state.groups]
+    orders = [_dealt(group["names"], world) if engine.round_robin else group["names"] for group in state.groups]
+    groups = [FlatGroup({name: shapes[name] for name in order}, world) for order in orders]
     tag = folder / _TAG
     tag.mkdir()
     for rank in range(world):
-        name = f"{'bf16_' if bf16 else ''}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+        name = f"{'bf16_' if engine.bf16 else ''}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
         content = {
             "optimizer_state_dict": _rank_state(state, groups, rank),
-            "ds_config": _ds_config(bf16),
+            "ds_config": _ds_config(engine),
             "ds_version": _DS_VERSION,
         }
         _save(content, tag / name)
-    _save(_model_states(foreign, groups, prefix, torch.bfloat16 if bf16 else torch.float32), tag / MODEL_STATES)
+    _save(_model_states(foreign, groups, prefix, engine), tag / MODEL_STATES)
+    if state.scheduler is not None:
+        _save(state.scheduler, folder / "scheduler.bin")
     (folder / "latest").write_text(_TAG)
+
+
+def _scheduler(tag: Path, model: dict[str, Any]) -> Any:
+    """DeepSpeed's own scheduler stands in its file, one that Accelerate steps in a file beside the tag."""
+    beside = tag.parent / "scheduler.bin"
+    return load_pickle(beside) if model.get("lr_scheduler") is None and beside.exists() else model.get("lr_scheduler")
+
+
+def _round_robin(model: dict[str, Any], optimizer: dict[str, Any]) -> bool:
+    config = model.get("ds_config")
+    zero = config.get("zero_optimization", {}) if isinstance(config, dict) else {}
+    # BF16_Optimizer, which writes no stage, does not heed the setting.
+    return bool(zero.get("round_robin_gradients", False)) and "zero_stage" in optimizer
 
 
 def _checked_world(tag: Path, model: Any) -> int:
@@ -303,9 +336,7 @@ def _named_groups(model: dict[str, Any], optimizer: dict[str, Any], groups: list
     """Hyper-parameters and names of each group, in the order in which the optimizer was given the parameters."""
     base = optimizer["base_optimizer_state"]
     kept = base["param_groups"] if isinstance(base, dict) else [{} for _ in groups]
-    config = model.get("ds_config")
-    zero = config.get("zero_optimization", {}) if isinstance(config, dict) else {}
-    shuffled = bool(zero.get("round_robin_gradients", False))
+    shuffled = _round_robin(model, optimizer)
     return [
         {"names": _dealt_back(list(group.shapes), group.world) if shuffled else list(group.shapes)}
         | hyper_parameters(hyper)
@@ -313,10 +344,15 @@ def _named_groups(model: dict[str, Any], optimizer: dict[str, Any], groups: list
     ]
 
 
+def _dealt(names: list[str], world: int) -> list[str]:
+    """The order that `round_robin_gradients` makes: parameters dealt to the ranks like cards."""
+    return [name for rank in range(world) for name in names[rank::world]]
+
+
 def _dealt_back(names: list[str], world: int) -> list[str]:
-    """`round_robin_gradients` deals the parameters to the ranks like cards; the order before that."""
-    order = [number for rank in range(world) for number in range(rank, len(names), world)]
-    return [name for _, name in sorted(zip(order, names, strict=True))]
+    """The order before that."""
+    before = _dealt([str(number) for number in range(len(names))], world)
+    return [name for _, name in sorted(zip(map(int, before), names, strict=True))]
 
 
 def _rank_state(state: TrainState, groups: list[FlatGroup], rank: int) -> dict[str, Any]:
@@ -354,8 +390,9 @@ def cut(group: FlatGroup, tensors: Mapping[str, torch.Tensor], rank: int) -> tor
     return partition
 
 
-def _model_states(foreign: Foreign, groups: list[FlatGroup], prefix: str, dtype: torch.dtype) -> dict[str, Any]:
+def _model_states(foreign: Foreign, groups: list[FlatGroup], prefix: str, engine: Engine) -> dict[str, Any]:
     state = foreign.state
+    dtype = torch.bfloat16 if engine.bf16 else torch.float32
     module = {prefix + name: tensor.to(dtype, copy=True) for name, tensor in state.weights.items()}
     module |= {prefix + alias: module[prefix + owner] for alias, owner in state.tied.items()}
     module |= {prefix + name: buffer.clone() for name, buffer in state.buffers.items()}
@@ -378,13 +415,14 @@ def _model_states(foreign: Foreign, groups: list[FlatGroup], prefix: str, dtype:
         "global_samples": foreign.facts.get("samples", 0),
         "dp_world_size": groups[0].world,
         "mp_world_size": 1,
-        "ds_config": _ds_config(bf16=dtype == torch.bfloat16),
+        "ds_config": _ds_config(engine),
         "ds_version": _DS_VERSION,
     }
 
 
-def _ds_config(bf16: bool) -> dict[str, Any]:
-    return {"zero_optimization": {"stage": 2, "round_robin_gradients": False}, "bf16": {"enabled": bf16}}
+def _ds_config(engine: Engine) -> dict[str, Any]:
+    zero = {"stage": 2, "round_robin_gradients": engine.round_robin}
+    return {"zero_optimization": zero, "bf16": {"enabled": engine.bf16}}
 
 
 def _save(content: dict[str, Any], file: Path) -> None:

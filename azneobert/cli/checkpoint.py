@@ -25,7 +25,7 @@ ParameterNames = Annotated[
     Path | None,
     typer.Option(
         help="For a plain folder that does not tell which parameter is which: a file with one name a line, in the "
-        "order of model.named_parameters()."
+        "order of model.named_parameters(), or the optimizer's groups with a blank line between them."
     ),
 ]
 
@@ -78,12 +78,21 @@ def convert(
     source: Annotated[Path, typer.Argument(help="A checkpoint of any format.")],
     target: Annotated[Path, typer.Argument(help="A new folder.")],
     to: Annotated[Literal["universal", "plain", "zero2"], typer.Option(help="The format to write.")],
-    world_size: Annotated[int, typer.Option(help="Of the program that will read it.")] = 1,
-    prefix: Annotated[
-        str | None, typer.Option(help="Put before each name, such as _orig_mod. for a compiled module.")
-    ] = None,
+    world_size: Annotated[int, typer.Option(help="Ranks of the ZeRO-2 engine that will read it.")] = 1,
+    prefix: Annotated[str, typer.Option(help="Put before each name, such as _orig_mod. for a compiled module.")] = "",
     bf16: Annotated[
-        bool | None, typer.Option("--bf16/--fp32", help="For a ZeRO-2 engine with or without bf16.enabled.")
+        bool | None,
+        typer.Option("--bf16/--fp32", help="For a ZeRO-2 engine with bf16.enabled or not; default: as the source."),
+    ] = None,
+    round_robin: Annotated[
+        bool | None,
+        typer.Option(
+            "--round-robin/--no-round-robin", help="For one with round_robin_gradients or not; default: as the source."
+        ),
+    ] = None,
+    tied: Annotated[
+        list[str] | None,
+        typer.Option(help="ALIAS=OWNER: a tied weight that the source does not record, as head.weight=embed.weight."),
     ] = None,
     parameter_names: ParameterNames = None,
     tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer.json to put into a universal one.")] = None,
@@ -91,6 +100,9 @@ def convert(
     """Write a checkpoint as another format: universal, plain (load_state) or zero2 (load_checkpoint, load_state)."""
     from azneobert.checkpoint.convert import convert as convert_checkpoint
 
+    pairs = [pair.partition("=") for pair in tied or ()]
+    if not all(alias and owner for alias, _, owner in pairs):
+        raise CheckpointError("--tied: ALIAS=OWNER would do, such as head.weight=embed.weight")
     convert_checkpoint(
         source,
         target,
@@ -98,6 +110,8 @@ def convert(
         world_size=world_size,
         prefix=prefix,
         bf16=bf16,
+        round_robin=round_robin,
+        tied={alias: owner for alias, _, owner in pairs},
         parameter_names=parameter_names,
         tokenizer=tokenizer,
     )

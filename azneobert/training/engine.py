@@ -96,6 +96,7 @@ def make_engine(
     model: MaskedLM, training: Training, runtime: Runtime, accelerator: Accelerator, micro_batch: int, accumulation: int
 ) -> Engine:
     """The engine that the recipe names; the accelerator must be made for the same one."""
+    order_sums(runtime.deterministic)
     if runtime.engine == "zero2":
         from azneobert.training.zero2_engine import Zero2Engine
 
@@ -103,6 +104,17 @@ def make_engine(
     from azneobert.training.plain_engine import PlainEngine
 
     return PlainEngine(model, training, runtime, accelerator, accumulation)
+
+
+def order_sums(deterministic: bool) -> None:
+    """Have kernels that would add in whatever order their threads come add in one order, or let them.
+
+    For this whole process, and before the first matrix product on a GPU.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS may split its sums anew
+    torch.use_deterministic_algorithms(deterministic)
+    # A debugging aid, which would write all memory twice.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def world_of(accelerator: Accelerator) -> World:

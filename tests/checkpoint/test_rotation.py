@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
 import pytest
-from toy import CheckpointMaker, equal_states, start_ranks
+import torch
+from refusals import refused
+from toy import CheckpointMaker, equal_states, outcome, run_ranks, start_ranks
 
 from azneobert.checkpoint.rotation import CheckpointFolder
+from azneobert.checkpoint.tensors import LazyTensors, shapes_of
 from azneobert.checkpoint.universal import read_checkpoint
+from azneobert.errors import CheckpointError
 
 
 @pytest.fixture
@@ -122,8 +128,17 @@ def test_retention_counts_whole_checkpoints_not_damaged_ones(maker: CheckpointMa
     assert newest_step(folder) == 3
 
 
-def publish_blocked(maker: CheckpointMaker, path: Path, step: int) -> None:
-    maker.publish(CheckpointFolder(path, 2), step)
+def publish_when_told(maker: CheckpointMaker, path: Path, step: int, go: Path) -> None:
+    """Publish, and in the middle of it wait for a file to appear."""
+    state = maker.state()
+
+    def load(name: str) -> torch.Tensor:
+        while not go.exists():
+            time.sleep(0.01)
+        return state.exp_avg_sq[name]
+
+    late = dataclasses.replace(state, exp_avg_sq=LazyTensors(shapes_of(state.exp_avg_sq), load))
+    CheckpointFolder(path, 9).publish(late, maker.manifest(step), maker.tokenizer)
 
 
 def test_what_a_killed_writer_left_is_never_a_checkpoint_and_is_removed_by_the_next(
@@ -132,10 +147,7 @@ def test_what_a_killed_writer_left_is_never_a_checkpoint_and_is_removed_by_the_n
     path = tmp_path / "checkpoints"
     folder = CheckpointFolder(path, 2)
     maker.publish(folder, 3)
-    # Reading the tokenizer from a pipe that nobody writes to holds the writer up in the middle of its work.
-    os.mkfifo(tmp_path / "pipe")
-    blocked = CheckpointMaker(tmp_path / "pipe")
-    [(child, _)] = start_ranks(publish_blocked, blocked, path, 6, folder=tmp_path / "child")
+    [(child, _)] = start_ranks(publish_when_told, maker, path, 6, tmp_path / "never", folder=tmp_path / "child")
     deadline = time.monotonic() + 60
     while not list(path.glob(".partial-*/exp_avg_sq.safetensors")):
         assert time.monotonic() < deadline
@@ -156,7 +168,114 @@ def test_what_a_killed_writer_left_is_never_a_checkpoint_and_is_removed_by_the_n
 def test_a_writer_that_fails_leaves_the_former_checkpoint_in_place(maker: CheckpointMaker, tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path / "checkpoints", 1)
     maker.publish(folder, 3)
-    with pytest.raises(FileNotFoundError):
+    with refused(CheckpointError, str(folder.path / "step-00000006"), "cannot be written: No such file or directory"):
         CheckpointMaker(tmp_path / "no-tokenizer.json").publish(folder, 6)
     assert newest_step(folder) == 3
+    assert sorted(path.name for path in folder.path.iterdir()) == ["latest", "step-00000003"]
     assert (folder.path / "latest").read_text() == "step-00000003\n"
+
+
+# Pruning
+
+
+def prune_in_vain(folder: CheckpointFolder, *parts: str) -> None:
+    before = sorted(folder.path.rglob("*"))
+    with refused(CheckpointError, str(folder.path), *parts):
+        folder.prune()
+    assert sorted(folder.path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_pruning_keeps_the_newest_whole_ones_and_says_what_it_removed(
+    keep: int, maker: CheckpointMaker, tmp_path: Path
+) -> None:
+    for step in (3, 6, 9, 12):
+        maker.publish(CheckpointFolder(tmp_path, 9), step)
+    (tmp_path / ".partial-step-00000015").mkdir()
+    folder = CheckpointFolder(tmp_path, keep)
+    removed = folder.prune()
+    assert steps(folder) == [3, 6, 9, 12][-keep:]
+    assert [path.name for path in removed] == [f"step-{step:08d}" for step in (3, 6, 9, 12)[:-keep]]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", *(p.name for p in folder.steps())]
+    assert folder.prune() == []
+
+
+def test_pruning_counts_whole_checkpoints_and_removes_damaged_ones(
+    maker: CheckpointMaker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (3, 6, 9, 12):
+        maker.publish(CheckpointFolder(tmp_path, 9), step)
+    damage(tmp_path / "step-00000012")
+    damage(tmp_path / "step-00000006")
+    folder = CheckpointFolder(tmp_path, 2)
+    with caplog.at_level(logging.WARNING):
+        removed = folder.prune()
+    assert steps(folder) == [3, 9]
+    assert [path.name for path in removed] == ["step-00000006", "step-00000012"]
+    assert (tmp_path / "latest").read_text() == "step-00000009\n"
+    assert "step-00000012/weights.safetensors: 4 bytes found" in caplog.text
+
+
+def test_pruning_removes_nothing_where_no_checkpoint_is_whole(maker: CheckpointMaker, tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, 1)
+    for step in (3, 6):
+        damage(maker.publish(CheckpointFolder(tmp_path, 9), step))
+    prune_in_vain(folder, "holds no whole checkpoint; nothing is removed")
+
+
+def test_pruning_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    prune_in_vain(CheckpointFolder(tmp_path, 1), "holds no whole checkpoint")
+
+
+def test_pruning_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    prune_in_vain(CheckpointFolder(tmp_path / "none", 1), "holds no whole checkpoint")
+
+
+def test_pruning_waits_for_a_checkpoint_that_is_being_written(maker: CheckpointMaker, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints"
+    for step in (3, 6):
+        maker.publish(CheckpointFolder(path, 9), step)
+    [(child, connection)] = start_ranks(publish_when_told, maker, path, 9, tmp_path / "go", folder=tmp_path / "child")
+    while not list(path.glob(".partial-*/exp_avg_sq.safetensors")):
+        assert child.is_alive()
+        time.sleep(0.01)
+    pruning = threading.Thread(target=CheckpointFolder(path, 1).prune)
+    pruning.start()
+    pruning.join(0.3)
+    assert pruning.is_alive()
+    assert steps(CheckpointFolder(path, 1)) == [3, 6]
+    (tmp_path / "go").touch()
+    pruning.join(30)
+    assert outcome(child, connection) is None
+    assert steps(CheckpointFolder(path, 1)) == [9]
+    assert equal_states(read_checkpoint(path / "step-00000009")[0], maker.state())
+
+
+def forks_while_it_publishes(maker: CheckpointMaker, path: Path) -> bool:
+    """A data loader's worker is forked while the writer has the lock, and outlives it; then another save comes."""
+    go = path.parent / "go"
+    writing = threading.Thread(target=publish_when_told, args=(maker, path, 1, go))
+    writing.start()
+    while not list(path.glob(".partial-*/exp_avg_sq.safetensors")):
+        time.sleep(0.01)
+    worker = os.fork()
+    if worker == 0:
+        time.sleep(60)
+        os._exit(0)
+    go.touch()
+    writing.join()
+    second = threading.Thread(target=maker.publish, args=(CheckpointFolder(path, 9), 2), daemon=True)
+    second.start()
+    second.join(5)
+    waits = second.is_alive()
+    os.kill(worker, signal.SIGKILL)
+    os.waitpid(worker, 0)
+    second.join()
+    return waits
+
+
+def test_a_process_forked_while_a_checkpoint_is_written_does_not_keep_the_lock(
+    maker: CheckpointMaker, tmp_path: Path
+) -> None:
+    [waits] = run_ranks(forks_while_it_publishes, maker, tmp_path / "checkpoints", folder=tmp_path)
+    assert not waits, "the next save waits for a process that has nothing to do with it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -16,6 +17,7 @@ from refusals import refused
 from toy import CheckpointMaker, equal_states
 
 from azneobert.checkpoint.universal import (
+    TrainState,
     all_weights,
     differences,
     read_checkpoint,
@@ -25,7 +27,14 @@ from azneobert.checkpoint.universal import (
 )
 from azneobert.errors import CheckpointError
 
-FILES = ("weights.safetensors", "exp_avg.safetensors", "exp_avg_sq.safetensors", "state.json", "tokenizer.json")
+FILES = (
+    "weights.safetensors",
+    "exp_avg.safetensors",
+    "exp_avg_sq.safetensors",
+    "buffers.safetensors",
+    "state.json",
+    "tokenizer.json",
+)
 
 
 @pytest.fixture
@@ -44,9 +53,23 @@ def test_a_round_trip_is_exact_to_the_last_bit(maker: CheckpointMaker, folder: P
     written, (state, manifest) = maker.state(), read_checkpoint(folder)
     assert equal_states(state, written)
     assert json.loads(json.dumps(written.groups)) == state.groups
-    assert (state.tied, state.buffers) == (written.tied, written.buffers)
+    assert state.tied == written.tied
+    assert_same_buffers(state, written)
     assert replace(manifest, files={}) == maker.manifest(7)
     assert all(tensor.dtype == torch.float32 for tensor in state.weights.values())
+
+
+def assert_same_buffers(one: TrainState, other: TrainState) -> None:
+    assert one.buffers.keys() == other.buffers.keys()
+    for name, buffer in other.buffers.items():
+        assert one.buffers[name].dtype == buffer.dtype
+        assert torch.equal(one.buffers[name], buffer)
+
+
+def test_a_state_without_buffers_has_no_file_for_them(maker: CheckpointMaker, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, replace(maker.state(), buffers={}), maker.manifest(1), maker.tokenizer)
+    assert not (tmp_path / "buffers.safetensors").exists()
+    assert read_checkpoint(tmp_path)[0].buffers == {}
 
 
 def test_values_that_are_not_finite_and_the_smallest_ones_survive(maker: CheckpointMaker, tmp_path: Path) -> None:
@@ -71,7 +94,7 @@ def test_without_moments_the_weights_come_alone_with_step_zero(maker: Checkpoint
 def test_tied_aliases_are_put_back_and_stored_once(maker: CheckpointMaker, folder: Path) -> None:
     state, _ = read_checkpoint(folder)
     assert "head.weight" not in state.weights
-    assert all_weights(state)["head.weight"] is state.weights["encoder.embedding.weight"]
+    assert torch.equal(all_weights(state)["head.weight"], maker.state().weights["encoder.embedding.weight"])
 
 
 READER = """
@@ -164,21 +187,40 @@ def test_a_manifest_of_bytes_that_are_no_text_is_one_line(folder: Path) -> None:
         verify_checkpoint(folder)
 
 
-def test_a_newer_format_is_refused_saying_which_one_is_read(folder: Path) -> None:
-    edit_manifest(folder, format_version=2)
-    with refused(CheckpointError, "manifest.json", "azneobert-universal 2", "reads azneobert-universal 1"):
+def test_the_first_format_which_knew_no_buffers_is_still_read(maker: CheckpointMaker, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, replace(maker.state(), buffers={}), maker.manifest(1), maker.tokenizer)
+    state = json.loads((tmp_path / "state.json").read_text())
+    del state["scheduler"]  # as the first format wrote it, which had empty buffers there
+    (tmp_path / "state.json").write_text(json.dumps(state | {"buffers": {}}))
+    files = dict(read_manifest(tmp_path).files)
+    content = (tmp_path / "state.json").read_bytes()
+    files["state.json"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+    edit_manifest(tmp_path, format_version=1, files=files)
+    found, manifest = read_checkpoint(tmp_path)
+    assert manifest.format_version == 1
+    assert equal_states(found, maker.state())
+    assert (found.buffers, found.scheduler) == ({}, None)
+
+
+def test_what_is_written_is_the_second_format(folder: Path) -> None:
+    assert read_manifest(folder).format_version == 2
+
+
+def test_a_newer_format_is_refused_saying_which_ones_are_read(folder: Path) -> None:
+    edit_manifest(folder, format_version=3)
+    with refused(CheckpointError, "manifest.json", "azneobert-universal 3", "reads azneobert-universal 1 and 2"):
         read_checkpoint(folder)
 
 
 def test_a_newer_format_with_keys_of_its_own_is_refused_the_same_way(folder: Path) -> None:
-    edit_manifest(folder, format_version=2, shards=8)
-    with refused(CheckpointError, "azneobert-universal 2", "reads azneobert-universal 1"):
+    edit_manifest(folder, format_version=3, shards=8)
+    with refused(CheckpointError, "azneobert-universal 3", "reads azneobert-universal 1 and 2"):
         read_checkpoint(folder)
 
 
 def test_a_folder_of_another_format_is_refused(folder: Path) -> None:
     edit_manifest(folder, format="someone-elses")
-    with refused(CheckpointError, "someone-elses 1"):
+    with refused(CheckpointError, "someone-elses 2"):
         read_manifest(folder)
 
 

@@ -16,8 +16,8 @@ from azneobert.errors import CheckpointError, TrainingError
 from azneobert.model.encoder import build_model
 from azneobert.recipe import Recipe
 from azneobert.training.engine import Engine, make_accelerator, make_engine, masked_loss
-from azneobert.training.optim import build_optimizer
 from azneobert.training.inputs import Inputs, open_streams
+from azneobert.training.optim import build_optimizer
 
 RATES = [1e-3, 2e-3, 5e-4]
 

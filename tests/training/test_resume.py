@@ -228,6 +228,7 @@ def test_phase_2_begins_with_the_weights_of_phase_1_and_names_them(two_phases: C
         "phase": "phase1",
         "step": STEPS,
         "weights": phase1.files["weights.safetensors"]["sha256"],
+        "carry": {"moments": True, "schedule": False, "position": False},
     }
     assert phase1_state.optimizer_step == STEPS
 
