@@ -215,7 +215,7 @@ def test_data_verify_before_the_stages_is_refused_in_one_line(project: Project) 
 def test_inspect_shows_step_lineage_and_files(project: Project, invoke: Callable[..., str]) -> None:
     shown = invoke("checkpoint", "inspect", project.checkpoint)
     manifest = project.toy.result()[1]
-    for part in ("phase1", str(manifest.tokens), "mlflow_run_id", "exp_avg_sq.safetensors", "stream.sample_index"):
+    for part in ("phase1", f"{manifest.tokens:,}", "mlflow_run_id", "exp_avg_sq.safetensors", "stream.sample_index"):
         assert part in shown
     assert manifest.files["weights.safetensors"]["sha256"][:16] in shown
 

@@ -425,7 +425,10 @@ class CheckpointMaker:
             optimizer_step=7,
             groups=[{"names": list(names), "lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.01}],
             tied={"head.weight": "encoder.embedding.weight"},
-            buffers={"counter": [1.0, 2.5]},
+            buffers={
+                "running_mean": torch.tensor([1.0, 2.5]),
+                "counter": torch.tensor(2**53 + 1),
+            },  # no float holds the second
         )
 
     def manifest(self, step: int) -> Manifest:

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from azneobert.checkpoint.universal import Manifest, TrainState, verify_checkpoint, write_checkpoint
 from azneobert.errors import CheckpointError
 
@@ -51,9 +53,9 @@ class CheckpointFolder:
                     shutil.rmtree(damaged)
                 for old in self.steps()[: -self.keep]:
                     shutil.rmtree(old)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # the second is what its library makes of a full disk
             shutil.rmtree(partial, ignore_errors=True)
-            raise CheckpointError(f"{target}: cannot be written: {error.strerror or error}") from None
+            raise CheckpointError(f"{target}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
         return target
 
     def steps(self) -> list[Path]:
@@ -76,6 +78,8 @@ class CheckpointFolder:
         Raises:
             CheckpointError: there is no whole checkpoint, so nothing may go.
         """
+        if not self.path.is_dir():
+            raise CheckpointError(f"{self.path}: holds no whole checkpoint; nothing is removed")
         with self._locked():
             whole: list[Path] = []
             for folder in reversed(self.steps()):
@@ -122,6 +126,8 @@ class CheckpointFolder:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
+            # Closing alone would leave the lock to a data loader's worker that was forked meanwhile.
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
     def _point_latest(self, target: Path) -> None:
@@ -145,7 +151,7 @@ class BackgroundWriter:
     def __init__(self, folder: CheckpointFolder):
         self._folder = folder
         self._thread: threading.Thread | None = None
-        self._error: CheckpointError | None = None
+        self._error: Exception | None = None
 
     def submit(self, state: TrainState, manifest: Manifest, tokenizer: Path) -> None:
         """Begin to write; `wait` first, if the state lies where the one before lay."""
@@ -175,5 +181,5 @@ class BackgroundWriter:
     def _publish(self, state: TrainState, manifest: Manifest, tokenizer: Path) -> None:
         try:
             self._folder.publish(state, manifest, tokenizer)
-        except CheckpointError as error:
+        except Exception as error:  # whatever it is, a thread that ends without a word would lose checkpoints
             self._error = error

@@ -25,7 +25,7 @@ class LazyTensors(Mapping[str, torch.Tensor]):
     def __getitem__(self, name: str) -> torch.Tensor:
         if name not in self.shapes:
             raise KeyError(name)
-        return self._load(name)
+        return self._load(name).detach()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -59,10 +60,11 @@ def diff(a: Path, b: Path, parameter_names: ParameterNames = None) -> None:
     from azneobert.checkpoint.convert import open_any
 
     one, other = open_any(a, parameter_names), open_any(b, parameter_names)
-    table = Table("what", "tensor", Column("elements that differ", justify="right"), "largest difference")
+    tensor, share = Column("tensor", overflow="fold"), Column("elements that differ", justify="right")
+    table = Table("what", tensor, share, "largest difference")
     for found in compare_states(one.state, other.state):
-        share = f"{found.differing:,} of {found.elements:,}"
-        table.add_row(found.kind, found.name, share, found.amiss or f"{found.largest:.3g}")
+        differing = f"{found.differing:,} of {found.elements:,}"
+        table.add_row(found.kind, found.name, differing, found.amiss or f"{found.largest:.3g}")
     steps = [opened.state.optimizer_step for opened in (one, other)]
     if steps[0] != steps[1]:
         table.add_row("optimizer", "step", "", f"{steps[0]} in A, {steps[1]} in B")
@@ -140,47 +142,41 @@ def _facts_table(opened: Opened) -> Table:
 
     state, manifest = opened.state, opened.manifest
     table = Table("what", Column("value", overflow="fold"), title=str(opened.folder))
-    table.add_row("format", opened.format)
     shapes = shapes_of(state.weights).values()
     facts: dict[str, Any] = {
+        "format": opened.format,
         "step": opened.foreign.step,
         "optimizer step": state.optimizer_step,
-        "parameters": f"{sum(_numel(shape) for shape in shapes):,} in {len(state.weights)} tensors",
+        "parameters": f"{sum(math.prod(shape) for shape in shapes):,} in {len(state.weights)} tensors",
         "moments": f"of {len(state.exp_avg)} tensors",
         "buffers": ", ".join(state.buffers) or "none",
         "tied": ", ".join(f"{alias} = {owner}" for alias, owner in state.tied.items()) or "none",
     }
-    facts |= {key: getattr(manifest, key) for key in ("phase", "samples", "tokens", "recipe_name")} if manifest else {}
+    if manifest is None:
+        facts |= {f"source.{key}": json.dumps(value) for key, value in opened.foreign.facts.items()}
+    else:
+        facts |= {key: getattr(manifest, key) for key in ("phase", "samples", "tokens", "recipe_name")}
+        for group in ("lineage", "stream", "schedule"):
+            kept = getattr(manifest, group).items()
+            facts |= {f"{group}.{key}": json.dumps(value, ensure_ascii=False) for key, value in kept}
+        for file, stated in manifest.files.items():
+            facts[file] = f"{stated['size']:,} bytes, sha256 {stated['sha256'][:16]}…"
     for key, value in facts.items():
         table.add_row(key, f"{value:,}" if isinstance(value, int) else str(value))
-    groups = ("lineage", "stream", "schedule") if manifest else ()
-    for group in groups:
-        for key, value in getattr(manifest, group).items():
-            table.add_row(f"{group}.{key}", json.dumps(value, ensure_ascii=False))
-    for key, value in opened.foreign.facts.items() if manifest is None else ():
-        table.add_row(key, json.dumps(value, ensure_ascii=False))
-    for file, stated in manifest.files.items() if manifest else ():
-        table.add_row(file, f"{stated['size']:,} bytes, sha256 {stated['sha256'][:16]}…")
     return table
 
 
 def _groups_table(opened: Opened) -> Table:
-    table = Table("group", Column("tensors", justify="right"), "first", "last", "hyper-parameters")
+    first, last = Column("first", overflow="fold"), Column("last", overflow="fold")
+    table = Table("group", Column("tensors", justify="right"), first, last, "hyper-parameters")
     for number, group in enumerate(opened.state.groups):
         shown = {key: group[key] for key in ("lr", "betas", "eps", "weight_decay") if key in group}
-        names = group["names"] or ["none"]
         table.add_row(
             str(number),
             str(len(group["names"])),
-            names[0],
-            names[-1],
-            ", ".join(f"{key} {value}" for key, value in shown.items()),
+            *((group["names"][0], group["names"][-1]) if group["names"] else ("none", "none")),
+            ", ".join(
+                f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown.items()
+            ),
         )
     return table
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    numel = 1
-    for size in shape:
-        numel *= size
-    return numel
