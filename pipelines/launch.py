@@ -12,8 +12,8 @@ import torch
 
 from azneobert.errors import TrainingError
 from azneobert.recipe import PHASES, Recipe
-from azneobert.training.report import write_report
 from azneobert.training.inputs import Inputs, stop_file
+from azneobert.training.report import write_report
 from azneobert.training.run import prepare_folder, pretrain
 from azneobert.training.stopping import EXIT_STOPPED
 from pretrain import ACCEPT_CHANGED, phase_inputs

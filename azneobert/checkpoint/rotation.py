@@ -179,6 +179,8 @@ class BackgroundWriter:
             raise self._error
 
     def _publish(self, state: TrainState, manifest: Manifest, tokenizer: Path) -> None:
+        # Hashing and writing take whole cores, of which the training comes first; threads inherit the priority.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
         try:
             self._folder.publish(state, manifest, tokenizer)
         except Exception as error:  # whatever it is, a thread that ends without a word would lose checkpoints
