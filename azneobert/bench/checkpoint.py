@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from azneobert.bench.measure import in_child
+from azneobert.bench.models import bare_manifest, published_model, small_model, some_runtime, some_training
 from azneobert.bench.report import Row
-from azneobert.bench.resume import bare_manifest, small_model, some_runtime, some_training
 from azneobert.bench.synthetic import open_small_corpus, write_small_corpus
 from azneobert.checkpoint.convert import convert
 from azneobert.checkpoint.rotation import BackgroundWriter, CheckpointFolder
@@ -27,40 +27,27 @@ from azneobert.model.encoder import build_model, count_parameters
 from azneobert.recipe import EngineName, Model
 from azneobert.training.engine import Engine, make_accelerator, make_engine
 
-_ROWS, _ROW_LENGTH, _TURNS = 2, 128, 3
+_ROWS, _ROW_LENGTH = 2, 128
 _SHARDS = 8
 _CHUNK = 1 << 24
 
 
 def bench_checkpoint(full: bool, scratch: Path | None = None) -> Iterator[Row]:
     """Every row of the table, as it is measured: of the published model, or of a toy. `scratch` is the disk to use."""
-    config = _published_model() if full else small_model()
+    config, turns = (published_model(), 3) if full else (small_model(), 1)
     with tempfile.TemporaryDirectory(prefix="azneobert-bench-", dir=scratch) as name:
         folder = Path(name)
         write_small_corpus(folder, config.vocab_size, _ROW_LENGTH, documents=400)
         engines: tuple[EngineName, ...] = ("plain", "zero2")
         for engine in engines:
-            yield from _stall_rows(folder, config, engine)
-        yield from _disk_rows(folder)
-        yield from _convert_rows(folder)
-        yield from _resume_rows(folder, config)
+            yield from _stall_rows(folder, config, engine, turns)
+        yield from _disk_rows(folder, turns)
+        yield from _convert_rows(folder, turns)
+        yield from _resume_rows(folder, config, turns)
 
 
-def _published_model() -> Model:
-    return small_model().model_copy(
-        update={
-            "hidden_size": 768,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 12,
-            "intermediate_size": 3072,
-            "vocab_size": 64_000,
-            "max_position_embeddings": 4096,
-        }
-    )
-
-
-def _stall_rows(folder: Path, config: Model, engine: EngineName) -> Iterator[Row]:
-    measured = in_child(_stall, folder, config, engine)
+def _stall_rows(folder: Path, config: Model, engine: EngineName, turns: int) -> Iterator[Row]:
+    measured = in_child(_stall, folder, config, engine, turns)
     stalls, copies, device, free, writing = measured.result
     bar = 1.0 if device == "cpu" else 0.3
     stall = statistics.median(stalls)
@@ -75,7 +62,9 @@ def _stall_rows(folder: Path, config: Model, engine: EngineName) -> Iterator[Row
     )
 
 
-def _stall(folder: Path, config: Model, name: EngineName) -> tuple[list[float], list[float], str, float, float]:
+def _stall(
+    folder: Path, config: Model, name: EngineName, turns: int
+) -> tuple[list[float], list[float], str, float, float]:
     """Save again and again as the loop does; the last checkpoint stays for the other rows."""
     engine = _engine(config, name)
     batches = _batches(folder, 0)
@@ -83,7 +72,7 @@ def _stall(folder: Path, config: Model, name: EngineName) -> tuple[list[float], 
     checkpoints = CheckpointFolder(folder / "checkpoints", 1)
     writer = BackgroundWriter(checkpoints)
     stalls, copies, free, writing = [], [], [], []
-    for step in range(1, _TURNS + 2):
+    for step in range(1, turns + 2):
         free.append(_timed_step(engine, batches))
         start = time.perf_counter()
         state = engine.gather(staging)
@@ -98,13 +87,13 @@ def _stall(folder: Path, config: Model, name: EngineName) -> tuple[list[float], 
     return stalls[1:], copies[1:], engine.world.device.type, statistics.median(free[1:]), statistics.median(writing[1:])
 
 
-def _disk_rows(folder: Path) -> Iterator[Row]:
+def _disk_rows(folder: Path, turns: int) -> Iterator[Row]:
     """Our writing and reading against the disk's own, in turns, the page cache emptied before each reading."""
     state, _ = read_checkpoint(CheckpointFolder(folder / "checkpoints", 1).steps()[-1])
     state = TrainState(**{**vars(state), **{kind: _in_memory(getattr(state, kind)) for kind in KINDS}})
     size = 4 * sum(tensor.numel() for kind in KINDS for tensor in getattr(state, kind).values())
     times: dict[str, list[float]] = {"disk write": [], "disk read": [], "write": [], "read": []}
-    for _ in range(_TURNS):
+    for _ in range(turns):
         times["disk write"].append(_raw_write(folder / "raw", state))
         times["disk read"].append(_raw_read(folder / "raw"))
         (folder / "raw").unlink()
@@ -135,7 +124,7 @@ def _disk_rows(folder: Path) -> Iterator[Row]:
             f"{ratio:.0%}",
             ">= 60%",
             ratio >= 0.6,
-            f"{rates[way]:.2f} GB/s against {rates[f'disk {way}']:.2f} GB/s, {size / 1e9:.2f} GB, medians of {_TURNS} "
+            f"{rates[way]:.2f} GB/s against {rates[f'disk {way}']:.2f} GB/s, {size / 1e9:.2f} GB, medians of {turns} "
             "in turns"
             if way in rates
             else "",
@@ -176,13 +165,13 @@ def _forget(path: Path) -> None:
         os.close(descriptor)
 
 
-def _convert_rows(folder: Path) -> Iterator[Row]:
+def _convert_rows(folder: Path, turns: int) -> Iterator[Row]:
     source = folder / "zero2"
     convert(CheckpointFolder(folder / "checkpoints", 1).steps()[-1], source, "zero2", world_size=_SHARDS)
     shards = sorted((source / "pytorch_model").glob("*_optim_states.pt"))
     largest = max(file.stat().st_size for file in (source / "pytorch_model").iterdir())
     bare, ours, peaks = [], [], []
-    for turn in range(_TURNS):
+    for turn in range(turns):
         bare.append(_cat_and_sum(shards, folder / "joined"))
         measured = in_child(convert, source, folder / f"universal-{turn}", "universal")
         ours.append(measured.seconds)
@@ -194,7 +183,7 @@ def _convert_rows(folder: Path) -> Iterator[Row]:
         f"{ratio:.2f} x",
         "<= 2.5 x",
         ratio <= 2.5,
-        f"{statistics.median(ours):.1f} s against {statistics.median(bare):.1f} s, medians of {_TURNS} in turns",
+        f"{statistics.median(ours):.1f} s against {statistics.median(bare):.1f} s, medians of {turns} in turns",
     )
     peak = max(peaks)
     yield Row(
@@ -217,22 +206,23 @@ def _cat_and_sum(shards: list[Path], target: Path) -> float:
     return seconds
 
 
-def _resume_rows(folder: Path, config: Model) -> Iterator[Row]:
-    near, far = in_child(_resume, folder, config, 10, 100_000).result
+def _resume_rows(folder: Path, config: Model, turns: int) -> Iterator[Row]:
+    near, far = in_child(_resume, folder, config, turns, (10, 100_000)).result
     yield Row(
         "resume to the first step at step 100,000, over that at step 10",
         f"{far / near:.2f}",
         "1, within noise",
         far / near <= 1.25,
-        f"{far:.2f} s and {near:.2f} s: verify, read, scatter, first batch and step; medians of {_TURNS} in turns",
+        f"{far:.2f} s and {near:.2f} s: verify, read, scatter, first batch and step; medians of {turns} in turns",
     )
 
 
-def _resume(folder: Path, config: Model, near: int, far: int) -> tuple[float, float]:
+def _resume(folder: Path, config: Model, turns: int, steps: tuple[int, int]) -> tuple[float, float]:
+    near, far = steps
     engine = _engine(config, "plain")
     checkpoint = CheckpointFolder(folder / "checkpoints", 1)
     durations: dict[int, list[float]] = {near: [], far: []}
-    for turn in range(_TURNS + 1):
+    for turn in range(turns + 1):
         for step, seconds in durations.items():
             start = time.perf_counter()
             newest = checkpoint.latest()

@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from azneobert.bench.models import bare_manifest, small_model, some_runtime, some_training
 from azneobert.bench.ranks import run_ranks
 from azneobert.bench.report import Row
 from azneobert.bench.synthetic import open_small_corpus, write_small_corpus
-from azneobert.checkpoint.universal import KINDS, Manifest, read_checkpoint, write_checkpoint
+from azneobert.checkpoint.universal import KINDS, read_checkpoint, write_checkpoint
 from azneobert.data.stream import SampleRange, micro_batch_loader
 from azneobert.model.attention import choose_attention
 from azneobert.model.encoder import build_model
-from azneobert.recipe import EngineName, Model, Runtime, Training
+from azneobert.recipe import EngineName
 from azneobert.training.engine import Engine, make_accelerator, make_engine
 from azneobert.training.optim import learning_rate
 
@@ -61,10 +62,9 @@ def cases(worlds: tuple[int, ...]) -> Iterator[Case]:
         ", tied head": {"tie_embeddings": True},
         ", torch.compile": {"compile": True, "compute_dtype": "bfloat16"},
     }
-    largest = max(world for world in worlds if world <= 2)
     engines: tuple[EngineName, ...] = ("plain", "zero2")
     for engine in engines:
-        for world in sorted({1, largest}):
+        for world in sorted(world for world in set(worlds) if world <= 2):
             for name, options in settings.items():
                 if "compile" not in options or torch.cuda.is_available():  # minutes on a CPU, and a test has it
                     setting = Setting(engine, world, options=options)
@@ -87,9 +87,8 @@ def cases(worlds: tuple[int, ...]) -> Iterator[Case]:
             yield Case(f"{one} {before} -> {other} {after}", Setting(one, before), Setting(other, after))
 
 
-def bench_resume(worlds: tuple[int, ...]) -> Iterator[Row]:
+def bench_resume(chosen: list[Case]) -> Iterator[Row]:
     """Every row of the table. A world is launched once for all its cases, since starting takes longer than training."""
-    chosen = list(cases(worlds))
     with tempfile.TemporaryDirectory(prefix="azneobert-bench-") as name:
         scratch = Path(name)
         write_small_corpus(scratch, small_model().vocab_size, _ROW_LENGTH, documents=400)
@@ -100,7 +99,7 @@ def bench_resume(worlds: tuple[int, ...]) -> Iterator[Row]:
             settings = {number: chosen[number].after for number in numbers}
             run_ranks(resume, scratch, settings, world=world)
         for number, case in enumerate(chosen):
-            yield _row(case, *(torch.load(scratch / f"{kind}-{number}.pt") for kind in ("whole", "resumed")))
+            yield row_of(case, *(torch.load(scratch / f"{kind}-{number}.pt") for kind in ("whole", "resumed")))
 
 
 def _by_launch(settings: list[Setting]) -> Iterator[tuple[tuple[str, int], list[int]]]:
@@ -127,7 +126,8 @@ def resume(scratch: Path, settings: dict[int, Setting]) -> None:
         _train(scratch, setting, accelerator, (CUT, STEPS), scratch / f"resumed-{number}.pt", start)
 
 
-def _row(case: Case, whole: dict[str, Any], resumed: dict[str, Any]) -> Row:
+def row_of(case: Case, whole: dict[str, Any], resumed: dict[str, Any]) -> Row:
+    """What the table says of a case, from the losses and states of both runs."""
     expected = whole["losses"][CUT:]
     differences = [abs(a - b) for a, b in zip(expected, resumed["losses"], strict=True)]
     weights = max(float((whole["state"][k] - resumed["state"][k]).abs().max()) for k in whole["state"])
@@ -141,7 +141,9 @@ def _row(case: Case, whole: dict[str, Any], resumed: dict[str, Any]) -> Row:
         figure,
         "identical" if case.same else "<= 1e-6",
         met,
-        f"first loss {'equal' if differences[0] == 0 else f'differs by {differences[0]:.1e}'}; "
+        f"{STEPS - CUT} losses, weights and both moments"
+        if identical
+        else f"first loss {'equal' if differences[0] == 0 else f'differs by {differences[0]:.1e}'}; "
         f"weights and moments differ by {weights:.1e} at most after {STEPS - CUT} steps",
     )
 
@@ -184,52 +186,3 @@ def build_engine(setting: Setting, accelerator: Accelerator) -> Engine:
     micro_batch = _ROWS // setting.world // setting.accumulation
     runtime = some_runtime(setting.engine, compile_model=options.get("compile", False))
     return make_engine(model, training, runtime, accelerator, micro_batch, setting.accumulation)
-
-
-def small_model(tie_embeddings: bool = False) -> Model:
-    """A NeoBERT of two layers, small enough for thirty steps in a second."""
-    return Model(
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=256,
-        vocab_size=512,
-        max_position_embeddings=1024,
-        rope_theta=10_000.0,
-        rms_norm_eps=1e-5,
-        initializer_range=0.02,
-        tie_embeddings=tie_embeddings,
-    )
-
-
-def some_training(compute_dtype: Any = "float32", clip_norm: float = 1.0) -> Training:
-    """The published run's numbers."""
-    return Training(
-        masking_rate=0.2,
-        adam_betas=(0.9, 0.95),
-        adam_eps=1e-8,
-        weight_decay=0.01,
-        clip_norm=clip_norm,
-        compute_dtype=compute_dtype,
-    )
-
-
-def some_runtime(engine: EngineName, compile_model: bool = False, deterministic: bool = True) -> Runtime:
-    """What an engine asks of a runtime; the rest is the loop's, which a benchmark has none of."""
-    return Runtime(
-        engine=engine,
-        processes=1,
-        max_micro_batch=1,
-        attention="auto",
-        compile=compile_model,
-        deterministic=deterministic,
-        workers=0,
-        log_every=1,
-        checkpoint_every=1,
-        keep_checkpoints=1,
-    )
-
-
-def bare_manifest(step: int) -> Manifest:
-    """A manifest that says no more than the step."""
-    return Manifest("bench", step, 0, 0, "bench", {}, {}, {}, {}, {})

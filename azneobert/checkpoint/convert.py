@@ -18,7 +18,9 @@ from azneobert.checkpoint.universal import (
     Manifest,
     TrainState,
     bytes_needed,
+    open_checkpoint,
     read_checkpoint,
+    read_manifest,
     write_checkpoint,
 )
 from azneobert.checkpoint.zero2 import Engine, find_tag, read_zero2, write_zero2
@@ -42,11 +44,12 @@ class Opened:
         return self.foreign.state
 
 
-def open_any(source: Path, parameter_names: Path | None = None) -> Opened:
+def open_any(source: Path, parameter_names: Path | None = None, *, verified: bool = True) -> Opened:
     """A checkpoint of whichever format stands in a folder; of a run's folder of checkpoints, the newest whole one.
 
     `parameter_names` is a file for plain folders that do not tell: one name a line, in the order of the model's
-    parameters, or the optimizer's groups with a blank line between them.
+    parameters, or the optimizer's groups with a blank line between them. Unless `verified`, a universal checkpoint's
+    hashes are not checked, which takes a reading of the whole.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
@@ -60,7 +63,7 @@ def open_any(source: Path, parameter_names: Path | None = None) -> Opened:
             raise CheckpointError(f"{source}: holds no whole checkpoint")
         source = newest[0]
     if (source / MANIFEST).exists():
-        state, manifest = read_checkpoint(source)
+        state, manifest = read_checkpoint(source) if verified else (open_checkpoint(source), read_manifest(source))
         facts = manifest.lineage.get("imported_from") or {}
         return Opened("universal", source, Foreign(state, manifest.step, facts), manifest)
     if find_tag(source) is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import pickle
 import zipfile
 import zlib
@@ -63,6 +64,14 @@ def load_pickle(file: Path) -> Any:
     except (RuntimeError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())[:120]
         raise CheckpointError(f"{file}: cannot be read ({reason}); copy it again") from None
+
+
+def save_pickle(content: Any, file: Path) -> None:
+    """Write with `torch.save`, durably."""
+    with file.open("wb") as stream:
+        torch.save(content, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def drop_pages(tensor: torch.Tensor) -> None:

@@ -8,7 +8,6 @@ each name, and tied ones share their memory.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,8 +27,8 @@ from azneobert.checkpoint.foreign import (
     single_step,
 )
 from azneobert.checkpoint.parameter_order import check_names, match_names, name_parameters
-from azneobert.checkpoint.pickles import drop_pages, load_pickle
-from azneobert.checkpoint.tensors import LazyTensors, open_safetensors, shapes_of
+from azneobert.checkpoint.pickles import drop_pages, load_pickle, save_pickle
+from azneobert.checkpoint.tensors import LazyTensors, open_safetensors, shapes_of, write_safetensors
 from azneobert.checkpoint.universal import TrainState
 from azneobert.errors import CheckpointError
 
@@ -37,11 +36,6 @@ _SAFE, _PICKLED, _OPTIMIZER, _SCHEDULER = "model.safetensors", "pytorch_model.bi
 _SECOND = re.compile(r"(model|pytorch_model|optimizer)_\d+\.(safetensors|bin)")
 _STATISTICS = ("running_mean", "running_var")  # floating-point, and yet never a parameter
 _WRAPPED = "module."  # what DDP puts before each name; Accelerate saves the model without its own DDP
-_DTYPES = {torch.bool: "BOOL", torch.bfloat16: "BF16", torch.complex64: "C64", torch.int8: "I8", torch.uint8: "U8"} | {
-    getattr(torch, f"{kind}{bits}"): f"{kind[0].upper()}{bits}"
-    for kind in ("float", "int", "uint")
-    for bits in (16, 32, 64)
-}
 
 
 @dataclass(frozen=True)
@@ -124,9 +118,9 @@ def write_plain(folder: Path, foreign: Foreign, *, prefix: str = "") -> None:
     state = foreign.state
     _write_model(folder / _SAFE, state, prefix)
     if state.groups:
-        _save(_optimizer_state(state), folder / _OPTIMIZER)
+        save_pickle(_optimizer_state(state), folder / _OPTIMIZER)
     if state.scheduler is not None:
-        _save(state.scheduler, folder / _SCHEDULER)
+        save_pickle(state.scheduler, folder / _SCHEDULER)
 
 
 def _open_model(folder: Path, *, several: bool) -> _Model:
@@ -249,32 +243,15 @@ def _named_groups(optimizer: _Optimizer | None, names: list[list[str]]) -> list[
 
 
 def _write_model(file: Path, state: TrainState, prefix: str) -> None:
-    """A safetensors file, one tensor in memory at a time."""
-    sizes = {name: (shape, torch.float32) for name, shape in shapes_of(state.weights).items()}
-    sizes |= {name: (tuple(buffer.shape), buffer.dtype) for name, buffer in state.buffers.items()}
-    order = sorted(sizes, key=lambda name: -sizes[name][1].itemsize)  # which aligns them
+    names = {prefix + name: name for name in (*state.weights, *state.buffers)}
+    shapes = shapes_of(state.weights) | shapes_of(state.buffers)
+    tensors = LazyTensors(
+        {prefixed: shapes[name] for prefixed, name in names.items()},
+        lambda prefixed: (state.weights if names[prefixed] in state.weights else state.buffers)[names[prefixed]],
+    )
+    dtypes = {prefix + name: buffer.dtype for name, buffer in state.buffers.items()}
     aliases = {prefix + alias: prefix + owner for alias, owner in state.tied.items()}
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"} | aliases}
-    start = 0
-    for name in order:
-        shape, dtype = sizes[name]
-        end = start + torch.Size(shape).numel() * dtype.itemsize
-        entries[prefix + name] = {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": [start, end]}
-        start = end
-    header = json.dumps(entries).encode()
-    header += b" " * (-len(header) % 8)
-    with file.open("wb") as stream:
-        stream.write(len(header).to_bytes(8, "little") + header)
-        for name in order:
-            stream.write(_content(state, name))
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _content(state: TrainState, name: str) -> memoryview:
-    tensor = state.weights[name].float() if name in state.weights else state.buffers[name]
-    flat = tensor.detach().cpu().contiguous().view(-1)
-    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
+    write_safetensors(file, tensors, dtypes, aliases)
 
 
 def _optimizer_state(state: TrainState) -> dict[str, Any]:
@@ -291,10 +268,3 @@ def _optimizer_state(state: TrainState) -> dict[str, Any]:
         groups.append(optimizer_group(group, list(range(first, first + len(names)))) | {"param_names": names})
         first += len(names)
     return {"state": states, "param_groups": groups}
-
-
-def _save(content: dict[str, Any], file: Path) -> None:
-    with file.open("wb") as stream:
-        torch.save(content, stream)
-        stream.flush()
-        os.fsync(stream.fileno())

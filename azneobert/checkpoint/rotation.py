@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from azneobert.checkpoint.universal import Manifest, TrainState, verify_checkpoint, write_checkpoint
 from azneobert.errors import CheckpointError
 
@@ -53,9 +51,9 @@ class CheckpointFolder:
                     shutil.rmtree(damaged)
                 for old in self.steps()[: -self.keep]:
                     shutil.rmtree(old)
-        except (OSError, SafetensorError) as error:  # the second is what its library makes of a full disk
+        except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
-            raise CheckpointError(f"{target}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
+            raise CheckpointError(f"{target}: cannot be written: {error.strerror or error}") from None
         return target
 
     def steps(self) -> list[Path]:

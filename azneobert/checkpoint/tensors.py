@@ -13,6 +13,11 @@ import torch
 from safetensors import safe_open
 
 _CHUNK = 1 << 24
+_DTYPES = {torch.bool: "BOOL", torch.bfloat16: "BF16", torch.complex64: "C64", torch.int8: "I8", torch.uint8: "U8"} | {
+    getattr(torch, f"{kind}{bits}"): f"{kind[0].upper()}{bits}"
+    for kind in ("float", "int", "uint")
+    for bits in (16, 32, 64)
+}
 
 
 class LazyTensors(Mapping[str, torch.Tensor]):
@@ -50,16 +55,23 @@ def open_safetensors(file: Path) -> LazyTensors:
     return LazyTensors(shapes, opened.get_tensor)
 
 
-def write_fp32(file: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Write tensors as a safetensors file in fp32, durably, and hash what is written on its way; its sha256 and size.
+def write_safetensors(
+    file: Path,
+    tensors: Mapping[str, torch.Tensor],
+    dtypes: Mapping[str, torch.dtype] | None = None,
+    metadata: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Write tensors durably as a safetensors file, one at a time, and hash what is written; its sha256 and size.
 
-    The library's own writer makes a copy of each tensor and leaves the hash to a second reading. Besides, it holds
-    all of them at once.
+    They become fp32 but for those that `dtypes` names. The library's own writer holds all of them at once, copied, and
+    leaves the hash to a second reading.
     """
+    chosen = {name: (dtypes or {}).get(name, torch.float32) for name in tensors}
+    order = sorted(tensors, key=lambda name: -chosen[name].itemsize)  # which aligns them
     digest = hashlib.sha256()
     size = 0
     with file.open("wb", buffering=0) as raw:
-        for chunk in _chunks(tensors):
+        for chunk in _chunks(tensors, order, chosen, metadata or {}):
             digest.update(chunk)
             written = 0
             while written < len(chunk):
@@ -69,22 +81,25 @@ def write_fp32(file: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any
     return {"sha256": digest.hexdigest(), "size": size}
 
 
-def _chunks(tensors: Mapping[str, torch.Tensor]) -> Iterator[memoryview]:
-    yield memoryview(_header(shapes_of(tensors)))
-    for name in tensors:
-        flat = tensors[name].detach().to("cpu", torch.float32).contiguous().view(-1)
-        content = flat.numpy().data.cast("B") if flat.numel() else memoryview(b"")
+def _chunks(
+    tensors: Mapping[str, torch.Tensor], order: list[str], dtypes: dict[str, torch.dtype], metadata: dict[str, str]
+) -> Iterator[memoryview]:
+    shapes = shapes_of(tensors)
+    yield memoryview(_header({name: (dtypes[name], shapes[name]) for name in order}, metadata))
+    for name in order:
+        flat = tensors[name].detach().to("cpu", dtypes[name]).contiguous().view(-1)
+        content = flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
         for start in range(0, len(content), _CHUNK):
             yield content[start : start + _CHUNK]
 
 
-def _header(shapes: dict[str, tuple[int, ...]]) -> bytes:
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+def _header(entries: dict[str, tuple[torch.dtype, tuple[int, ...]]], metadata: dict[str, str]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
     offset = 0
-    for name, shape in shapes.items():
-        end = offset + 4 * torch.Size(shape).numel()
-        entries[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, end]}
+    for name, (dtype, shape) in entries.items():
+        end = offset + dtype.itemsize * torch.Size(shape).numel()
+        header[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
+    text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

@@ -19,9 +19,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
-from azneobert.checkpoint.tensors import open_safetensors, shapes_of, write_fp32
+from azneobert.checkpoint.tensors import open_safetensors, shapes_of, write_safetensors
 from azneobert.data.store import sha256_file
 from azneobert.errors import CheckpointError
 
@@ -74,13 +73,15 @@ class Manifest:
 
 def write_checkpoint(folder: Path, state: TrainState, manifest: Manifest, tokenizer: Path | None) -> None:
     """Write a checkpoint into an empty folder, every byte of it durable when this returns."""
-    files = {}
     with ThreadPoolExecutor(len(KINDS)) as pool:  # hashing and writing leave the interpreter free
-        writing = {name: pool.submit(write_fp32, folder / name, getattr(state, name[:-12])) for name in _TENSOR_FILES}
-    for name, written in writing.items():
-        files[name] = written.result()
+        writing = {
+            f"{kind}.safetensors": pool.submit(write_safetensors, folder / f"{kind}.safetensors", getattr(state, kind))
+            for kind in KINDS
+        }
+    files = {name: written.result() for name, written in writing.items()}
     if state.buffers:
-        save_file({n: b.detach().cpu().clone().contiguous() for n, b in state.buffers.items()}, folder / _BUFFERS)
+        dtypes = {name: buffer.dtype for name, buffer in state.buffers.items()}
+        files[_BUFFERS] = write_safetensors(folder / _BUFFERS, state.buffers, dtypes)
     if tokenizer is not None:
         shutil.copyfile(tokenizer, folder / "tokenizer.json")
     _write_json(
@@ -94,7 +95,7 @@ def write_checkpoint(folder: Path, state: TrainState, manifest: Manifest, tokeni
         },
     )
     for file in sorted(folder.iterdir()):
-        file.chmod(0o644)  # safetensors writes for its owner alone, and umask may be stricter
+        file.chmod(0o644)  # whatever the umask
         if file.name not in files:
             _sync(file)
             files[file.name] = {"sha256": sha256_file(file), "size": file.stat().st_size}

@@ -7,7 +7,6 @@ fp32 master weights without.
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from azneobert.checkpoint.foreign import (
     scheduler_state,
     single_step,
 )
-from azneobert.checkpoint.pickles import drop_pages, load_pickle
+from azneobert.checkpoint.pickles import drop_pages, load_pickle, save_pickle
 from azneobert.checkpoint.tensors import LazyTensors, shapes_of
 from azneobert.checkpoint.universal import TrainState
 from azneobert.errors import CheckpointError
@@ -216,10 +215,10 @@ def write_zero2(folder: Path, foreign: Foreign, engine: Engine, *, prefix: str =
             "ds_config": _ds_config(engine),
             "ds_version": _DS_VERSION,
         }
-        _save(content, tag / name)
-    _save(_model_states(foreign, groups, prefix, engine), tag / MODEL_STATES)
+        save_pickle(content, tag / name)
+    save_pickle(_model_states(foreign, groups, prefix, engine), tag / MODEL_STATES)
     if state.scheduler is not None:
-        _save(state.scheduler, folder / "scheduler.bin")
+        save_pickle(state.scheduler, folder / "scheduler.bin")
     (folder / "latest").write_text(_TAG)
 
 
@@ -423,10 +422,3 @@ def _model_states(foreign: Foreign, groups: list[FlatGroup], prefix: str, engine
 def _ds_config(engine: Engine) -> dict[str, Any]:
     zero = {"stage": 2, "round_robin_gradients": engine.round_robin}
     return {"zero_optimization": zero, "bf16": {"enabled": engine.bf16}}
-
-
-def _save(content: dict[str, Any], file: Path) -> None:
-    with file.open("wb") as stream:
-        torch.save(content, stream)
-        stream.flush()
-        os.fsync(stream.fileno())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from azneobert.cli.console import console
+from azneobert.errors import AzNeoBertError
 
 if TYPE_CHECKING:
     from azneobert.bench.report import Row
@@ -53,10 +54,12 @@ def resume(
     output: Output = None,
 ) -> None:
     """Interrupted runs against uninterrupted ones, over engines, numbers of ranks and settings."""
-    from azneobert.bench.resume import bench_resume
+    from azneobert.bench.resume import bench_resume, cases
 
+    if not all(world.strip().isdecimal() and int(world) for world in worlds.split(",")):
+        raise AzNeoBertError(f"--worlds {worlds}: numbers of ranks with commas between them would do, such as 1,2,4")
     numbers = tuple(int(world) for world in worlds.split(","))
-    _run("Resume: an interrupted run against the uninterrupted one", bench_resume(numbers), output)
+    _run("Resume: an interrupted run against the uninterrupted one", bench_resume(list(cases(numbers))), output)
 
 
 def _run(title: str, measured: Iterable[Row], output: Path | None, without_bars: bool = False) -> None:

@@ -36,7 +36,7 @@ def inspect(folder: Path, parameter_names: ParameterNames = None) -> None:
     """Show what a checkpoint of any format holds."""
     from azneobert.checkpoint.convert import open_any
 
-    opened = open_any(folder, parameter_names)
+    opened = open_any(folder, parameter_names, verified=False)
     console.print(_facts_table(opened))
     console.print(_groups_table(opened))
 

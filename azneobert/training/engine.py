@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch.nn import functional as F  # noqa: N812
@@ -84,10 +85,12 @@ def make_accelerator(engine: EngineName = "plain", device: str | None = None) ->
         options["kwargs_handlers"] = [InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl")]
     # Told to use the CPU, Accelerate would leave DeepSpeed out without a word.
     accelerator = Accelerator(cpu=on_cpu and engine == "plain", mixed_precision="no", **options)
-    if accelerator.num_processes != launched:
+    # DeepSpeed may run as many ranks while Accelerate takes each for the only one, and the other way round.
+    joined = dist.get_world_size() if dist.is_initialized() else 1
+    if not launched == accelerator.num_processes == joined:
         raise TrainingError(
-            f"the launcher started {launched} processes, Accelerate sees {accelerator.num_processes}; "
-            "start with pipelines/launch.py"
+            f"the launcher started {launched} processes, Accelerate sees {accelerator.num_processes}, "
+            f"{joined} have joined; start with pipelines/launch.py"
         )
     return accelerator
 
