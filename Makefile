@@ -24,7 +24,7 @@ repro: setup ## run the whole recipe that params.yaml names, and say where to lo
 	azneobert next
 
 test: setup ## run the tests
-	python -m pytest
+	python -m pytest -n 2 --dist loadfile
 
 lint: setup ## format check, lint, types
 	ruff format --check .

@@ -3,15 +3,15 @@
 A run that stands half-finished in the phase's folder goes on; one of other data, model or settings is set aside.
 """
 
+import os
 import signal
 import subprocess
 import sys
 from argparse import Namespace
 
-import torch
-
 from azneobert.errors import TrainingError
 from azneobert.recipe import PHASES, Recipe
+from azneobert.training.engine import PROCESSES
 from azneobert.training.inputs import Inputs, stop_file
 from azneobert.training.report import write_report
 from azneobert.training.run import prepare_folder, pretrain
@@ -34,14 +34,23 @@ def launch(name: str, recipe: Recipe, paths: Paths, options: Namespace) -> None:
 
 def _several(inputs: Inputs, accepted: tuple[str, ...]) -> bool:
     """Start the ranks with `accelerate launch`, which would kill them at a signal: a stop file tells them instead."""
-    where = ["--multi_gpu"] if torch.cuda.is_available() else ["--cpu"]
     processes = str(inputs.recipe.runtime.processes)
+    # On a CPU, too: with --cpu, Accelerate starts one process however many it is asked for.
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes", processes]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no", *where, "pipelines/pretrain.py", inputs.phase]
+    command += [
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--multi_gpu",
+        "pipelines/pretrain.py",
+        inputs.phase,
+    ]
     command += [f"--accept-changed={key}" for key in accepted]
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, lambda *_: stop_file(inputs.folder).touch())
-    code = subprocess.Popen(command, start_new_session=True).wait()
+    environment = os.environ | {PROCESSES: processes}
+    code = subprocess.Popen(command, start_new_session=True, env=environment).wait()
     if code and not stop_file(inputs.folder).exists():
         raise TrainingError(f"{inputs.phase}: a rank ended with an error (exit code {code}); its message stands above")
     return code == 0

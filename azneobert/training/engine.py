@@ -24,6 +24,7 @@ from azneobert.model.encoder import MaskedLM
 from azneobert.recipe import EngineName, Runtime, Training
 from azneobert.training.staging import Staging
 
+PROCESSES = "AZNEOBERT_PROCESSES"  # in the environment: how many ranks were asked for
 _GROUP_KEYS = ("names", "lr", "betas", "eps", "weight_decay")
 
 
@@ -69,10 +70,11 @@ def make_accelerator(engine: EngineName = "plain", device: str | None = None) ->
     """Accelerate for the world that the launcher made; `device` "cpu" keeps off a GPU that is there.
 
     Raises:
-        TrainingError: Accelerate and the launcher disagree on how many processes there are.
+        TrainingError: who asked, the launcher, Accelerate and torch disagree on how many processes there are.
     """
     on_cpu = device == "cpu" or not torch.cuda.is_available()
     launched = int(os.environ.get("WORLD_SIZE", "1"))
+    wanted = int(os.environ.get(PROCESSES, launched))
     options: dict[str, Any] = {}
     if engine == "zero2":
         from azneobert.training.zero2_engine import deepspeed_plugin
@@ -87,10 +89,10 @@ def make_accelerator(engine: EngineName = "plain", device: str | None = None) ->
     accelerator = Accelerator(cpu=on_cpu and engine == "plain", mixed_precision="no", **options)
     # DeepSpeed may run as many ranks while Accelerate takes each for the only one, and the other way round.
     joined = dist.get_world_size() if dist.is_initialized() else 1
-    if not launched == accelerator.num_processes == joined:
+    if not wanted == launched == accelerator.num_processes == joined:
         raise TrainingError(
-            f"the launcher started {launched} processes, Accelerate sees {accelerator.num_processes}, "
-            f"{joined} have joined; start with pipelines/launch.py"
+            f"{wanted} processes were asked for, the launcher started {launched}, Accelerate sees "
+            f"{accelerator.num_processes}, {joined} have joined; start with pipelines/launch.py"
         )
     return accelerator
 

@@ -188,12 +188,14 @@ def test_a_truncated_token_store_stops_the_training_stage_in_one_line(reproduced
     assert sorted((project.folder / "outputs/sample/phase1").rglob("*")) == before
 
 
-def test_two_processes_stop_at_sigterm_with_a_checkpoint_and_go_on(reproduced: Reproduced, tmp_path: Path) -> None:
+def test_two_zero2_ranks_stop_at_sigterm_with_a_checkpoint_and_one_plain_process_goes_on(
+    reproduced: Reproduced, tmp_path: Path
+) -> None:
     project = reproduced.project.copy(tmp_path / "project")
     outputs = project.folder / "outputs/sample"
     shutil.rmtree(outputs / "phase1")
     shutil.rmtree(outputs / "tracking/phase1")
-    project.change({"phase1": {"steps": 500}, "runtime": {"processes": 2, "checkpoint_every": 1000}})
+    project.change({"phase1": {"steps": 500}, "runtime": {"engine": "zero2", "processes": 2, "checkpoint_every": 1000}})
     started = project.start("python", "pipelines/launch.py", "phase1")
     deadline = time.monotonic() + 120
     while not any(point["step"] >= 5 for point in read_points(outputs / "tracking/phase1")):
@@ -203,7 +205,10 @@ def test_two_processes_stop_at_sigterm_with_a_checkpoint_and_go_on(reproduced: R
     started.send_signal(signal.SIGTERM)
     assert started.wait(60) == EXIT_STOPPED
     (checkpoint,) = (outputs / "phase1/checkpoints").glob("step-*")
-    assert 5 <= read_manifest(checkpoint).step < 500
+    manifest = read_manifest(checkpoint)
+    assert 5 <= manifest.step < 500
+    assert manifest.lineage["engine"] == {"name": "zero2", "world_size": 2}
+    project.change({"runtime": {"engine": "plain", "processes": 1}})
     project.run("python", "pipelines/launch.py", "phase1")
     steps = [p["step"] for p in read_points(outputs / "tracking/phase1") if "train/loss" in p["values"]]
     assert steps == list(range(1, 501))

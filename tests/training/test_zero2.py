@@ -334,7 +334,10 @@ def accelerate_among_two(engine: EngineName) -> None:
 
 @pytest.mark.parametrize("engine", ["plain", "zero2"])
 def test_ranks_that_each_take_themselves_for_the_only_one_are_refused_in_one_line(engine: str, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"^the launcher started 2 processes, Accelerate sees 1; start with .*$"):
+    with pytest.raises(
+        TrainingError,
+        match=r"^2 processes were asked for, the launcher started 2, Accelerate sees 1, 1 have joined; .*$",
+    ):
         run_ranks(accelerate_among_two, engine, folder=tmp_path)
 
 
