@@ -111,6 +111,7 @@ def pretrain(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool:
                 saver=saver,
             )
             tracked.complete = train(run, stop)
+        accelerator.end_training()  # leaves the process group, where there is one
         return tracked.complete
 
 
