@@ -14,6 +14,7 @@ from azneobert.checkpoint.foreign import Foreign
 from azneobert.checkpoint.plain import is_plain, read_plain, write_plain
 from azneobert.checkpoint.rotation import CheckpointFolder
 from azneobert.checkpoint.universal import (
+    FORMAT_VERSION,
     MANIFEST,
     Manifest,
     TrainState,
@@ -23,7 +24,7 @@ from azneobert.checkpoint.universal import (
     read_manifest,
     write_checkpoint,
 )
-from azneobert.checkpoint.zero2 import Engine, find_tag, read_zero2, write_zero2
+from azneobert.checkpoint.zero2 import EngineLayout, find_tag, read_zero2, write_zero2
 from azneobert.errors import CheckpointError
 
 Format = Literal["universal", "plain", "zero2"]
@@ -66,10 +67,14 @@ def open_any(source: Path, parameter_names: Path | None = None, *, verified: boo
         state, manifest = read_checkpoint(source) if verified else (open_checkpoint(source), read_manifest(source))
         facts = manifest.lineage.get("imported_from") or {}
         return Opened("universal", source, Foreign(state, manifest.step, facts), manifest)
-    if find_tag(source) is not None:
-        return Opened("zero2", source, read_zero2(source), None)
-    if is_plain(source):
-        return Opened("plain", source, read_plain(source, names), None)
+    try:
+        if find_tag(source) is not None:
+            return Opened("zero2", source, read_zero2(source), None)
+        if is_plain(source):
+            return Opened("plain", source, read_plain(source, names), None)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__} {error}"
+        raise CheckpointError(f"{source}: is not laid out as Accelerate or DeepSpeed do it ({reason})") from None
     raise CheckpointError(
         f"{source}: holds no checkpoint; a folder with {MANIFEST} (universal), model.safetensors (Accelerate's "
         "save_state) or latest (DeepSpeed) would do"
@@ -105,21 +110,25 @@ def convert(
     opened = open_any(source, parameter_names)
     if tied:
         opened = _with_tied(opened, tied)
-    _check_room(target, opened.state)
+    _check_room(target, opened.state, to)
     with _appearing(target) as partial:
         if to == "universal":
-            if opened.manifest is not None and tokenizer is None:
-                tokenizer = opened.folder / "tokenizer.json"
-            write_checkpoint(partial, opened.state, opened.manifest or _manifest(opened), tokenizer)
+            kept = opened.folder / "tokenizer.json"
+            tokenizer = tokenizer or (kept if opened.manifest and kept.exists() else None)
+            write_checkpoint(partial, opened.state, _manifest(opened), tokenizer)
         elif to == "plain":
             write_plain(partial, opened.foreign, prefix=prefix)
         else:
-            engine = Engine(world_size, _chosen(bf16, opened, "bf16"), _chosen(round_robin, opened, "round_robin"))
+            engine = EngineLayout(
+                world_size, _chosen(bf16, opened, "bf16"), _chosen(round_robin, opened, "round_robin")
+            )
             write_zero2(partial, opened.foreign, engine, prefix=prefix)
 
 
 def _manifest(opened: Opened) -> Manifest:
-    """Of what came from elsewhere nothing is known but its step; the rest of the lineage is where it came from."""
+    """A universal one's own; of what came from elsewhere nothing is known but the step, and where it came from."""
+    if opened.manifest is not None:
+        return replace(opened.manifest, format_version=FORMAT_VERSION)
     facts: dict[str, Any] = {**opened.foreign.facts, "folder": opened.folder.name}
     return Manifest(
         phase="imported",
@@ -157,9 +166,11 @@ def _with_tied(opened: Opened, tied: dict[str, str]) -> Opened:
     return replace(opened, foreign=replace(opened.foreign, state=state))
 
 
-def _check_room(target: Path, state: TrainState) -> None:
+def _check_room(target: Path, state: TrainState, to: Format) -> None:
     place = next(parent for parent in target.absolute().parents if parent.exists())
-    free, needed = shutil.disk_usage(place).free, bytes_needed(state)
+    # ZeRO keeps the weights twice: in the model, and as the optimizer's masters.
+    needed = bytes_needed(state) * (4 if to == "zero2" else 3) // 3
+    free = shutil.disk_usage(place).free
     if free < needed:
         raise CheckpointError(f"{place}: {free / 1e9:.1f} GB are free, the checkpoint takes {needed / 1e9:.1f} GB")
 

@@ -100,9 +100,11 @@ class CheckpointFolder:
         """See to it that checkpoints of `size` bytes can be written as often as they are kept, and once more.
 
         Raises:
-            CheckpointError: the disk is too full.
+            CheckpointError: the disk is too full, or the folder cannot be written.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        if not os.access(self.path, os.W_OK, effective_ids=True):
+            raise CheckpointError(f"{self.path}: no permission to write there")
         missing = max(1, self.keep + 1 - len(self.steps()))
         free, needed = shutil.disk_usage(self.path).free, missing * size
         if free < needed:

@@ -1,21 +1,19 @@
 """DeepSpeed's ZeRO-1 and ZeRO-2 folders, both directions, without DeepSpeed.
 
-ZeRO lays the parameters of each optimizer group end to end, pads them to a multiple of twice the world size and cuts
-them into equal partitions, one a rank: a parameter may straddle ranks. The moments are stored with the padding, the
-fp32 master weights without.
+Each rank has a file with its partitions of the flat groups (flat.py): the moments with their padding, the fp32 master
+weights without. One more file holds the model and says what is where.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from azneobert.checkpoint.flat import FlatGroup, cut, dealt, dealt_back
 from azneobert.checkpoint.foreign import (
     MOMENTS,
     Foreign,
@@ -36,58 +34,12 @@ _DS_VERSION = "0.19.8"  # whose layout this module writes
 
 
 @dataclass(frozen=True)
-class Engine:
-    """What a ZeRO-2 engine's files depend on: its ranks, `bf16.enabled` and `round_robin_gradients`."""
+class EngineLayout:
+    """What the files of a ZeRO-2 engine depend on: its ranks, `bf16.enabled` and `round_robin_gradients`."""
 
     world: int
     bf16: bool = False
     round_robin: bool = False
-
-
-@dataclass(frozen=True)
-class FlatGroup:
-    """One optimizer group as ZeRO lays it out: shapes by name in flat order, a gap after each, cut for `world` ranks.
-
-    Gaps are zero unless `zero_optimization.parameter_alignment` was on.
-    """
-
-    shapes: dict[str, tuple[int, ...]]
-    world: int
-    gaps: tuple[int, ...] = ()
-
-    @cached_property
-    def spans(self) -> dict[str, tuple[int, int]]:
-        """Where each parameter begins in the flat group, and how many elements it has."""
-        spans, start = {}, 0
-        for number, (name, shape) in enumerate(self.shapes.items()):
-            count = torch.Size(shape).numel()
-            spans[name] = (start, count)
-            start += count + (self.gaps[number] if self.gaps else 0)
-        return spans
-
-    @cached_property
-    def numel(self) -> int:
-        """Elements of the flat group before it is padded for the cut."""
-        return sum(torch.Size(shape).numel() for shape in self.shapes.values()) + sum(self.gaps)
-
-    @property
-    def partition(self) -> int:
-        """Elements of one rank's partition, padding included."""
-        return -(-self.numel // (2 * self.world)) * 2
-
-    def held(self, rank: int) -> int:
-        """Elements of a rank's partition without the padding."""
-        return min(max(self.numel - rank * self.partition, 0), self.partition)
-
-    def pieces(self, name: str) -> Iterator[tuple[int, int, int, int]]:
-        """Where a parameter lies: rank, offset in its partition, offset in the parameter, elements."""
-        start, count = self.spans[name]
-        done = 0
-        while done < count:
-            rank, offset = divmod(start + done, self.partition)
-            size = min(count - done, self.partition - offset)
-            yield rank, offset, done, size
-            done += size
 
 
 @dataclass(frozen=True)
@@ -160,10 +112,13 @@ def read_zero2(folder: Path) -> Foreign:
         raise CheckpointError(f"{tag}: shards of two steps: {_steps_by_shard(files, optimizers)}; copy one step whole")
     partitions = _partitions(files, optimizers, groups)
     saved = {clean_name(name): tensor for name, tensor in model["module"].items()}
+    missing = [name for group in groups for name in group.shapes if name not in saved]
+    if missing:
+        raise CheckpointError(f"{tag / MODEL_STATES}: {missing[0]} is trained, and not in the model: files of two runs")
     shards = _Shards(partitions, groups, saved)
     trained = shards.tensors("weights")
     tied = _tied(model, trained)
-    buffers = {name: saved[name] for name in map(clean_name, model["buffer_names"])}
+    buffers = {name: saved[name] for name in map(clean_name, model.get("buffer_names") or ())}
     frozen = {n: t for n, t in saved.items() if n not in trained and n not in tied and n not in buffers}
     kept = _scheduler(tag, model)
     scheduler = scheduler_state(kept)
@@ -191,7 +146,7 @@ def read_zero2(folder: Path) -> Foreign:
     return Foreign(state, int(model["global_steps"]), facts)
 
 
-def write_zero2(folder: Path, foreign: Foreign, engine: Engine, *, prefix: str = "") -> None:
+def write_zero2(folder: Path, foreign: Foreign, engine: EngineLayout, *, prefix: str = "") -> None:
     """Write what `engine.load_checkpoint` and Accelerate's `load_state` read, into an empty folder.
 
     Each name gets `prefix`.
@@ -204,7 +159,7 @@ def write_zero2(folder: Path, foreign: Foreign, engine: Engine, *, prefix: str =
         raise CheckpointError("the source has no optimizer state, which a ZeRO folder is made of; plain would do")
     world = engine.world
     shapes = shapes_of(state.weights)
-    orders = [_dealt(group["names"], world) if engine.round_robin else group["names"] for group in state.groups]
+    orders = [dealt(group["names"], world) if engine.round_robin else group["names"] for group in state.groups]
     groups = [FlatGroup({name: shapes[name] for name in order}, world) for order in orders]
     tag = folder / _TAG
     tag.mkdir()
@@ -236,7 +191,7 @@ def _round_robin(model: dict[str, Any], optimizer: dict[str, Any]) -> bool:
 
 
 def _checked_world(tag: Path, model: Any) -> int:
-    if not isinstance(model, dict) or not {"module", "dp_world_size", "param_shapes"} <= model.keys():
+    if not isinstance(model, dict) or not {"module", "dp_world_size", "param_shapes", "global_steps"} <= model.keys():
         raise CheckpointError(f"{tag / MODEL_STATES}: holds no DeepSpeed model states")
     if model["param_shapes"] is None:
         raise CheckpointError(f"{tag / MODEL_STATES}: written without ZeRO; stages 1 and 2 would do")
@@ -337,21 +292,10 @@ def _named_groups(model: dict[str, Any], optimizer: dict[str, Any], groups: list
     kept = base["param_groups"] if isinstance(base, dict) else [{} for _ in groups]
     shuffled = _round_robin(model, optimizer)
     return [
-        {"names": _dealt_back(list(group.shapes), group.world) if shuffled else list(group.shapes)}
+        {"names": dealt_back(list(group.shapes), group.world) if shuffled else list(group.shapes)}
         | hyper_parameters(hyper)
         for group, hyper in zip(groups, kept, strict=True)
     ]
-
-
-def _dealt(names: list[str], world: int) -> list[str]:
-    """The order that `round_robin_gradients` makes: parameters dealt to the ranks like cards."""
-    return [name for rank in range(world) for name in names[rank::world]]
-
-
-def _dealt_back(names: list[str], world: int) -> list[str]:
-    """The order before that."""
-    before = _dealt([str(number) for number in range(len(names))], world)
-    return [name for _, name in sorted(zip(map(int, before), names, strict=True))]
 
 
 def _rank_state(state: TrainState, groups: list[FlatGroup], rank: int) -> dict[str, Any]:
@@ -377,19 +321,7 @@ def _rank_state(state: TrainState, groups: list[FlatGroup], rank: int) -> dict[s
     }
 
 
-def cut(group: FlatGroup, tensors: Mapping[str, torch.Tensor], rank: int) -> torch.Tensor:
-    """A rank's partition (group.partition,) of the flat group that these tensors make up; what is not there is zero."""
-    partition = torch.zeros(group.partition)
-    for name in group.shapes:
-        mine = [piece for piece in group.pieces(name) if piece[0] == rank]
-        if mine and name in tensors:
-            flat = tensors[name].reshape(-1)
-            for _, offset, start, size in mine:
-                partition[offset : offset + size] = flat[start : start + size]
-    return partition
-
-
-def _model_states(foreign: Foreign, groups: list[FlatGroup], prefix: str, engine: Engine) -> dict[str, Any]:
+def _model_states(foreign: Foreign, groups: list[FlatGroup], prefix: str, engine: EngineLayout) -> dict[str, Any]:
     state = foreign.state
     dtype = torch.bfloat16 if engine.bf16 else torch.float32
     module = {prefix + name: tensor.to(dtype, copy=True) for name, tensor in state.weights.items()}
@@ -419,6 +351,6 @@ def _model_states(foreign: Foreign, groups: list[FlatGroup], prefix: str, engine
     }
 
 
-def _ds_config(engine: Engine) -> dict[str, Any]:
+def _ds_config(engine: EngineLayout) -> dict[str, Any]:
     zero = {"stage": 2, "round_robin_gradients": engine.round_robin}
     return {"zero_optimization": zero, "bf16": {"enabled": engine.bf16}}

@@ -128,8 +128,11 @@ def world_of(accelerator: Accelerator) -> World:
 
 
 def masked_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """The mean cross-entropy over the masked tokens of a batch: a scalar, in fp32."""
-    return F.cross_entropy(logits_of(model, batch), batch.targets)
+    """The mean cross-entropy over the masked tokens of a batch: a scalar, in fp64.
+
+    Each token's loss is fp32; their mean is not, so that it hardly depends on how a global batch is divided.
+    """
+    return F.cross_entropy(logits_of(model, batch), batch.targets, reduction="none").double().mean()
 
 
 def logits_of(model: torch.nn.Module, batch: Batch) -> torch.Tensor:

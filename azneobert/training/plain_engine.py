@@ -44,7 +44,7 @@ class PlainEngine:
 
     def step(self, micro_batches: Iterator[PackedBatch], rate: float) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Engine.step`."""
-        total = torch.zeros((), device=self.world.device)
+        total = torch.zeros((), dtype=torch.float64, device=self.world.device)
         for number, batch in enumerate(islice(micro_batches, self.accumulation), start=1):
             with self._accelerator.no_sync(self._wrapped) if number < self.accumulation else nullcontext():
                 loss = masked_loss(self._wrapped, batch.to(self.world.device)) / self.accumulation

@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DeepSpeedPlugin
 
+from azneobert.checkpoint.flat import FlatGroup, cut
 from azneobert.checkpoint.foreign import MOMENTS
 from azneobert.checkpoint.universal import TrainState
-from azneobert.checkpoint.zero2 import FlatGroup, cut
 from azneobert.data.stream import PackedBatch
 from azneobert.model.encoder import MaskedLM
 from azneobert.recipe import Runtime, Training
@@ -113,7 +113,7 @@ class Zero2Engine:
         """See `Engine.step`."""
         for group in self._zero.param_groups:
             group["lr"] = rate
-        total = torch.zeros((), device=self.world.device)
+        total = torch.zeros((), dtype=torch.float64, device=self.world.device)
         for batch in islice(micro_batches, self.accumulation):
             loss = masked_loss(self._engine, batch.to(self.world.device))
             self._engine.backward(loss)  # divides by the accumulation steps

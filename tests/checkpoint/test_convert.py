@@ -212,6 +212,15 @@ def test_the_tokenizer_goes_along_where_one_is_given(stock: Callable[[str], Stoc
     assert "tokenizer.json" in read_checkpoint(tmp_path / "universal")[1].files
 
 
+def test_a_universal_one_without_a_tokenizer_goes_to_universal_and_takes_one(
+    stock: Callable[[str], Stock], tmp_path: Path
+) -> None:
+    source = universal(stock("bin"), tmp_path)
+    convert(source, tmp_path / "copy", "universal")
+    assert "tokenizer.json" not in read_checkpoint(tmp_path / "copy")[1].files
+    assert_same_state(read_checkpoint(source)[0], read_checkpoint(tmp_path / "copy")[0])
+
+
 # Out of universal, into stock programs.
 
 
@@ -253,6 +262,27 @@ def test_stock_deepspeed_goes_on_from_our_zero2_folder_as_from_its_own(
     ours = source.load(tmp_path / "zero2")
     assert_same_program(ours, source.truth)
     assert ours.losses == source.next_losses
+
+
+def test_a_stock_engine_with_round_robin_gradients_goes_on_from_a_folder_in_its_order(
+    stock: Callable[[str], Stock], tmp_path: Path
+) -> None:
+    source = stock("four ranks, round robin, tied")
+    convert(universal(source, tmp_path), tmp_path / "zero2", "zero2", world_size=4)  # as the source was
+    ours = load_zero2(tmp_path / "zero2", 4, round_robin=True, **TWO_GROUPS)
+    assert_same_program(ours, source.truth)
+    assert ours.losses == load_zero2(source.folder, 4, round_robin=True, **TWO_GROUPS).losses
+    convert(source.folder, tmp_path / "in order", "zero2", world_size=4, round_robin=False)
+    assert_same_program(load_zero2(tmp_path / "in order", 4, **TWO_GROUPS), source.truth)
+
+
+def test_a_tied_weight_that_safetensors_does_not_record_can_be_named(
+    stock: Callable[[str], Stock], tmp_path: Path
+) -> None:
+    folder = tmp_path / "plain"
+    truth = write_plain(folder, 1, tied=True, named=True)
+    convert(folder, tmp_path / "zero2", "zero2", world_size=2, tied={"head.weight": "embedding.weight"})
+    assert_same_program(load_zero2(tmp_path / "zero2", 2, tied=True), truth)
 
 
 @pytest.mark.parametrize("world", [1, 3])
