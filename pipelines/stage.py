@@ -100,6 +100,9 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+_PACKAGES = ("azneobert", "torch", "accelerate", "deepspeed", "safetensors", "tokenizers", "numpy")
+
+
 def lineage(recipe: Recipe, paths: Paths) -> dict[str, Any]:
     """What a checkpoint is made of: commit, DVC's hashes of the tokens, recipe, code and versions."""
     return {
@@ -110,7 +113,7 @@ def lineage(recipe: Recipe, paths: Paths) -> dict[str, Any]:
         "code_sha256": code_sha256(),
         "versions": {
             "python": platform.python_version(),
-            **{package: version(package) for package in ("azneobert", "torch", "accelerate", "tokenizers", "numpy")},
+            **{package: version(package) for package in _PACKAGES},
         },
     }
 
