@@ -85,6 +85,10 @@ def cases(worlds: tuple[int, ...]) -> Iterator[Case]:
     for one, before, other, after in switches:
         if {before, after} <= set(worlds):
             yield Case(f"{one} {before} -> {other} {after}", Setting(one, before), Setting(other, after))
+    rounded = {"compute_dtype": "bfloat16"}
+    for engine in engines if {1, 2} <= set(worlds) else ():
+        one_rank, two_ranks = Setting("plain", 1, options=rounded), Setting(engine, 2, options=rounded)
+        yield Case(f"plain 1 -> {engine} 2, bf16 compute", one_rank, two_ranks)
 
 
 def bench_resume(chosen: list[Case]) -> Iterator[Row]:
@@ -135,11 +139,13 @@ def row_of(case: Case, whole: dict[str, Any], resumed: dict[str, Any]) -> Row:
         torch.equal(whole["state"][name], resumed["state"][name]) for name in whole["state"]
     )
     figure = "identical" if identical else f"{max(differences):.1e}"
-    met = identical if case.same else differences[0] <= _REORDERED and max(differences) <= _REORDERED
+    # In bf16, sums in another order fall on the other side of roundings: shown, and held to nothing.
+    rounded = not case.same and case.before.options.get("compute_dtype") == "bfloat16"
+    met = None if rounded else identical if case.same else max(differences) <= _REORDERED
     return Row(
         case.what,
         figure,
-        "identical" if case.same else "<= 1e-6",
+        "" if rounded else "identical" if case.same else "<= 1e-6",
         met,
         f"{STEPS - CUT} losses, weights and both moments"
         if identical

@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -166,11 +165,8 @@ class BackgroundWriter:
             CheckpointError: it could not be written.
         """
         if self._thread is not None:
-            start = time.perf_counter()
             self._thread.join()
             self._thread = None
-            if time.perf_counter() - start > 1:
-                log.info("waited %.1f s for the checkpoint before", time.perf_counter() - start)
         self.check()
 
     def check(self) -> None:
