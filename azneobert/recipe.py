@@ -144,6 +144,11 @@ class Model(_Block):
         return self
 
 
+def swiglu_size(intermediate_size: int) -> int:
+    """The width of SwiGLU: two thirds of the plain feed-forward's, rounded up to a multiple of 8."""
+    return -(-(2 * intermediate_size // 3) // 8) * 8
+
+
 class Training(_Block):
     """What both phases share, and what decides the numbers that a run computes."""
 
@@ -217,7 +222,8 @@ class Runtime(_Block):
     engine: EngineName
     processes: Positive
     max_micro_batch: Positive
-    attention: Literal["auto", "fa2", "reference"]
+    attention: Literal["auto", "fa4", "fa3", "fa2", "reference"]
+    blocks: Literal["auto", "fused", "torch"]
     compile: bool
     deterministic: bool  # every sum in one order: a resumed run is the uninterrupted one to the last bit, on a GPU too
     workers: Annotated[int, Field(ge=0)]

@@ -8,7 +8,7 @@ import torch
 from azneobert.checkpoint.rotation import CheckpointFolder
 from azneobert.checkpoint.universal import all_weights, read_checkpoint
 from azneobert.errors import CheckpointError
-from azneobert.model.attention import choose_attention
+from azneobert.model.backend import choose_backend
 from azneobert.model.encoder import build_model
 from azneobert.recipe import PHASES, Recipe
 from azneobert.training.engine import make_accelerator, world_of
@@ -26,8 +26,8 @@ def evaluate_phase(name: str, recipe: Recipe, paths: Paths, options: Namespace) 
     state, _ = read_checkpoint(newest[0], moments=False)
     world = world_of(make_accelerator())
     dtype = getattr(torch, recipe.training.compute_dtype)
-    _, attention = choose_attention(recipe.runtime.attention, world.device, dtype)
-    model = build_model(recipe.model, recipe.seed, dtype, attention)
+    backend = choose_backend(recipe.runtime, recipe.model, world.device, dtype)
+    model = build_model(recipe.model, recipe.seed, dtype, backend)
     model.load_state_dict(all_weights(state))
     _, validation = open_streams(phase_inputs(name, recipe, paths, phase))
     rows = min(recipe.runtime.max_micro_batch, recipe.phase(phase).global_batch)

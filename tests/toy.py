@@ -102,6 +102,7 @@ def toy_recipe(overrides: Overrides | None = None) -> Recipe:
             "processes": 1,
             "max_micro_batch": 8,
             "attention": "auto",
+            "blocks": "auto",
             "compile": False,
             "deterministic": True,
             "workers": 0,

@@ -22,7 +22,7 @@ from azneobert.checkpoint.convert import convert
 from azneobert.checkpoint.rotation import BackgroundWriter, CheckpointFolder
 from azneobert.checkpoint.universal import KINDS, TrainState, open_checkpoint, read_checkpoint, write_checkpoint
 from azneobert.data.stream import SampleRange, micro_batch_loader
-from azneobert.model.attention import choose_attention
+from azneobert.model.backend import choose_backend
 from azneobert.model.encoder import build_model, count_parameters
 from azneobert.recipe import EngineName, Model
 from azneobert.training.engine import Engine, make_accelerator, make_engine
@@ -237,9 +237,10 @@ def _resume(folder: Path, config: Model, turns: int, steps: tuple[int, int]) -> 
 def _engine(config: Model, name: EngineName) -> Engine:
     accelerator = make_accelerator(name)
     dtype = torch.bfloat16 if accelerator.device.type == "cuda" else torch.float32
-    model = build_model(config, 1, dtype, choose_attention("auto", accelerator.device, dtype)[1])
+    runtime = some_runtime(name)
+    model = build_model(config, 1, dtype, choose_backend(runtime, config, accelerator.device, dtype))
     compute_dtype = "bfloat16" if dtype == torch.bfloat16 else "float32"
-    return make_engine(model, some_training(compute_dtype), some_runtime(name), accelerator, _ROWS, 1)
+    return make_engine(model, some_training(compute_dtype), runtime, accelerator, _ROWS, 1)
 
 
 def _batches(folder: Path, step: int) -> Any:

@@ -50,20 +50,22 @@ def some_training(compute_dtype: Any = "float32", clip_norm: float = 1.0) -> Tra
     )
 
 
-def some_runtime(engine: EngineName, compile_model: bool = False, deterministic: bool = True) -> Runtime:
+def some_runtime(engine: EngineName, compile_model: bool = False, **changes: Any) -> Runtime:
     """What an engine asks of a runtime; the rest is the loop's, which a benchmark has none of."""
-    return Runtime(
+    runtime = Runtime(
         engine=engine,
         processes=1,
         max_micro_batch=1,
         attention="auto",
+        blocks="auto",
         compile=compile_model,
-        deterministic=deterministic,
+        deterministic=True,
         workers=0,
         log_every=1,
         checkpoint_every=1,
         keep_checkpoints=1,
     )
+    return runtime.model_copy(update=changes)
 
 
 def bare_manifest(step: int) -> Manifest:

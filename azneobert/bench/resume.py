@@ -17,7 +17,7 @@ from azneobert.bench.report import Row
 from azneobert.bench.synthetic import open_small_corpus, write_small_corpus
 from azneobert.checkpoint.universal import KINDS, read_checkpoint, write_checkpoint
 from azneobert.data.stream import SampleRange, micro_batch_loader
-from azneobert.model.attention import choose_attention
+from azneobert.model.backend import choose_backend
 from azneobert.model.encoder import build_model
 from azneobert.recipe import EngineName
 from azneobert.training.engine import Engine, make_accelerator, make_engine
@@ -187,8 +187,8 @@ def build_engine(setting: Setting, accelerator: Accelerator) -> Engine:
     compute_dtype = options.get("compute_dtype", "float32")
     config = small_model(tie_embeddings=options.get("tie_embeddings", False))
     dtype = getattr(torch, compute_dtype)
-    model = build_model(config, 1, dtype, choose_attention("auto", accelerator.device, dtype)[1])
     training = some_training(compute_dtype=compute_dtype, clip_norm=options.get("clip_norm", 1.0))
     micro_batch = _ROWS // setting.world // setting.accumulation
     runtime = some_runtime(setting.engine, compile_model=options.get("compile", False))
+    model = build_model(config, 1, dtype, choose_backend(runtime, config, accelerator.device, dtype))
     return make_engine(model, training, runtime, accelerator, micro_batch, setting.accumulation)

@@ -8,6 +8,11 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from azneobert.errors import TrainingError
+from azneobert.kernels.flash import flash_attention_op, installed
+
+FLASH = ("fa4", "fa3", "fa2")  # the fastest first
+_GENERATIONS = {"fa4": (9, 10, 11), "fa3": (9,), "fa2": (8, 9, 10, 11, 12)}  # major compute capabilities
+_PACKAGES = {"fa4": "flash-attn-4", "fa3": "hopper/ of the flash-attention repository", "fa2": "torch"}
 
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
 
@@ -33,15 +38,16 @@ def reference(
     return scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(tokens, heads, size)
 
 
-def fa2(
-    q_TNH: torch.Tensor, k_TNH: torch.Tensor, v_TNH: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int
-) -> torch.Tensor:
-    """FlashAttention 2 as torch ships it (CUDA, 16-bit only); arguments and result as in `reference`."""
-    from torch.nn.attention.varlen import varlen_attn
+def flash_attention(name: str) -> Attention:
+    """The flash-attention kernel of this name (CUDA, 16-bit only); arguments and result as in `reference`."""
 
-    mixed = varlen_attn(q_TNH, k_TNH, v_TNH, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
-    assert isinstance(mixed, torch.Tensor)  # a tuple comes back only where the log-sum-exp is asked for
-    return mixed
+    def attention(
+        q_TNH: torch.Tensor, k_TNH: torch.Tensor, v_TNH: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int
+    ) -> torch.Tensor:
+        mixed, _ = flash_attention_op(q_TNH, k_TNH, v_TNH, cu_seqlens, max_seqlen, name)
+        return mixed
+
+    return attention
 
 
 def choose_attention(name: str, device: torch.device, dtype: torch.dtype) -> tuple[str, Attention]:
@@ -50,11 +56,23 @@ def choose_attention(name: str, device: torch.device, dtype: torch.dtype) -> tup
     Raises:
         TrainingError: the kernel asked for cannot run on this device in this dtype.
     """
-    fa2_runs = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
-    if name == "fa2" and not fa2_runs:
-        raise TrainingError(
-            f"runtime.attention: fa2 needs CUDA and bfloat16, found {device.type} and {dtype}; use auto"
-        )
-    if name == "fa2" or (name == "auto" and fa2_runs):
-        return "fa2", fa2
-    return "reference", reference
+    if name == "auto":
+        name = next((kernel for kernel in FLASH if obstacle_to_flash(kernel, device, dtype) is None), "reference")
+    if name == "reference":
+        return name, reference
+    obstacle = obstacle_to_flash(name, device, dtype)
+    if obstacle:
+        raise TrainingError(f"runtime.attention: {name} needs {obstacle}; use auto")
+    return name, flash_attention(name)
+
+
+def obstacle_to_flash(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """What a flash-attention kernel lacks here, in words; nothing if it runs."""
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return f"CUDA and bfloat16, found {device.type} and {dtype}"
+    generation = torch.cuda.get_device_capability(device)[0]
+    if generation not in _GENERATIONS[name]:
+        return f"another GPU than {torch.cuda.get_device_name(device)}"
+    if not installed(name):
+        return f"its library, which is not installed ({_PACKAGES[name]})"
+    return None

@@ -13,8 +13,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from azneobert.model.attention import Attention, reference
-from azneobert.recipe import Model
+from azneobert.kernels.head import head_loss_op
+from azneobert.model.attention import Attention
+from azneobert.model.backend import Backend
+from azneobert.model.fused import fused_blocks
+from azneobert.recipe import Model, swiglu_size
 
 
 @dataclass(frozen=True)
@@ -112,10 +115,11 @@ class Block(nn.Module):
 class Encoder(nn.Module):
     """Token ids of packed rows in, hidden states out."""
 
-    def __init__(self, config: Model, compute_dtype: torch.dtype = torch.float32, attention: Attention = reference):
+    def __init__(self, config: Model, compute_dtype: torch.dtype = torch.float32, backend: Backend = Backend()):
         super().__init__()
+        self.config = config
         self.compute_dtype = compute_dtype
-        self.attention = attention
+        self.backend = backend
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.rotary = Rotary(
             config.hidden_size // config.num_attention_heads, config.max_position_embeddings, config.rope_theta
@@ -127,20 +131,28 @@ class Encoder(nn.Module):
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int
     ) -> torch.Tensor:
         """Ids and positions (T,), window starts (windows + 1, or more) -> hidden states (T, D) in the compute dtype."""
-        windows = Windows(cu_seqlens, max_seqlen, *self.rotary(position_ids))
+        return self.final_norm(self.residual_stream(input_ids, position_ids, cu_seqlens, max_seqlen))
+
+    def residual_stream(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int
+    ) -> torch.Tensor:
+        """The hidden states (T, D) before the final norm; arguments as for `forward`."""
         x_TD = self.embedding(input_ids).to(self.compute_dtype)
+        if self.backend.fused:
+            return fused_blocks(self, x_TD, position_ids, cu_seqlens, max_seqlen)
+        windows = Windows(cu_seqlens, max_seqlen, *self.rotary(position_ids))
         for block in self.blocks:
-            x_TD = block(x_TD, windows, self.attention)
-        return self.final_norm(x_TD)
+            x_TD = block(x_TD, windows, self.backend.attention)
+        return x_TD
 
 
 class MaskedLM(nn.Module):
     """The encoder and a bias-free head, which sees masked tokens only."""
 
-    def __init__(self, config: Model, compute_dtype: torch.dtype = torch.float32, attention: Attention = reference):
+    def __init__(self, config: Model, compute_dtype: torch.dtype = torch.float32, backend: Backend = Backend()):
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config, compute_dtype, attention)
+        self.encoder = Encoder(config, compute_dtype, backend)
         self.head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_embeddings:
             self.head.weight = cast(nn.Parameter, self.encoder.embedding.weight)
@@ -152,31 +164,37 @@ class MaskedLM(nn.Module):
         cu_seqlens: torch.Tensor,
         max_seqlen: int,
         masked_indices: torch.Tensor,
+        targets: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Logits (M, V) of the tokens at `masked_indices` (M,), in fp32; the other arguments as for `Encoder`."""
-        hidden_TD = self.encoder(input_ids, position_ids, cu_seqlens, max_seqlen)
-        return self.head(hidden_TD[masked_indices]).float()
+        """Logits (M, V) of the tokens at `masked_indices` (M,), in fp32; with `targets` (M,) their mean loss instead.
+
+        The mean cross-entropy is a scalar in fp64: each token's loss is fp32, their mean is not, so that it hardly
+        depends on how a global batch is divided. The other arguments are as for `Encoder`.
+        """
+        stream_TD = self.encoder.residual_stream(input_ids, position_ids, cu_seqlens, max_seqlen)
+        hidden_MD = self.encoder.final_norm(stream_TD[masked_indices])
+        if targets is not None and self.encoder.backend.fused:
+            return head_loss_op(hidden_MD, self.head.weight.to(hidden_MD.dtype), targets)[0]
+        logits_MV = self.head(hidden_MD).float()
+        if targets is None:
+            return logits_MV
+        return F.cross_entropy(logits_MV, targets, reduction="none").double().mean()
 
 
 def build_model(
-    config: Model, seed: int, compute_dtype: torch.dtype = torch.float32, attention: Attention = reference
+    config: Model, seed: int, compute_dtype: torch.dtype = torch.float32, backend: Backend = Backend()
 ) -> MaskedLM:
     """A model with NeoBERT's initial weights: uniform(-0.02, 0.02) for every matrix, ones for the norms.
 
     The weights depend on the seed and the configuration only, not on the device or on torch's global generator.
     """
-    model = MaskedLM(config, compute_dtype, attention)
+    model = MaskedLM(config, compute_dtype, backend)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim >= 2:
                 parameter.uniform_(-config.initializer_range, config.initializer_range, generator=generator)
     return model
-
-
-def swiglu_size(intermediate_size: int) -> int:
-    """The width of SwiGLU: two thirds of the plain feed-forward's, rounded up to a multiple of 8."""
-    return -(-(2 * intermediate_size // 3) // 8) * 8
 
 
 def count_parameters(config: Model) -> int:

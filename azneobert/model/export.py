@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from azneobert.data.tokenizer import CLS, MASK, PAD, SEP, UNK, load_tokenizer, special_ids
-from azneobert.model.encoder import swiglu_size
-from azneobert.recipe import Model
+from azneobert.recipe import Model, swiglu_size
 
 _OUTER = {
     "encoder.embedding.weight": "model.embed_tokens.weight",

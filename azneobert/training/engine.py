@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from torch.nn import functional as F  # noqa: N812
 
 from azneobert.checkpoint.tensors import shapes_of
 from azneobert.checkpoint.universal import TrainState
@@ -128,16 +127,19 @@ def world_of(accelerator: Accelerator) -> World:
 
 
 def masked_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """The mean cross-entropy over the masked tokens of a batch: a scalar, in fp64.
-
-    Each token's loss is fp32; their mean is not, so that it hardly depends on how a global batch is divided.
-    """
-    return F.cross_entropy(logits_of(model, batch), batch.targets, reduction="none").double().mean()
+    """The mean cross-entropy over the masked tokens of a batch: a scalar, in fp64."""
+    loss: torch.Tensor = model(*_inputs(batch), batch.targets)
+    return loss
 
 
 def logits_of(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """The logits (M, V) of a batch's masked tokens."""
-    return model(batch.input_ids, batch.position_ids, batch.cu_seqlens, batch.max_seqlen, batch.masked_indices)
+    logits: torch.Tensor = model(*_inputs(batch))
+    return logits
+
+
+def _inputs(batch: Batch) -> tuple[torch.Tensor | int, ...]:
+    return batch.input_ids, batch.position_ids, batch.cu_seqlens, batch.max_seqlen, batch.masked_indices
 
 
 def described_groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:

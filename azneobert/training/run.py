@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from azneobert.data.rows import plan_facts
 from azneobert.data.stream import SampleRange, micro_batch_loader
 from azneobert.errors import RecipeError
-from azneobert.model.attention import choose_attention
+from azneobert.model.backend import choose_backend
 from azneobert.model.encoder import build_model, count_parameters
 from azneobert.recipe import PhaseName, Recipe, divide_batch
 from azneobert.tracking import RunInfo, Tracker
@@ -164,10 +164,10 @@ def _divide(recipe: Recipe, phase: PhaseName, processes: int) -> tuple[int, int]
 def _build_engine(inputs: Inputs, accelerator: Accelerator, micro_batch: int, accumulation: int) -> Engine:
     recipe = inputs.recipe
     dtype = getattr(torch, recipe.training.compute_dtype)
-    name, attention = choose_attention(recipe.runtime.attention, accelerator.device, dtype)
-    model = build_model(recipe.model, recipe.seed, dtype, attention)
+    backend = choose_backend(recipe.runtime, recipe.model, accelerator.device, dtype)
+    model = build_model(recipe.model, recipe.seed, dtype, backend)
     if accelerator.is_main_process:
-        print(f"{inputs.phase}: attention {name}, {recipe.training.compute_dtype} on {accelerator.device}", flush=True)
+        print(f"{inputs.phase}: {backend}, {recipe.training.compute_dtype} on {accelerator.device}", flush=True)
     return make_engine(model, recipe.training, recipe.runtime, accelerator, micro_batch, accumulation)
 
 

@@ -10,7 +10,9 @@ from torch.nn import functional as F  # noqa: N812
 from toy import ROOT, lively, packed, random_ids, toy_recipe
 
 from azneobert.model.attention import Attention, reference
-from azneobert.model.encoder import MaskedLM, build_model, count_parameters, flops_per_token, swiglu_size
+from azneobert.model.backend import Backend
+from azneobert.model.encoder import MaskedLM, build_model, count_parameters, flops_per_token
+from azneobert.recipe import swiglu_size
 from azneobert.recipe import Model, load_recipe
 
 
@@ -151,7 +153,7 @@ def test_the_model_calls_the_attention_that_it_was_given() -> None:
 
     kernel: Attention = counted
     config = toy_model()
-    build_model(config, 0, attention=kernel).encoder(*packed([random_ids(32, 1)], 32))
+    build_model(config, 0, backend=Backend(attention=kernel)).encoder(*packed([random_ids(32, 1)], 32))
     assert calls == [32] * config.num_hidden_layers
 
 

@@ -1,0 +1,126 @@
+"""What a block computes around its matrix products, as epilogues of QuACK's matrix multiplication for Hopper.
+
+An epilogue runs while the product's result is still in registers, so that norms, rotation, SwiGLU and residuals cost
+no pass over memory of their own. Names: `acc` is an element of the product; in mode "acc_pair" it is two neighbouring
+columns; `c` is an element of a matrix that is added or read along. Forward, a norm is only its root here: its weight
+is folded into the matrix that follows, and its inverse root mean square `rstd` scales that product's rows.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from quack.epilogue.frontend import gemm_epilogue
+from quack.epilogue.library import dgated_rstd_preact_mod, identity_epi, rstd_gated_preact_mod
+from quack.epilogue.ops import ColVecLoad, ColVecReduce, TileLoad
+from quack.epilogue.rotary import make_interleaved_inv_freq, rstd_rope_posfreq_epi
+from quack.gemm_config import GemmConfig
+
+
+@gemm_epilogue(reduces={"squares": ColVecReduce("squares", scaled=True)})
+def _residual(acc, c):  # type: ignore[no-untyped-def]
+    y = acc + c
+    return {"D": y, "squares": (y, y)}
+
+
+@gemm_epilogue(ops={"x": TileLoad("x"), "correction": ColVecLoad("correction")})
+def _norm_backward(acc, c, x, correction):  # type: ignore[no-untyped-def]
+    return {"D": acc + c + x * correction}
+
+
+def _config(tile_m: int, tile_n: int, pingpong: bool, cluster: tuple[int, int]) -> GemmConfig:
+    return GemmConfig(
+        tile_m=tile_m,
+        tile_n=tile_n,
+        pingpong=pingpong,
+        cluster_m=cluster[0],
+        cluster_n=cluster[1],
+        is_dynamic_persistent=False,
+    )
+
+
+# The fastest of 24 on an H200 for the published model at 49,152 tokens (docs/log.md). QuACK's plans are kept by the
+# identity of these objects, so each stands here once.
+_ROTATED = _config(128, 192, True, (1, 1))
+_NARROW_RESIDUAL = _config(128, 192, True, (1, 1))
+_WIDE_RESIDUAL = _config(128, 128, True, (2, 1))
+_GATED = _config(128, 192, True, (2, 1))
+_GATED_BACKWARD = _config(128, 128, True, (1, 2))
+_NORM_BACKWARD = _config(128, 128, True, (2, 1))
+_BACK = _config(192, 128, True, (1, 2))
+
+
+def project_rotated(
+    x_TD: torch.Tensor, rstd_T: torch.Tensor, weight: torch.Tensor, positions_T: torch.Tensor, frequencies: torch.Tensor
+) -> torch.Tensor:
+    """rotate(rstd x W^T): (T, D), (T,), (3D, D) -> (T, 3D). `frequencies` are `rotation_frequencies`."""
+    return rstd_rope_posfreq_epi(
+        x_TD,
+        weight.T,
+        config=_ROTATED,
+        tuned=False,
+        rstd=rstd_T[None],
+        pos=positions_T[None],
+        freq=frequencies[None],
+    )["D"]
+
+
+def project_residual(x_TK: torch.Tensor, weight: torch.Tensor, residual_TD: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """residual + x W^T, and partial sums of the squares of its rows: (T, K), (D, K), (T, D) -> (T, D), (T, parts)."""
+    config = _WIDE_RESIDUAL if weight.shape[1] > weight.shape[0] else _NARROW_RESIDUAL
+    squares = _partial_sums(*residual_TD.shape, config, x_TK.device)
+    result = _residual(x_TK, weight.T, residual_TD, config=config, tuned=False, squares=squares)
+    return result["D"], squares
+
+
+def project_gated(x_TD: torch.Tensor, rstd_T: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """x W^T, gate and up in alternate columns, and silu(rstd gate) * rstd up: -> (T, 2F), (T, F)."""
+    result = rstd_gated_preact_mod("swiglu")(x_TD, weight.T, config=_GATED, tuned=False, rstd=rstd_T[None])
+    return result["D"], result["postact"]
+
+
+def gated_backward(
+    dout_TD: torch.Tensor, weight_DF: torch.Tensor, product_T2F: torch.Tensor, rstd_T: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """Back through `project_gated` from the gradient behind the down projection.
+
+    Returns the gradient of the product (T, 2F), the gated values once more (T, F), and partial sums of dL/d(rstd).
+    """
+    sums = _partial_sums(len(dout_TD), weight_DF.shape[1], _GATED_BACKWARD, dout_TD.device)
+    result = dgated_rstd_preact_mod("swiglu")(
+        dout_TD, weight_DF, product_T2F, config=_GATED_BACKWARD, tuned=False, rstd=rstd_T[None], dsum=sums
+    )
+    return result["D"], result["postact"], sums
+
+
+def back(dout_TD: torch.Tensor, weight_DK: torch.Tensor) -> torch.Tensor:
+    """Back through a projection with nothing around it: the gradient of its input, (T, D), (D, K) -> (T, K)."""
+    return identity_epi(dout_TD, weight_DK, config=_BACK, tuned=False)["D"]
+
+
+def norm_backward(
+    dproduct_TK: torch.Tensor,
+    weight_KD: torch.Tensor,
+    dout_TD: torch.Tensor,
+    x_TD: torch.Tensor,
+    correction_T: torch.Tensor,
+) -> torch.Tensor:
+    """Back through a projection, the norm before it and the residual beside it: the gradient of x, (T, D)."""
+    return _norm_backward(
+        dproduct_TK, weight_KD, dout_TD, config=_NORM_BACKWARD, tuned=False, x=x_TD, correction=correction_T[None]
+    )["D"]
+
+
+def _partial_sums(rows: int, columns: int, config: GemmConfig, device: torch.device) -> torch.Tensor:
+    """Room for one sum of each row and tile of columns; the kernels in rows.py add them up."""
+    return torch.empty((rows, -(-columns // config.tile_n)), dtype=torch.float32, device=device)
+
+
+@functools.cache
+def rotation_frequencies(heads: int, size: int, theta: float, device: torch.device) -> torch.Tensor:
+    """For each column of the projection, what its pair turns by at each position: q and k turn, v does not; (3D,)."""
+    inverse = 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.float64) / size)
+    frequencies: Any = make_interleaved_inv_freq(inverse, 2 * heads * size, heads * size)
+    return frequencies.to(device)  # type: ignore[no-any-return]

@@ -1,0 +1,205 @@
+"""Flash attention over packed windows by the name of its kernel: fa4, fa3 and fa2, with forward and backward apart.
+
+fa4 and fa3 are Dao-AILab's packages (the CuTe DSL `flash_attn.cute`, and `flash_attn_interface` built from that
+repository's `hopper/`), fa2 is what torch ships. Each library is imported when its kernel is first used.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+
+class FlashKernel(NamedTuple):
+    """One kernel's two functions.
+
+    forward(q, k, v, cu_seqlens, max_seqlen) -> mixed values (T, N, H) and log-sum-exp (N, T), fp32;
+    backward(dout, q, k, v, out, lse, cu_seqlens, max_seqlen, (dq, dk, dv)) writes the gradients into the last three.
+    """
+
+    forward: Callable[..., tuple[torch.Tensor, torch.Tensor]]
+    backward: Callable[..., None]
+
+
+def installed(name: str) -> bool:
+    """Whether the library of this kernel can be imported."""
+    module = {"fa4": "flash_attn.cute", "fa3": "flash_attn_interface", "fa2": "torch"}[name]
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that the module is in
+        return False
+
+
+@functools.cache
+def flash_kernel(name: str) -> FlashKernel:
+    """The kernel with this name; its library is imported here."""
+    return {"fa4": _fa4, "fa3": _fa3, "fa2": _fa2}[name]()
+
+
+@torch.library.custom_op("azneobert::flash_attention", mutates_args=())
+def flash_attention_op(
+    q_TNH: torch.Tensor, k_TNH: torch.Tensor, v_TNH: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int, name: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mixed values (T, N, H) and log-sum-exp (N, T)."""
+    return flash_kernel(name).forward(q_TNH, k_TNH, v_TNH, cu_seqlens, max_seqlen)
+
+
+@flash_attention_op.register_fake
+def _(
+    q_TNH: torch.Tensor, k_TNH: torch.Tensor, v_TNH: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int, name: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens, heads, _ = q_TNH.shape
+    return q_TNH.new_empty(q_TNH.shape), q_TNH.new_empty((heads, tokens), dtype=torch.float32)
+
+
+@torch.library.custom_op("azneobert::flash_attention_backward", mutates_args=())
+def flash_attention_backward_op(
+    dout_TNH: torch.Tensor,
+    q_TNH: torch.Tensor,
+    k_TNH: torch.Tensor,
+    v_TNH: torch.Tensor,
+    out_TNH: torch.Tensor,
+    lse_NT: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    name: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of q, k and v, each (T, N, H)."""
+    dq, dk, dv = (torch.empty(q_TNH.shape, dtype=q_TNH.dtype, device=q_TNH.device) for _ in range(3))
+    flash_kernel(name).backward(
+        dout_TNH.contiguous(), q_TNH, k_TNH, v_TNH, out_TNH, lse_NT, cu_seqlens, max_seqlen, (dq, dk, dv)
+    )
+    return dq, dk, dv
+
+
+@flash_attention_backward_op.register_fake
+def _(
+    dout_TNH: torch.Tensor,
+    q_TNH: torch.Tensor,
+    k_TNH: torch.Tensor,
+    v_TNH: torch.Tensor,
+    out_TNH: torch.Tensor,
+    lse_NT: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    name: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    dq, dk, dv = (q_TNH.new_empty(q_TNH.shape) for _ in range(3))
+    return dq, dk, dv
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+    q, k, v, cu_seqlens, ctx.max_seqlen, ctx.name = inputs
+    ctx.save_for_backward(q, k, v, *output, cu_seqlens)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, dout: torch.Tensor, _dlse: None) -> tuple[Any, ...]:
+    q, k, v, out, lse, cu_seqlens = ctx.saved_tensors
+    gradients = flash_attention_backward_op(dout, q, k, v, out, lse, cu_seqlens, ctx.max_seqlen, ctx.name)
+    return *gradients, None, None, None
+
+
+flash_attention_op.register_autograd(_differentiate, setup_context=_save)
+
+
+def _deterministic() -> bool:
+    return torch.are_deterministic_algorithms_enabled()
+
+
+def _fa4() -> FlashKernel:
+    from flash_attn.cute.interface import _flash_attn_bwd, _flash_attn_fwd
+
+    def places(cu_seqlens: torch.Tensor, max_seqlen: int) -> dict[str, Any]:
+        return {
+            "cu_seqlens_q": cu_seqlens,
+            "cu_seqlens_k": cu_seqlens,
+            "max_seqlen_q": max_seqlen,
+            "max_seqlen_k": max_seqlen,
+        }
+
+    def forward(q, k, v, cu_seqlens, max_seqlen):  # type: ignore[no-untyped-def]
+        out, lse, *_ = _flash_attn_fwd(q, k, v, return_lse=True, **places(cu_seqlens, max_seqlen))
+        return out, lse
+
+    def backward(dout, q, k, v, out, lse, cu_seqlens, max_seqlen, into):  # type: ignore[no-untyped-def]
+        dq, dk, dv = into
+        _flash_attn_bwd(
+            q,
+            k,
+            v,
+            out,
+            dout,
+            lse,
+            deterministic=_deterministic(),
+            dq=dq,
+            dk=dk,
+            dv=dv,
+            **places(cu_seqlens, max_seqlen),
+        )
+
+    return FlashKernel(forward, backward)
+
+
+def _fa3() -> FlashKernel:
+    from flash_attn_interface import _flash_attn_backward, _flash_attn_forward
+
+    def forward(q, k, v, cu_seqlens, max_seqlen):  # type: ignore[no-untyped-def]
+        out, lse, *_ = _flash_attn_forward(
+            q,
+            k,
+            v,
+            cu_seqlens_q=cu_seqlens,
+            cu_seqlens_k=cu_seqlens,
+            max_seqlen_q=max_seqlen,
+            max_seqlen_k=max_seqlen,
+            softmax_scale=q.shape[-1] ** -0.5,
+        )
+        return out, lse
+
+    def backward(dout, q, k, v, out, lse, cu_seqlens, max_seqlen, into):  # type: ignore[no-untyped-def]
+        dq, dk, dv = into
+        _flash_attn_backward(
+            dout,
+            q,
+            k,
+            v,
+            out,
+            lse,
+            cu_seqlens_q=cu_seqlens,
+            cu_seqlens_k=cu_seqlens,
+            max_seqlen_q=max_seqlen,
+            max_seqlen_k=max_seqlen,
+            dq=dq,
+            dk=dk,
+            dv=dv,
+            softmax_scale=q.shape[-1] ** -0.5,
+            deterministic=_deterministic(),
+        )
+
+    return FlashKernel(forward, backward)
+
+
+def _fa2() -> FlashKernel:
+    aten = torch.ops.aten
+
+    def forward(q, k, v, cu_seqlens, max_seqlen):  # type: ignore[no-untyped-def]
+        out, lse, *_ = aten._flash_attention_forward(
+            q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, 0.0, False, False
+        )
+        return out, lse
+
+    def backward(dout, q, k, v, out, lse, cu_seqlens, max_seqlen, into):  # type: ignore[no-untyped-def]
+        # Without dropout the two states of the random generator are not read.
+        seed, offset = torch.zeros(2, dtype=torch.uint64, device=q.device), torch.empty(0, device=q.device)
+        gradients = aten._flash_attention_backward(
+            dout, q, k, v, out, lse, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, 0.0, False, seed, offset
+        )
+        for target, gradient in zip(into, gradients, strict=True):
+            target.copy_(gradient)
+
+    return FlashKernel(forward, backward)

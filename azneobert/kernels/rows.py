@@ -1,0 +1,114 @@
+"""Triton kernels between the matrix products of a block: what is left of RMSNorm and of RoPE's backward.
+
+All are bound by memory bandwidth, and each reads and writes every value once.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+_ROWS = 32  # tokens that one program handles
+
+
+def rms_from_sums(sums_TP: torch.Tensor, width: int, eps: float) -> torch.Tensor:
+    """The inverse root mean square of rows of `width` values, from P partial sums of their squares: (T, P) -> (T,)."""
+    rstd_T = torch.empty(len(sums_TP), dtype=torch.float32, device=sums_TP.device)
+    _of_sums(sums_TP, sums_TP, rstd_T, width, eps, False)
+    return rstd_T
+
+
+def norm_correction(sums_TP: torch.Tensor, rstd_T: torch.Tensor, width: int) -> torch.Tensor:
+    """What the gradient of RMSNorm's root adds to the gradient of its input x, as a factor of x: (T, P), (T,) -> (T,).
+
+    `sums_TP` are partial sums of dL/d(rstd): rstd = (mean x^2 + eps)^-1/2, so drstd/dx = -rstd^3 x / width.
+    """
+    correction_T = torch.empty_like(rstd_T)
+    _of_sums(sums_TP, rstd_T, correction_T, width, 0.0, True)
+    return correction_T
+
+
+def unrotate_(
+    gradient_T3NH: torch.Tensor,
+    rotated_T3NH: torch.Tensor,
+    position_ids: torch.Tensor,
+    cos_PH: torch.Tensor,
+    sin_PH: torch.Tensor,
+    rstd_T: torch.Tensor,
+) -> torch.Tensor:
+    """Turn the gradient of (rotated q, rotated k, v) into that of the raw projection, in place.
+
+    Forward, the projection was multiplied by `rstd_T` and the pairs (2i, 2i + 1) of each head of q and k were rotated.
+    Returns `norm_correction` of that norm, (T,): the rotation keeps inner products, so that the rotated values serve.
+    """
+    tokens, _, heads, size = gradient_T3NH.shape
+    correction_T = torch.empty_like(rstd_T)
+    _unrotate[(triton.cdiv(tokens, _ROWS),)](
+        gradient_T3NH, rotated_T3NH, position_ids, cos_PH, sin_PH, rstd_T, correction_T, tokens, heads, size // 2, _ROWS
+    )
+    return correction_T
+
+
+def _of_sums(
+    sums_TP: torch.Tensor, rstd_T: torch.Tensor, target_T: torch.Tensor, width: int, eps: float, correction: bool
+) -> None:
+    rows, parts = sums_TP.shape
+    columns = triton.next_power_of_2(parts)
+    _finish_sums[(triton.cdiv(rows, 256),)](
+        sums_TP, rstd_T, target_T, rows, parts, width, eps, columns, 256, correction, num_warps=8
+    )
+
+
+@triton.jit
+def _finish_sums(
+    sums, rstd, target, rows, parts, width, eps, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, CORRECTION: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    column = tl.arange(0, COLUMNS)
+    inside = (row[:, None] < rows) & (column[None, :] < parts)
+    total = tl.sum(tl.load(sums + row[:, None] * parts + column[None, :], mask=inside, other=0.0), axis=1)
+    if CORRECTION:
+        scale = tl.load(rstd + row, mask=row < rows, other=0.0)
+        result = -scale * scale * scale * total / width
+    else:
+        result = tl.rsqrt(total / width + eps)
+    tl.store(target + row, result, mask=row < rows)
+
+
+@triton.jit
+def _unrotate(
+    gradient,
+    rotated,
+    positions,
+    cos,
+    sin,
+    rstd,
+    correction,
+    tokens,
+    HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    SIZE: tl.constexpr = 2 * HALF
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    here = row < tokens
+    pair = tl.arange(0, HALF)
+    lane = tl.arange(0, SIZE)
+    angle = tl.load(positions + row, mask=here, other=0)[:, None] * SIZE + pair[None, :]
+    c = tl.load(cos + angle)
+    s = tl.load(sin + angle)
+    scale = tl.load(rstd + row, mask=here, other=0.0)
+    dot = tl.zeros([BLOCK, SIZE], dtype=tl.float32)
+    for head in range(3 * HEADS):
+        at = row[:, None] * (3 * HEADS * SIZE) + head * SIZE + lane[None, :]
+        dz = tl.load(gradient + at, mask=here[:, None], other=0.0).to(tl.float32)
+        dot += dz * tl.load(rotated + at, mask=here[:, None], other=0.0).to(tl.float32)
+        if head < 2 * HEADS:
+            first, second = tl.split(tl.reshape(dz, [BLOCK, HALF, 2]))
+            turned = tl.join(first * c + second * s, second * c - first * s)
+            dz = tl.reshape(turned, [BLOCK, SIZE])
+        tl.store(gradient + at, (dz * scale[:, None]).to(gradient.dtype.element_ty), mask=here[:, None])
+    # The projection is the rotated value over rstd, so its share of dL/d(rstd) is the sum over rstd.
+    total = tl.sum(dot, axis=1)
+    tl.store(correction + row, -scale * scale * total / (HEADS * SIZE), mask=here)

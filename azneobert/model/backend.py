@@ -1,0 +1,58 @@
+"""Which kernels compute the model: chosen once at start, from what is asked for and what runs here."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+import torch
+
+from azneobert.errors import TrainingError
+from azneobert.model.attention import Attention, choose_attention, reference
+from azneobert.recipe import Model, Runtime, swiglu_size
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An attention kernel by its name, and whether blocks and head run in the fused kernels of azneobert/kernels."""
+
+    attention_name: str = "reference"
+    attention: Attention = reference
+    fused: bool = False
+
+    def __str__(self) -> str:
+        return f"attention {self.attention_name}, blocks {'fused' if self.fused else 'torch'}"
+
+
+def choose_backend(runtime: Runtime, model: Model, device: torch.device, dtype: torch.dtype) -> Backend:
+    """What `runtime.attention` and `runtime.blocks` ask for; with `auto` the fastest that runs here.
+
+    Raises:
+        TrainingError: what is asked for by name cannot run on this device, in this dtype, or for this model.
+    """
+    name, attention = choose_attention(runtime.attention, device, dtype)
+    if runtime.blocks == "torch":
+        return Backend(name, attention)
+    obstacle = obstacle_to_fused(model, name, device, dtype)
+    if obstacle and runtime.blocks == "fused":
+        raise TrainingError(f"runtime.blocks: fused needs {obstacle}; use auto")
+    return Backend(name, attention, fused=obstacle is None)
+
+
+def obstacle_to_fused(model: Model, attention_name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """What the fused kernels lack here, in words; nothing if they run."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
+        return f"a Hopper GPU, found {device.type if device.type != 'cuda' else torch.cuda.get_device_name(device)}"
+    if dtype != torch.bfloat16:
+        return f"training.compute_dtype bfloat16, found {dtype}"
+    if attention_name == "reference":
+        return "a flash-attention kernel"
+    if importlib.util.find_spec("quack") is None:
+        return "the package quack-kernels, which is not installed"
+    head_size = model.hidden_size // model.num_attention_heads
+    if head_size & (head_size - 1) or model.hidden_size % 8 or swiglu_size(model.intermediate_size) % 8:
+        return (
+            f"a head size that is a power of two and widths that 8 divides, found head size {head_size}, hidden size "
+            f"{model.hidden_size} and SwiGLU width {swiglu_size(model.intermediate_size)}"
+        )
+    return None
