@@ -163,6 +163,7 @@ def _train(
     start: Path | None = None,
 ) -> None:
     """Train from one step to another; a checkpoint at the cut, or the losses and the state at the end."""
+    torch.set_float32_matmul_precision("highest")  # the rows in fp32 compare engines, not roundings
     engine = build_engine(setting, accelerator)
     if start is not None:
         engine.scatter(read_checkpoint(start)[0])

@@ -25,6 +25,7 @@ from azneobert.data.tokenizer import CLS, MASK, PAD, SEP
 
 SHARE_DENOMINATOR = 100  # the shares of a mixture are whole percents
 _ROUNDS = 8
+_WINDOWS_STEP = 16  # cu_seqlens comes in lengths that this divides, so that few lengths occur
 _ORDER, _MASKS = 1, 2  # the two uses of the seed
 
 
@@ -33,8 +34,9 @@ class Batch:
     """Rows laid end to end. T = rows x sequence length, M = rows x masks per row.
 
     input_ids (T,), position_ids (T,): int64; positions restart in each window
-    cu_seqlens (fixed bound,): int32; where windows begin, the padding of each row as a window of its own; the last
-        entry repeats up to the bound
+    cu_seqlens (windows + 1, or a few more): int32; where windows begin, the padding of each row as a window of its own;
+        the last entry repeats up to a multiple of 16. Not up to a bound that every batch keeps: an empty window costs
+        an attention kernel nearly as much as a short one
     max_seqlen: the sequence length, which no window exceeds
     masked_indices (M,): int64 positions in T; targets (M,): int64, the tokens that stood there
     """
@@ -92,7 +94,6 @@ class Stream:
         )
         self._special = special_ids
         self._mixture = Mixture([pool.share for pool in plan.meta.pools], [pool.rows for pool in plan.meta.pools])
-        self._bounds: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -109,7 +110,8 @@ class Stream:
         flat = (masked + np.arange(count)[:, None] * self.plan.meta.sequence_length).ravel()
         targets = rows.ids[flat]
         rows.ids[flat] = self._special[MASK]
-        cu_seqlens = np.full(self.cu_seqlens_bound(count), rows.ids.size, dtype=np.int32)
+        entries = len(rows.starts) + 1
+        cu_seqlens = np.full(entries + -entries % _WINDOWS_STEP, rows.ids.size, dtype=np.int32)
         cu_seqlens[: len(rows.starts)] = rows.starts
         parts = (cu_seqlens, rows.ids, rows.positions, flat.astype(np.int32), targets)
         sizes = tuple(len(part) for part in parts)
@@ -134,20 +136,6 @@ class Stream:
             inside = epochs == epoch
             numbers[inside] = epoch_order(places[inside] % np.uint64(rows), rows, self.seed, pool, int(epoch))
         return numbers
-
-    def cu_seqlens_bound(self, count: int) -> int:
-        """The length of `cu_seqlens` for a batch of `count` rows: enough for the rows with the most windows."""
-        if count not in self._bounds:
-            # A batch can reach into this many epochs of the smallest pool, and the fullest rows may stand in each.
-            rows = min(self._mixture.rows)
-            epochs = min(count, (count - 2) // rows + 2)
-            windows, left = 0, count
-            for size in range(len(self.plan.meta.rows_by_windows) - 1, 0, -1):
-                taken = min(left, self.plan.meta.rows_by_windows[size] * epochs)
-                windows, left = windows + taken * size, left - taken
-            # Each row may end in padding, a window more; and one entry closes the last window.
-            self._bounds[count] = windows + count + 1
-        return self._bounds[count]
 
     def _rows(self, rows: np.ndarray) -> _Rows:
         """Lay rows end to end, before masking."""

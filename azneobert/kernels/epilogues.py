@@ -12,8 +12,10 @@ import functools
 from typing import Any
 
 import torch
+from quack.activation import dswiglu
 from quack.epilogue.frontend import gemm_epilogue
-from quack.epilogue.library import dgated_rstd_preact_mod, identity_epi, rstd_gated_preact_mod
+from quack.epilogue.library import identity_epi, rstd_gated_preact_mod
+from quack.epilogue.math import pack, unpack
 from quack.epilogue.ops import ColVecLoad, ColVecReduce, TileLoad
 from quack.epilogue.rotary import make_interleaved_inv_freq, rstd_rope_posfreq_epi
 from quack.gemm_config import GemmConfig
@@ -23,6 +25,13 @@ from quack.gemm_config import GemmConfig
 def _residual(acc, c):  # type: ignore[no-untyped-def]
     y = acc + c
     return {"D": y, "squares": (y, y)}
+
+
+@gemm_epilogue(mode="packed_cd_b16x2", ops={"rstd": ColVecLoad("rstd")}, reduces={"root": ColVecReduce("root")})
+def _gated_backward(acc, c, rstd):  # type: ignore[no-untyped-def]
+    gate, up = unpack(c)
+    dgate, dup, _ = dswiglu(gate * rstd, up * rstd, acc)
+    return {"D": pack(dgate * rstd, dup * rstd), "root": dgate * gate + dup * up}
 
 
 @gemm_epilogue(ops={"x": TileLoad("x"), "correction": ColVecLoad("correction")})
@@ -86,13 +95,13 @@ def gated_backward(
 ) -> tuple[torch.Tensor, ...]:
     """Back through `project_gated` from the gradient behind the down projection.
 
-    Returns the gradient of the product (T, 2F), the gated values once more (T, F), and partial sums of dL/d(rstd).
+    Returns the gradient of the product (T, 2F), and partial sums of dL/d(rstd), (T, parts).
     """
     sums = _partial_sums(len(dout_TD), weight_DF.shape[1], _GATED_BACKWARD, dout_TD.device)
-    result = dgated_rstd_preact_mod("swiglu")(
-        dout_TD, weight_DF, product_T2F, config=_GATED_BACKWARD, tuned=False, rstd=rstd_T[None], dsum=sums
+    result = _gated_backward(
+        dout_TD, weight_DF, product_T2F, config=_GATED_BACKWARD, tuned=False, rstd=rstd_T[None], root=sums
     )
-    return result["D"], result["postact"], sums
+    return result["D"], sums
 
 
 def back(dout_TD: torch.Tensor, weight_DK: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-_ROWS = 32  # tokens that one program handles
+_ROWS = 16  # tokens that one program handles
 
 
 def rms_from_sums(sums_TP: torch.Tensor, width: int, eps: float) -> torch.Tensor:
@@ -44,8 +44,21 @@ def unrotate_(
     """
     tokens, _, heads, size = gradient_T3NH.shape
     correction_T = torch.empty_like(rstd_T)
+    # Wide pieces of a row, since many short ones would jump between pages of memory.
+    together = next(number for number in (4, 2, 1) if heads % number == 0)
     _unrotate[(triton.cdiv(tokens, _ROWS),)](
-        gradient_T3NH, rotated_T3NH, position_ids, cos_PH, sin_PH, rstd_T, correction_T, tokens, heads, size // 2, _ROWS
+        gradient_T3NH,
+        rotated_T3NH,
+        position_ids,
+        cos_PH,
+        sin_PH,
+        rstd_T,
+        correction_T,
+        tokens,
+        heads // together,
+        together,
+        size // 2,
+        _ROWS,
     )
     return correction_T
 
@@ -86,29 +99,30 @@ def _unrotate(
     rstd,
     correction,
     tokens,
-    HEADS: tl.constexpr,
-    HALF: tl.constexpr,
+    PIECES: tl.constexpr,  # of q, as many of k and of v
+    HEADS: tl.constexpr,  # in a piece
+    HALF: tl.constexpr,  # of a head
     BLOCK: tl.constexpr,
 ):
-    SIZE: tl.constexpr = 2 * HALF
+    SIZE: tl.constexpr = 2 * HALF * HEADS
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     here = row < tokens
-    pair = tl.arange(0, HALF)
+    pair = tl.arange(0, HALF * HEADS) % HALF
     lane = tl.arange(0, SIZE)
-    angle = tl.load(positions + row, mask=here, other=0)[:, None] * SIZE + pair[None, :]
+    angle = tl.load(positions + row, mask=here, other=0)[:, None] * (2 * HALF) + pair[None, :]
     c = tl.load(cos + angle)
     s = tl.load(sin + angle)
     scale = tl.load(rstd + row, mask=here, other=0.0)
     dot = tl.zeros([BLOCK, SIZE], dtype=tl.float32)
-    for head in range(3 * HEADS):
-        at = row[:, None] * (3 * HEADS * SIZE) + head * SIZE + lane[None, :]
+    for piece in range(3 * PIECES):
+        at = row[:, None] * (3 * PIECES * SIZE) + piece * SIZE + lane[None, :]
         dz = tl.load(gradient + at, mask=here[:, None], other=0.0).to(tl.float32)
         dot += dz * tl.load(rotated + at, mask=here[:, None], other=0.0).to(tl.float32)
-        if head < 2 * HEADS:
-            first, second = tl.split(tl.reshape(dz, [BLOCK, HALF, 2]))
+        if piece < 2 * PIECES:
+            first, second = tl.split(tl.reshape(dz, [BLOCK, HALF * HEADS, 2]))
             turned = tl.join(first * c + second * s, second * c - first * s)
             dz = tl.reshape(turned, [BLOCK, SIZE])
         tl.store(gradient + at, (dz * scale[:, None]).to(gradient.dtype.element_ty), mask=here[:, None])
     # The projection is the rotated value over rstd, so its share of dL/d(rstd) is the sum over rstd.
     total = tl.sum(dot, axis=1)
-    tl.store(correction + row, -scale * scale * total / (HEADS * SIZE), mask=here)
+    tl.store(correction + row, -scale * scale * total / (PIECES * SIZE), mask=here)

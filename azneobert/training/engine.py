@@ -21,6 +21,7 @@ from azneobert.data.stream import Batch, PackedBatch
 from azneobert.errors import CheckpointError, TrainingError
 from azneobert.model.encoder import MaskedLM
 from azneobert.recipe import EngineName, Runtime, Training
+from azneobert.training.gpu import prepare_gpu
 from azneobert.training.staging import Staging
 
 PROCESSES = "AZNEOBERT_PROCESSES"  # in the environment: how many ranks were asked for
@@ -72,6 +73,8 @@ def make_accelerator(engine: EngineName = "plain", device: str | None = None) ->
         TrainingError: who asked, the launcher, Accelerate and torch disagree on how many processes there are.
     """
     on_cpu = device == "cpu" or not torch.cuda.is_available()
+    if not on_cpu:
+        prepare_gpu()
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     wanted = int(os.environ.get(PROCESSES, launched))
     options: dict[str, Any] = {}
@@ -136,6 +139,14 @@ def logits_of(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """The logits (M, V) of a batch's masked tokens."""
     logits: torch.Tensor = model(*_inputs(batch))
     return logits
+
+
+def move(batch: PackedBatch, device: torch.device, compiled: bool) -> Batch:
+    """A batch on its device; of a compiled model, the number of its windows may change from batch to batch."""
+    moved = batch.to(device)
+    if compiled:
+        torch._dynamo.maybe_mark_dynamic(moved.cu_seqlens, 0)  # type: ignore[no-untyped-call]
+    return moved
 
 
 def _inputs(batch: Batch) -> tuple[torch.Tensor | int, ...]:

@@ -17,6 +17,7 @@ from azneobert.recipe import Runtime, Training
 from azneobert.training.engine import (
     described_groups,
     masked_loss,
+    move,
     persistent_buffers,
     take_over_model,
     tied_parameters,
@@ -35,7 +36,8 @@ class PlainEngine:
         self.world = world_of(accelerator)
         self.model = model.to(self.world.device)
         self.accumulation = accumulation
-        if runtime.compile:
+        self._compiled = runtime.compile
+        if self._compiled:
             self.model.compile()
         self._accelerator = accelerator
         self._clip_norm = training.clip_norm
@@ -47,7 +49,7 @@ class PlainEngine:
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
         for number, batch in enumerate(islice(micro_batches, self.accumulation), start=1):
             with self._accelerator.no_sync(self._wrapped) if number < self.accumulation else nullcontext():
-                loss = masked_loss(self._wrapped, batch.to(self.world.device)) / self.accumulation
+                loss = masked_loss(self._wrapped, move(batch, self.world.device, self._compiled)) / self.accumulation
                 loss.backward()
             total += loss.detach()
         if self.world.size > 1:

@@ -25,6 +25,7 @@ from azneobert.recipe import Runtime, Training
 from azneobert.training.engine import (
     described_groups,
     masked_loss,
+    move,
     persistent_buffers,
     take_over_model,
     tied_parameters,
@@ -83,7 +84,8 @@ class Zero2Engine:
         self.world = world_of(accelerator)
         self.model = model.to(self.world.device)
         self.accumulation = accumulation
-        if runtime.compile:
+        self._compiled = runtime.compile
+        if self._compiled:
             self.model.compile()
         parameters = sum(p.numel() for p in model.parameters())
         config: dict[str, Any] = accelerator.deepspeed_plugin.deepspeed_config
@@ -115,7 +117,7 @@ class Zero2Engine:
             group["lr"] = rate
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
         for batch in islice(micro_batches, self.accumulation):
-            loss = masked_loss(self._engine, batch.to(self.world.device))
+            loss = masked_loss(self._engine, move(batch, self.world.device, self._compiled))
             self._engine.backward(loss)  # divides by the accumulation steps
             self._engine.step()  # counts micro-steps, and updates at the last of them
             total += loss.detach() / self.accumulation
