@@ -80,12 +80,22 @@ def write_hollow_stores(folder: Path, documents: int, collections: int = 11) -> 
         yield name
 
 
-def write_small_corpus(folder: Path, vocab_size: int, row_length: int, documents: int = 2000, seed: int = 1) -> None:
-    """A store of random tokens, rare ones rarer, and the row plan of one length: for `open_small_corpus`."""
+def write_small_corpus(
+    folder: Path,
+    vocab_size: int,
+    row_length: int,
+    documents: int = 2000,
+    seed: int = 1,
+    lengths: np.ndarray | None = None,
+) -> None:
+    """A store of random tokens, rare ones rarer, and the row plan of one length: for `open_small_corpus`.
+
+    `lengths` are those of the documents, (documents,); without them, of `document_lengths`.
+    """
     rng = np.random.default_rng(seed)
     (folder / "shards").mkdir()
     shard = ShardWriter(folder / "shards", "only")
-    for length in document_lengths(documents, seed):
+    for length in document_lengths(documents, seed) if lengths is None else lengths:
         ids = 5 + (rng.random(int(length)) ** 3 * (vocab_size - 5)).astype(np.int32)
         shard.add(ids, np.asarray([len(ids)]))
     shard.close()

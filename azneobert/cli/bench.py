@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Benchmarks: each claim of speed or memory is a row that anyone can run.")
 
+_VARIANTS = ("eager", "compile", "rope", "head", "fa3", "fa4", "fused", "deterministic", "zero2")
+_ROWS = ("free", "packed", "4096", "worlds", "steady")
+
 Quick = Annotated[bool, typer.Option(help="Toy sizes: shows that it runs, says nothing of speed.")]
 Output = Annotated[Path | None, typer.Option(help="Write the table to this Markdown file too.")]
 
@@ -60,6 +63,56 @@ def resume(
         raise AzNeoBertError(f"--worlds {worlds}: numbers of ranks with commas between them would do, such as 1,2,4")
     numbers = tuple(int(world) for world in worlds.split(","))
     _run("Resume: an interrupted run against the uninterrupted one", bench_resume(list(cases(numbers))), output)
+
+
+@app.command()
+def train(
+    variants: Annotated[str, typer.Option(help="Steps of the ablation, in this order.")] = ",".join(_VARIANTS),
+    rows: Annotated[str, typer.Option(help="What else to measure with our kernels.")] = ",".join(_ROWS),
+    steps: Annotated[int, typer.Option(min=2, help="Steps timed for each row.")] = 10,
+    profile: Annotated[Path | None, typer.Option(help="Leave a trace of one step of each variant in a folder.")] = None,
+    quick: Quick = False,
+    output: Output = None,
+) -> None:
+    """Tokens a second, utilisation and memory of a training step, from the seed project's way to ours."""
+    from azneobert.bench.train import bench_train, jobs, toy_jobs
+
+    names, others = _chosen("--variants", variants, _VARIANTS), _chosen("--rows", rows, _ROWS)
+    _needs_a_gpu("bench train", quick)
+    planned = list(toy_jobs() if quick else jobs(names, others, steps))
+    if profile is not None:
+        planned = [replace(job, profile=str(profile)) for job in planned]
+    _run("Training: speed and memory of a step", bench_train(planned), output, without_bars=quick)
+
+
+@app.command()
+def loss(
+    variants: Annotated[str, typer.Option(help="Variants of `bench train` to compare.")] = "fa4,fused,deterministic",
+    steps: Annotated[int, typer.Option(min=2, help="Steps to train each.")] = 200,
+    quick: Quick = False,
+    output: Output = None,
+) -> None:
+    """Whether what makes a step fast changes what is learnt: the same steps with and without it."""
+    from azneobert.bench.loss_compare import bench_loss
+
+    names = _chosen("--variants", variants, _VARIANTS)
+    _needs_a_gpu("bench loss", quick)
+    _run("Loss: fast against plain", bench_loss(names, steps, quick), output, without_bars=quick)
+
+
+def _needs_a_gpu(command: str, quick: bool) -> None:
+    import torch
+
+    if not quick and not torch.cuda.is_available():
+        raise AzNeoBertError(f"{command} measures a GPU, and torch sees none here; --quick shows on a CPU that it runs")
+
+
+def _chosen(option: str, given: str, known: tuple[str, ...]) -> list[str]:
+    names = [name.strip() for name in given.split(",") if name.strip()]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise AzNeoBertError(f"{option}: {', '.join(unknown)} is none of {', '.join(known)}")
+    return names
 
 
 def _run(title: str, measured: Iterable[Row], output: Path | None, without_bars: bool = False) -> None:

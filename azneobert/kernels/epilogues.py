@@ -79,7 +79,7 @@ def project_rotated(
 def project_residual(x_TK: torch.Tensor, weight: torch.Tensor, residual_TD: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """residual + x W^T, and partial sums of the squares of its rows: (T, K), (D, K), (T, D) -> (T, D), (T, parts)."""
     config = _WIDE_RESIDUAL if weight.shape[1] > weight.shape[0] else _NARROW_RESIDUAL
-    squares = _partial_sums(*residual_TD.shape, config, x_TK.device)
+    squares = _partial_sums(len(x_TK), len(weight), config, x_TK.device)
     result = _residual(x_TK, weight.T, residual_TD, config=config, tuned=False, squares=squares)
     return result["D"], squares
 
@@ -132,4 +132,4 @@ def rotation_frequencies(heads: int, size: int, theta: float, device: torch.devi
     """For each column of the projection, what its pair turns by at each position: q and k turn, v does not; (3D,)."""
     inverse = 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.float64) / size)
     frequencies: Any = make_interleaved_inv_freq(inverse, 2 * heads * size, heads * size)
-    return frequencies.to(device)  # type: ignore[no-any-return]
+    return frequencies.to(device)

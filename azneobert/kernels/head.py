@@ -13,7 +13,7 @@ ROWS = 12_288  # masked tokens whose logits exist at once: 1.5 GiB in bfloat16 a
 def head_loss_op(
     hidden_MD: torch.Tensor, weight_VD: torch.Tensor, targets_M: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The mean cross-entropy (fp64, of fp32 losses), and the gradients of the losses' sum for hidden states and weight."""
+    """The mean cross-entropy (fp64, of fp32 losses); the gradients of the losses' sum for hidden states and weight."""
     from quack.cross_entropy import cross_entropy_fwd_out
 
     rows = len(hidden_MD)

@@ -74,7 +74,7 @@ def _of_sums(
 
 
 @triton.jit
-def _finish_sums(
+def _finish_sums(  # type: ignore[no-untyped-def]
     sums, rstd, target, rows, parts, width, eps, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, CORRECTION: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -90,7 +90,7 @@ def _finish_sums(
 
 
 @triton.jit
-def _unrotate(
+def _unrotate(  # type: ignore[no-untyped-def]
     gradient,
     rotated,
     positions,

@@ -24,6 +24,9 @@ class Backend:
         return f"attention {self.attention_name}, blocks {'fused' if self.fused else 'torch'}"
 
 
+REFERENCE = Backend()
+
+
 def choose_backend(runtime: Runtime, model: Model, device: torch.device, dtype: torch.dtype) -> Backend:
     """What `runtime.attention` and `runtime.blocks` ask for; with `auto` the fastest that runs here.
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from azneobert.kernels.head import head_loss_op
 from azneobert.model.attention import Attention
-from azneobert.model.backend import Backend
+from azneobert.model.backend import REFERENCE, Backend
 from azneobert.model.fused import fused_blocks
 from azneobert.recipe import Model, swiglu_size
 
@@ -92,6 +92,7 @@ class Block(nn.Module):
         super().__init__()
         hidden, inner = config.hidden_size, swiglu_size(config.intermediate_size)
         self.heads = config.num_attention_heads
+        self.rotate = rotate
         self.attention_norm = RMSNorm(hidden, config.rms_norm_eps)
         self.qkv = Linear(hidden, 3 * hidden)  # [Q | K | V]
         self.out = Linear(hidden, hidden)
@@ -104,8 +105,8 @@ class Block(nn.Module):
         tokens, hidden = x_TD.shape
         qkv = self.qkv(self.attention_norm(x_TD)).view(tokens, 3, self.heads, hidden // self.heads)
         q_TNH, k_TNH, v_TNH = qkv.unbind(1)
-        q_TNH = rotate(q_TNH, windows.cos_TH, windows.sin_TH)
-        k_TNH = rotate(k_TNH, windows.cos_TH, windows.sin_TH)
+        q_TNH = self.rotate(q_TNH, windows.cos_TH, windows.sin_TH)
+        k_TNH = self.rotate(k_TNH, windows.cos_TH, windows.sin_TH)
         mixed_TNH = attention(q_TNH, k_TNH, v_TNH, windows.cu_seqlens, windows.max_seqlen)
         x_TD = x_TD + self.out(mixed_TNH.reshape(tokens, hidden))
         gate_TF, up_TF = self.gate_up(self.ffn_norm(x_TD)).chunk(2, dim=-1)
@@ -115,7 +116,7 @@ class Block(nn.Module):
 class Encoder(nn.Module):
     """Token ids of packed rows in, hidden states out."""
 
-    def __init__(self, config: Model, compute_dtype: torch.dtype = torch.float32, backend: Backend = Backend()):
+    def __init__(self, config: Model, compute_dtype: torch.dtype = torch.float32, backend: Backend = REFERENCE):
         super().__init__()
         self.config = config
         self.compute_dtype = compute_dtype
@@ -149,7 +150,7 @@ class Encoder(nn.Module):
 class MaskedLM(nn.Module):
     """The encoder and a bias-free head, which sees masked tokens only."""
 
-    def __init__(self, config: Model, compute_dtype: torch.dtype = torch.float32, backend: Backend = Backend()):
+    def __init__(self, config: Model, compute_dtype: torch.dtype = torch.float32, backend: Backend = REFERENCE):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config, compute_dtype, backend)
@@ -182,7 +183,7 @@ class MaskedLM(nn.Module):
 
 
 def build_model(
-    config: Model, seed: int, compute_dtype: torch.dtype = torch.float32, backend: Backend = Backend()
+    config: Model, seed: int, compute_dtype: torch.dtype = torch.float32, backend: Backend = REFERENCE
 ) -> MaskedLM:
     """A model with NeoBERT's initial weights: uniform(-0.02, 0.02) for every matrix, ones for the norms.
 
@@ -205,14 +206,15 @@ def count_parameters(config: Model) -> int:
     return config.num_hidden_layers * block + hidden + embeddings
 
 
-def flops_per_token(config: Model, sequence_length: int, masking_rate: float) -> float:
-    """Floating-point operations of forward and backward for each token of full rows.
+def flops_per_token(config: Model, attended: float, masking_rate: float) -> float:
+    """Floating-point operations of forward and backward for each token, which attends to `attended` in the mean.
 
     Matrix multiplications count 2 a weight forward and twice that backward; the head runs on masked tokens; attention
-    counts 4 x tokens seen x hidden forward (scores and mixing), twice that backward.
+    counts 4 x tokens seen x hidden forward (scores and mixing), twice that backward. What is computed once more in the
+    backward does not count.
     """
     hidden, inner = config.hidden_size, swiglu_size(config.intermediate_size)
     block = 4 * hidden * hidden + 3 * hidden * inner
     head = masking_rate * config.vocab_size * hidden
-    attention = 2 * sequence_length * hidden * config.num_hidden_layers
+    attention = 2 * attended * hidden * config.num_hidden_layers
     return 6 * (config.num_hidden_layers * block + head + attention)

@@ -1,19 +1,19 @@
 """The encoder's blocks by the fused kernels: the same function of the same parameters as `Block.forward`.
 
 The kernels want each norm's weight inside the matrix that follows it, and its rows in another order. Both happen here,
-in operations that autograd and the compiler understand, so that parameters, gradients and checkpoints know nothing of it.
+in operations that autograd and the compiler understand: parameters, gradients and checkpoints know nothing of it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 from azneobert.kernels.block import block_op
 
 if TYPE_CHECKING:
-    from azneobert.model.encoder import Encoder
+    from azneobert.model.encoder import Block, Encoder
 
 
 def fused_blocks(
@@ -23,7 +23,7 @@ def fused_blocks(
     config, rotary = encoder.config, encoder.rotary
     # The block's backward takes this root for what it is, a function of x: autograd must not do so again.
     rstd_T = torch.rsqrt(x_TD.detach().float().square().mean(-1) + config.rms_norm_eps)
-    for block in encoder.blocks:
+    for block in cast("list[Block]", encoder.blocks):
         x_TD, rstd_T, *_ = block_op(
             x_TD,
             rstd_T,

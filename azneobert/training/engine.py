@@ -145,7 +145,7 @@ def move(batch: PackedBatch, device: torch.device, compiled: bool) -> Batch:
     """A batch on its device; of a compiled model, the number of its windows may change from batch to batch."""
     moved = batch.to(device)
     if compiled:
-        torch._dynamo.maybe_mark_dynamic(moved.cu_seqlens, 0)  # type: ignore[no-untyped-call]
+        torch._dynamo.maybe_mark_dynamic(moved.cu_seqlens, 0)
     return moved
 
 

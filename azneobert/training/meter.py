@@ -4,14 +4,34 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Iterator
 
 import torch
 
+from azneobert.data.stream import PackedBatch
 from azneobert.model.encoder import flops_per_token
 from azneobert.recipe import Model
 
 # Dense bf16 peak by the vendor's data sheet, FLOP/s; a device that is not listed reports no utilisation.
 PEAK_FLOPS = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12}
+
+
+class Waiting:
+    """An iterator that counts the seconds for which it is waited for."""
+
+    def __init__(self, batches: Iterator[PackedBatch]):
+        self._batches = batches
+        self.seconds = 0.0
+
+    def __iter__(self) -> Waiting:
+        return self
+
+    def __next__(self) -> PackedBatch:
+        start = time.perf_counter()
+        try:
+            return next(self._batches)
+        finally:
+            self.seconds += time.perf_counter() - start
 
 
 class Meter:

@@ -1,0 +1,109 @@
+"""`azneobert bench loss`: the same steps with and without what makes them fast, and how far their losses part.
+
+The yardstick is the eager model against itself with each batch divided into other micro-batches: mathematically the
+same, so that what differs is rounding alone.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from azneobert.bench.models import published_model, small_model, some_runtime, some_training
+from azneobert.bench.ranks import run_ranks
+from azneobert.bench.report import Row
+from azneobert.bench.synthetic import open_small_corpus, write_small_corpus
+from azneobert.bench.train import ABLATION, Variant
+from azneobert.data.stream import SampleRange, micro_batch_loader
+from azneobert.model.backend import choose_backend
+from azneobert.model.encoder import build_model
+from azneobert.recipe import Model
+from azneobert.training.engine import make_accelerator, make_engine
+from azneobert.training.optim import learning_rate
+
+_SETTLED = 0.1  # the share of the steps, the last ones, whose mean losses are compared
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training whose losses are compared."""
+
+    variant: Variant
+    model: Model
+    steps: int
+    rows: int
+    accumulation: int
+    sequence_length: int
+
+
+def bench_loss(names: list[str], steps: int, toy: bool) -> Iterator[Row]:
+    """Losses of the variants of ABLATION with these names against those of the eager model, over `steps` steps."""
+    eager = replace(ABLATION["head"], name="eager", compile=False, attention="auto" if toy else "fa2")
+    model, rows, length = (small_model(), 8, 64) if toy else (published_model(), 16, 1024)
+    reference = Run(eager, model, steps, rows, 1, length)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_small_corpus(folder, model.vocab_size, length, documents=200 if toy else 8000)
+        expected = losses(reference, folder)
+        noise = losses(replace(reference, accumulation=2), folder)
+        yardstick = _gap(expected, noise)
+        yield _row("the same run, its batches divided otherwise", expected, noise, None)
+        for variant in (ABLATION[name] for name in names):
+            chosen = replace(variant, compile=False, attention="auto") if toy else variant
+            yield _row(variant.name, expected, losses(replace(reference, variant=chosen), folder), yardstick)
+
+
+def losses(run: Run, folder: Path) -> np.ndarray:
+    """The loss of each step, trained in a process of its own."""
+    run_ranks(_rank, run, folder, world=1)
+    return np.asarray(json.loads((folder / "losses.json").read_text()))
+
+
+def _rank(run: Run, folder: Path) -> None:
+    variant = run.variant
+    accelerator = make_accelerator(variant.engine)
+    on_gpu = accelerator.device.type == "cuda"
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    runtime = some_runtime(
+        variant.engine,
+        variant.compile,
+        attention=variant.attention,
+        blocks=variant.blocks,
+        deterministic=variant.deterministic,
+    )
+    model = build_model(run.model, 1, dtype, choose_backend(runtime, run.model, accelerator.device, dtype))
+    training = some_training("bfloat16" if on_gpu else "float32")
+    micro_batch = run.rows // run.accumulation
+    engine = make_engine(model, training, runtime, accelerator, micro_batch, run.accumulation)
+    samples = SampleRange(0, 0, run.steps, run.rows, micro_batch, run.accumulation, 0)
+    batches = micro_batch_loader(open_small_corpus(folder), samples, workers=0, pin_memory=on_gpu)
+    warmup = max(1, run.steps // 10)
+    found: list[Any] = [
+        engine.step(batches, learning_rate(step, warmup, run.steps, 5e-4))[0].item() for step in range(run.steps)
+    ]
+    (folder / "losses.json").write_text(json.dumps(found))
+
+
+def _gap(expected: np.ndarray, found: np.ndarray) -> float:
+    """How far two curves of losses part: the root mean square of the difference."""
+    return float(np.sqrt(np.mean((expected - found) ** 2)))
+
+
+def _row(what: str, expected: np.ndarray, found: np.ndarray, yardstick: float | None) -> Row:
+    gap = _gap(expected, found)
+    last = max(1, round(_SETTLED * len(expected)))
+    end = float(found[-last:].mean() - expected[-last:].mean())
+    note = (
+        f"largest {np.abs(expected - found).max():.1e}; mean loss of the last {last} steps {found[-last:].mean():.5f}, "
+        f"{end:+.1e} against {expected[-last:].mean():.5f}; first step {found[0] - expected[0]:+.1e}"
+    )
+    bar = "" if yardstick is None else f"<= {2 * yardstick:.1e}, twice the first row"
+    met = None if yardstick is None else gap <= 2 * yardstick
+    return Row(f"{what}: root mean square of the losses' difference", f"{gap:.1e}", bar, met, note)

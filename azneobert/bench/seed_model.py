@@ -1,0 +1,49 @@
+"""The model as the project that this one follows computes it: what `azneobert bench train` starts its ablation from."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from azneobert.model.encoder import Block, MaskedLM
+
+
+def rotate_as_complex(x_TNH: torch.Tensor, cos_TH: torch.Tensor, sin_TH: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding by complex numbers, of neighbouring pairs: (T, N, H) -> (T, N, H)."""
+    half = x_TNH.shape[-1] // 2
+    turns = torch.complex(cos_TH[:, :half], sin_TH[:, :half])
+    pairs = torch.view_as_complex(x_TNH.float().unflatten(-1, (half, 2)))
+    return torch.view_as_real(pairs * turns[:, None]).flatten(-2).to(x_TNH.dtype)
+
+
+class HeadOnAllTokens(nn.Module):
+    """A model whose head sees every token, and whose loss leaves out those that are not masked."""
+
+    def __init__(self, model: MaskedLM):
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        max_seqlen: int,
+        masked_indices: torch.Tensor,
+        targets: torch.Tensor,
+    ) -> torch.Tensor:
+        """The mean cross-entropy; arguments as for `MaskedLM`."""
+        hidden_TD = self.model.encoder(input_ids, position_ids, cu_seqlens, max_seqlen)
+        logits_TV = self.model.head(hidden_TD).float()
+        labels_T = torch.full_like(input_ids, -100).index_copy(0, masked_indices, targets)
+        return F.cross_entropy(logits_TV, labels_T).double()
+
+
+def as_seed(model: MaskedLM, complex_rope: bool, head_on_all: bool) -> nn.Module:
+    """The same parameters, computed as in the seed project as far as asked."""
+    if complex_rope:
+        for block in model.encoder.blocks:
+            assert isinstance(block, Block)
+            block.rotate = rotate_as_complex
+    return HeadOnAllTokens(model) if head_on_all else model

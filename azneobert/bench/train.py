@@ -1,0 +1,337 @@
+"""`azneobert bench train`: what a training step costs, from the seed project's way of computing it to ours.
+
+Every row is a process of its own on each GPU, with the engine, the row plan, the stream and the loader that pretraining
+uses; only the tokens are drawn at random. Steps are timed by events on the GPU, so that measuring does not stop it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from azneobert.bench.models import published_model, small_model, some_runtime, some_training
+from azneobert.bench.ranks import run_ranks
+from azneobert.bench.report import Row
+from azneobert.bench.seed_model import as_seed
+from azneobert.bench.synthetic import open_small_corpus, write_small_corpus
+from azneobert.data.stream import PackedBatch, SampleRange, micro_batch_loader
+from azneobert.errors import TrainingError
+from azneobert.kernels.flash import installed
+from azneobert.model.backend import choose_backend
+from azneobert.model.encoder import build_model, flops_per_token
+from azneobert.recipe import EngineName, Model
+from azneobert.training.engine import Engine, make_accelerator, make_engine
+from azneobert.training.meter import PEAK_FLOPS, Waiting
+
+DATASHEET = PEAK_FLOPS["NVIDIA H200"]
+_WARM_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to compute a step. The settings are those of `Runtime`; the first two are the seed project's."""
+
+    name: str
+    complex_rope: bool = False
+    head_on_all: bool = False
+    compile: bool = True
+    attention: str = "fa2"
+    blocks: str = "torch"
+    deterministic: bool = False
+    engine: EngineName = "plain"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a step trains on: rows of one full-length document each, or rows packed with short ones."""
+
+    sequence_length: int = 1024
+    micro_batch: int = 48
+    accumulation: int = 6
+    packed: bool = False
+
+    def __str__(self) -> str:
+        rows = "packed" if self.packed else "full"
+        return f"{rows} rows of {self.sequence_length:,}, {self.accumulation} x {self.micro_batch}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row of the table before it is measured."""
+
+    variant: Variant
+    shape: Shape
+    steps: int
+    model: Model
+    world: int = 1
+    bar: float | None = None  # tokens a second
+    profile: str | None = None  # a folder for the trace of one step
+
+
+_SEED = Variant("seed", complex_rope=True, head_on_all=True, compile=False)
+ABLATION = {
+    "eager": replace(_SEED, name="eager: complex RoPE, head on all tokens, FA2"),
+    "compile": replace(_SEED, name="+ torch.compile", compile=True),
+    "rope": replace(_SEED, name="+ real RoPE", compile=True, complex_rope=False),
+    "head": Variant("+ head on masked tokens only (FA2)"),
+    "fa3": Variant("+ FA3", attention="fa3"),
+    "fa4": Variant("+ FA4", attention="fa4"),
+    "fused": Variant("+ our kernels", attention="auto", blocks="auto"),
+    "deterministic": Variant("+ every sum in one order", attention="auto", blocks="auto", deterministic=True),
+    "zero2": Variant("our kernels, ZeRO-2", attention="auto", blocks="auto", engine="zero2"),
+}
+_OURS = ABLATION["fused"]
+
+
+def jobs(names: list[str], rows: list[str], steps: int) -> Iterator[Job]:
+    """The table for the GPUs that are there: the ablation, then our kernels on other rows.
+
+    names: of ABLATION; rows: among free, packed, 4096, worlds, steady.
+    """
+    model, shape = published_model(), Shape()
+    world = torch.cuda.device_count()
+    for name in names:
+        variant = ABLATION[name]
+        if variant.attention == "auto" or installed(variant.attention):
+            # All logits of 48 rows, in fp32 and with their gradient, leave no room beside an eager model.
+            heavy = variant.head_on_all
+            shaped = replace(shape, micro_batch=24, accumulation=12) if heavy else shape
+            yield Job(variant, shaped, steps, model)
+    if "free" in rows:
+        yield Job(_OURS, replace(shape, micro_batch=192), steps, model, bar=330e3)
+    if "packed" in rows:
+        yield Job(_OURS, replace(shape, packed=True), steps, model, bar=330e3)
+    if "4096" in rows:
+        yield Job(_OURS, replace(shape, sequence_length=4096, micro_batch=12), steps, model, bar=210e3)
+    if "worlds" in rows and world > 1:
+        for variant in (_OURS, ABLATION["zero2"]):
+            yield Job(variant, shape, steps, model, world=world)
+    if "steady" in rows:
+        yield Job(_OURS, replace(shape, packed=True, accumulation=1), 200, model)
+
+
+def toy_jobs() -> Iterator[Job]:
+    """The same on any machine in a minute: shows that it runs."""
+    shape = Shape(sequence_length=64, micro_batch=4, accumulation=2)
+    for name in ("eager", "rope", "head", "fused", "zero2"):
+        toy = replace(ABLATION[name], compile=False, attention="auto")
+        yield Job(toy, shape, 3, small_model())
+    yield Job(replace(_OURS, compile=False), replace(shape, packed=True), 3, small_model())
+
+
+def bench_train(planned: list[Job]) -> Iterator[Row]:
+    """Measure each job; a row of its speed, and rows for what else has a bar."""
+    first: dict[str, Any] | None = None
+    alone: dict[str, Any] | None = None
+    for job in planned:
+        try:
+            found = measure(job)
+        except TrainingError as error:
+            yield Row(f"{job.variant.name}; {job.shape}", "failed", note=str(error))
+            continue
+        first = first or found
+        yield speed_row(job, found, first)
+        if job.variant == _OURS and job.world == 1 and job.shape == Shape():
+            alone = found
+            ratio = found["tokens_per_second"] / first["tokens_per_second"]
+            if first is not found:
+                yield Row("our kernels over the first row", f"{ratio:.2f} x", ">= 2.0 x", ratio >= 2.0)
+        if job.world > 1 and alone:
+            share = found["tokens_per_second"] / alone["tokens_per_second"]
+            what = f"{job.world} GPUs, {job.variant.engine}: the rate of each, of one GPU's alone"
+            yield Row(what, f"{share:.1%}", ">= 97%", share >= 0.97)
+        if job.steps >= 200:
+            yield from steadiness(found)
+
+
+def speed_row(job: Job, found: dict[str, Any], first: dict[str, Any]) -> Row:
+    """Tokens a second of one GPU, and in the note everything else that was measured in the same steps."""
+    rate = found["tokens_per_second"]
+    note = [
+        f"{found['step_ms']:.1f} ms a step",
+        f"{rate / first['tokens_per_second']:.2f} x the first row",
+        f"{rate * found['flops_per_token'] / 1e12:.0f} TFLOP/s",
+        f"MFU {rate * found['flops_per_token'] / found['matmul_peak']:.1%} of a matrix product's rate here",
+    ]
+    if found["gpu"]:
+        note.append(f"{rate * found['flops_per_token'] / DATASHEET:.1%} of {DATASHEET / 1e12:.0f} TFLOP/s")
+    note += [
+        f"{found['memory_gib']:.1f} GiB",
+        f"loader {found['loader_share']:.2%} of the time",
+        f"{found['host_syncs']} synchronisations with the host in a step",
+        f"first step {found['start_seconds']:.0f} s after the start",
+        found["backend"],
+    ]
+    bar = "" if job.bar is None else f">= {job.bar / 1e3:.0f} k"
+    met = None if job.bar is None else rate >= job.bar
+    world = f" on {job.world} GPUs" if job.world > 1 else ""
+    return Row(f"{job.variant.name}{world}; {job.shape}", f"{rate / 1e3:.1f} k tokens/s", bar, met, "; ".join(note))
+
+
+def steadiness(found: dict[str, Any]) -> Iterator[Row]:
+    """What many steps on end show."""
+    ratio = found["step_p99_ms"] / found["step_ms"]
+    yield Row("step time, 99th percentile over the median, 200 steps", f"{ratio:.3f}", "<= 1.05", ratio <= 1.05)
+    share = found["loader_share"]
+    yield Row("the loader's share of the step time", f"{share:.2%}", "< 1%", share < 0.01)
+    start = found["start_seconds"]
+    yield Row("start to the first optimizer step, compile cache warm", f"{start:.1f} s", "<= 45 s", start <= 45)
+
+
+def measure(job: Job) -> dict[str, Any]:
+    """Run a job on its GPUs; the figures of rank 0.
+
+    Raises:
+        TrainingError: a rank failed.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_rows(folder, job)
+        run_ranks(_rank, job, folder, time.time(), world=job.world)
+        figures: dict[str, Any] = json.loads((folder / "figures.json").read_text())
+        return figures
+
+
+def write_rows(folder: Path, job: Job) -> None:
+    """Random tokens in documents that fill a row each, or of 450 tokens in the mean, and their row plan."""
+    length = job.shape.sequence_length
+    if job.shape.packed:
+        mean = min(450, length)
+        lengths = np.random.default_rng(1).lognormal(np.log(mean) - 0.5, 1.0, 1_000_000 // mean).clip(8).astype(int)
+    else:
+        lengths = np.full(max(64, 1_000_000 // length), length - 2)  # a window is framed by two more
+    write_small_corpus(folder, job.model.vocab_size, length, lengths=lengths)
+
+
+def _rank(job: Job, folder: Path, began: float) -> None:
+    variant, shape = job.variant, job.shape
+    accelerator = make_accelerator(variant.engine)
+    device = accelerator.device
+    on_gpu = device.type == "cuda"
+    runtime = some_runtime(
+        variant.engine,
+        variant.compile,
+        attention=variant.attention,
+        blocks=variant.blocks,
+        deterministic=variant.deterministic,
+    )
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    backend = choose_backend(runtime, job.model, device, dtype)
+    model: Any = as_seed(build_model(job.model, 1, dtype, backend), variant.complex_rope, variant.head_on_all)
+    training = some_training("bfloat16" if on_gpu else "float32")
+    engine = make_engine(model, training, runtime, accelerator, shape.micro_batch, shape.accumulation)
+    rows = shape.micro_batch * shape.accumulation * engine.world.size
+    extra = _WARM_STEPS + 2 + (job.profile is not None)
+    samples = SampleRange(0, 0, job.steps + extra, rows, shape.micro_batch, shape.accumulation, engine.world.rank)
+    stream = open_small_corpus(folder)
+    loader = micro_batch_loader(stream, samples, workers=4 if on_gpu else 0, pin_memory=on_gpu)
+    batches = Waiting(loader)
+    engine.step(batches, 1e-4)[0].item()
+    start_seconds = time.time() - began
+    for _ in range(_WARM_STEPS):
+        engine.step(batches, 1e-4)
+    syncs = host_syncs(engine, batches) if on_gpu else 0
+    durations, wall, waited = timed_steps(engine, batches, job.steps)
+    if job.profile is not None:
+        write_trace(engine, batches, Path(job.profile) / f"{variant.engine}-{os.getpid()}.json")
+    loader.close()
+    if engine.world.is_main:
+        tokens = shape.micro_batch * shape.accumulation * shape.sequence_length
+        attended = mean_attended(stream.packed_batch(0, min(rows, 512)))
+        figures = {
+            "tokens_per_second": tokens / np.mean(durations),
+            "step_ms": 1e3 * np.median(durations),
+            "step_p99_ms": 1e3 * np.quantile(durations, 0.99),
+            "loader_share": waited / wall,
+            "flops_per_token": flops_per_token(job.model, attended, training.masking_rate),
+            "matmul_peak": matmul_peak(device, dtype),
+            "memory_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0,
+            "host_syncs": syncs,
+            "start_seconds": start_seconds,
+            "backend": str(backend),
+            "gpu": on_gpu,
+        }
+        (folder / "figures.json").write_text(json.dumps(figures, default=float))
+    accelerator.end_training()
+
+
+def timed_steps(engine: Engine, batches: Waiting, steps: int) -> tuple[list[float], float, float]:
+    """Seconds of each step, of all by the host's clock, and those that the host waited for the loader."""
+    on_gpu = engine.world.device.type == "cuda"
+    marks: list[Any] = []
+
+    def mark() -> None:
+        marks.append(torch.cuda.Event(enable_timing=True) if on_gpu else time.perf_counter())
+        if on_gpu:
+            marks[-1].record()
+
+    _wait_for_gpu(on_gpu)
+    batches.seconds = 0.0
+    start = time.perf_counter()
+    mark()
+    for _ in range(steps):
+        engine.step(batches, 1e-4)
+        mark()
+    _wait_for_gpu(on_gpu)
+    wall = time.perf_counter() - start
+    durations = [a.elapsed_time(b) / 1e3 if on_gpu else b - a for a, b in pairwise(marks)]
+    return durations, wall, batches.seconds
+
+
+def host_syncs(engine: Engine, batches: Waiting) -> int:
+    """How often a step makes the host wait for the GPU, as far as torch knows of it."""
+    torch.cuda.set_sync_debug_mode("warn")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        engine.step(batches, 1e-4)
+    torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing" in str(warning.message) for warning in caught)
+
+
+def write_trace(engine: Engine, batches: Waiting, file: Path) -> None:
+    """A trace of one step for chrome://tracing or Perfetto."""
+    from torch.profiler import ProfilerActivity, profile
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    on_gpu = engine.world.device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as traced:
+        engine.step(batches, 1e-4)
+        _wait_for_gpu(on_gpu)
+    traced.export_chrome_trace(str(file))
+
+
+def mean_attended(batch: PackedBatch) -> float:
+    """How many tokens a token attends to in the mean: the sum of squares of the windows' lengths over their sum."""
+    windows = batch.packed[: batch.sizes[0]].diff().double()
+    return float(windows.square().sum() / windows.sum())
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """The rate of a large square matrix product here, FLOP/s: the yardstick that no data sheet gives."""
+    on_gpu = device.type == "cuda"
+    size, times = (8192, 30) if on_gpu else (512, 3)
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    for _ in range(3):
+        a @ b
+    _wait_for_gpu(on_gpu)
+    start = time.perf_counter()
+    for _ in range(times):
+        a @ b
+    _wait_for_gpu(on_gpu)
+    return 2 * size**3 * times / (time.perf_counter() - start)
+
+
+def _wait_for_gpu(on_gpu: bool) -> None:
+    if on_gpu:
+        torch.cuda.synchronize()
