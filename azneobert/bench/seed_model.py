@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch.func import functional_call
 from torch.nn import functional as F  # noqa: N812
 
-from azneobert.model.encoder import Block, MaskedLM
+from azneobert.model.backend import Backend
+from azneobert.model.encoder import Block, MaskedLM, build_model
+from azneobert.recipe import Model
 
 
 def rotate_as_complex(x_TNH: torch.Tensor, cos_TH: torch.Tensor, sin_TH: torch.Tensor) -> torch.Tensor:
@@ -17,12 +19,8 @@ def rotate_as_complex(x_TNH: torch.Tensor, cos_TH: torch.Tensor, sin_TH: torch.T
     return torch.view_as_real(pairs * turns[:, None]).flatten(-2).to(x_TNH.dtype)
 
 
-class HeadOnAllTokens(nn.Module):
+class HeadOnAllTokens(MaskedLM):
     """A model whose head sees every token, and whose loss leaves out those that are not masked."""
-
-    def __init__(self, model: MaskedLM):
-        super().__init__()
-        self.model = model
 
     def forward(
         self,
@@ -31,19 +29,27 @@ class HeadOnAllTokens(nn.Module):
         cu_seqlens: torch.Tensor,
         max_seqlen: int,
         masked_indices: torch.Tensor,
-        targets: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        weights: dict[str, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """The mean cross-entropy; arguments as for `MaskedLM`."""
-        hidden_TD = self.model.encoder(input_ids, position_ids, cu_seqlens, max_seqlen)
-        logits_TV = self.model.head(hidden_TD).float()
+        if weights is not None:
+            inputs = (input_ids, position_ids, cu_seqlens, max_seqlen, masked_indices, targets)
+            result: torch.Tensor = functional_call(self, weights, inputs)
+            return result
+        assert targets is not None
+        logits_TV = self.head(self.encoder(input_ids, position_ids, cu_seqlens, max_seqlen)).float()
         labels_T = torch.full_like(input_ids, -100).index_copy(0, masked_indices, targets)
         return F.cross_entropy(logits_TV, labels_T).double()
 
 
-def as_seed(model: MaskedLM, complex_rope: bool, head_on_all: bool) -> nn.Module:
-    """The same parameters, computed as in the seed project as far as asked."""
+def build_seed_model(
+    config: Model, dtype: torch.dtype, backend: Backend, complex_rope: bool, head_on_all: bool
+) -> MaskedLM:
+    """A model that computes as in the seed project as far as asked."""
+    model = build_model(config, 1, dtype, backend, HeadOnAllTokens if head_on_all else MaskedLM)
     if complex_rope:
         for block in model.encoder.blocks:
             assert isinstance(block, Block)
             block.rotate = rotate_as_complex
-    return HeadOnAllTokens(model) if head_on_all else model
+    return model

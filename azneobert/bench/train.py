@@ -23,16 +23,16 @@ import torch
 from azneobert.bench.models import published_model, small_model, some_runtime, some_training
 from azneobert.bench.ranks import run_ranks
 from azneobert.bench.report import Row
-from azneobert.bench.seed_model import as_seed
+from azneobert.bench.seed_model import build_seed_model
 from azneobert.bench.synthetic import open_small_corpus, write_small_corpus
-from azneobert.data.stream import PackedBatch, SampleRange, micro_batch_loader
+from azneobert.data.stream import SampleRange, micro_batch_loader
 from azneobert.errors import TrainingError
 from azneobert.kernels.flash import installed
 from azneobert.model.backend import choose_backend
-from azneobert.model.encoder import build_model, flops_per_token
+from azneobert.model.encoder import flops_per_token
 from azneobert.recipe import EngineName, Model
 from azneobert.training.engine import Engine, make_accelerator, make_engine
-from azneobert.training.meter import PEAK_FLOPS, Waiting
+from azneobert.training.meter import PEAK_FLOPS, Feed
 
 DATASHEET = PEAK_FLOPS["NVIDIA H200"]
 _WARM_STEPS = 2
@@ -228,7 +228,7 @@ def _rank(job: Job, folder: Path, began: float) -> None:
     )
     dtype = torch.bfloat16 if on_gpu else torch.float32
     backend = choose_backend(runtime, job.model, device, dtype)
-    model: Any = as_seed(build_model(job.model, 1, dtype, backend), variant.complex_rope, variant.head_on_all)
+    model = build_seed_model(job.model, dtype, backend, variant.complex_rope, variant.head_on_all)
     training = some_training("bfloat16" if on_gpu else "float32")
     engine = make_engine(model, training, runtime, accelerator, shape.micro_batch, shape.accumulation)
     rows = shape.micro_batch * shape.accumulation * engine.world.size
@@ -236,19 +236,18 @@ def _rank(job: Job, folder: Path, began: float) -> None:
     samples = SampleRange(0, 0, job.steps + extra, rows, shape.micro_batch, shape.accumulation, engine.world.rank)
     stream = open_small_corpus(folder)
     loader = micro_batch_loader(stream, samples, workers=4 if on_gpu else 0, pin_memory=on_gpu)
-    batches = Waiting(loader)
+    batches = Feed(loader)
     engine.step(batches, 1e-4)[0].item()
     start_seconds = time.time() - began
     for _ in range(_WARM_STEPS):
         engine.step(batches, 1e-4)
     syncs = host_syncs(engine, batches) if on_gpu else 0
-    durations, wall, waited = timed_steps(engine, batches, job.steps)
+    durations, wall, waited, attended = timed_steps(engine, batches, job.steps)
     if job.profile is not None:
         write_trace(engine, batches, Path(job.profile) / f"{variant.engine}-{os.getpid()}.json")
     loader.close()
     if engine.world.is_main:
         tokens = shape.micro_batch * shape.accumulation * shape.sequence_length
-        attended = mean_attended(stream.packed_batch(0, min(rows, 512)))
         figures = {
             "tokens_per_second": tokens / np.mean(durations),
             "step_ms": 1e3 * np.median(durations),
@@ -266,8 +265,8 @@ def _rank(job: Job, folder: Path, began: float) -> None:
     accelerator.end_training()
 
 
-def timed_steps(engine: Engine, batches: Waiting, steps: int) -> tuple[list[float], float, float]:
-    """Seconds of each step, of all by the host's clock, and those that the host waited for the loader."""
+def timed_steps(engine: Engine, batches: Feed, steps: int) -> tuple[list[float], float, float, float]:
+    """Seconds of each step, of all by the host's clock, and of waiting for the loader; how much a token attended to."""
     on_gpu = engine.world.device.type == "cuda"
     marks: list[Any] = []
 
@@ -277,7 +276,7 @@ def timed_steps(engine: Engine, batches: Waiting, steps: int) -> tuple[list[floa
             marks[-1].record()
 
     _wait_for_gpu(on_gpu)
-    batches.seconds = 0.0
+    batches.read()
     start = time.perf_counter()
     mark()
     for _ in range(steps):
@@ -286,10 +285,10 @@ def timed_steps(engine: Engine, batches: Waiting, steps: int) -> tuple[list[floa
     _wait_for_gpu(on_gpu)
     wall = time.perf_counter() - start
     durations = [a.elapsed_time(b) / 1e3 if on_gpu else b - a for a, b in pairwise(marks)]
-    return durations, wall, batches.seconds
+    return durations, wall, *batches.read()
 
 
-def host_syncs(engine: Engine, batches: Waiting) -> int:
+def host_syncs(engine: Engine, batches: Feed) -> int:
     """How often a step makes the host wait for the GPU, as far as torch knows of it."""
     torch.cuda.set_sync_debug_mode("warn")
     with warnings.catch_warnings(record=True) as caught:
@@ -299,7 +298,7 @@ def host_syncs(engine: Engine, batches: Waiting) -> int:
     return sum("synchronizing" in str(warning.message) for warning in caught)
 
 
-def write_trace(engine: Engine, batches: Waiting, file: Path) -> None:
+def write_trace(engine: Engine, batches: Feed, file: Path) -> None:
     """A trace of one step for chrome://tracing or Perfetto."""
     from torch.profiler import ProfilerActivity, profile
 
@@ -309,12 +308,6 @@ def write_trace(engine: Engine, batches: Waiting, file: Path) -> None:
         engine.step(batches, 1e-4)
         _wait_for_gpu(on_gpu)
     traced.export_chrome_trace(str(file))
-
-
-def mean_attended(batch: PackedBatch) -> float:
-    """How many tokens a token attends to in the mean: the sum of squares of the windows' lengths over their sum."""
-    windows = batch.packed[: batch.sizes[0]].diff().double()
-    return float(windows.square().sum() / windows.sum())
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:

@@ -9,7 +9,7 @@ import torch
 
 from azneobert.errors import TrainingError
 from azneobert.model.attention import Attention, choose_attention, reference
-from azneobert.recipe import Model, Runtime, swiglu_size
+from azneobert.recipe import Model, Runtime
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,6 @@ def obstacle_to_fused(model: Model, attention_name: str, device: torch.device, d
     if importlib.util.find_spec("quack") is None:
         return "the package quack-kernels, which is not installed"
     head_size = model.hidden_size // model.num_attention_heads
-    if head_size & (head_size - 1) or model.hidden_size % 8 or swiglu_size(model.intermediate_size) % 8:
-        return (
-            f"a head size that is a power of two and widths that 8 divides, found head size {head_size}, hidden size "
-            f"{model.hidden_size} and SwiGLU width {swiglu_size(model.intermediate_size)}"
-        )
+    if head_size not in (32, 64, 128):
+        return f"a head size of 32, 64 or 128, found {head_size}"
     return None

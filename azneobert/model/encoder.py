@@ -11,12 +11,12 @@ from typing import cast
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.nn import functional as F  # noqa: N812
 
-from azneobert.kernels.head import head_loss_op
 from azneobert.model.attention import Attention
 from azneobert.model.backend import REFERENCE, Backend
-from azneobert.model.fused import fused_blocks
+from azneobert.model.fused import fused_forward, fused_weights, inverse_root_mean_square
 from azneobert.recipe import Model, swiglu_size
 
 
@@ -41,8 +41,7 @@ class RMSNorm(nn.Module):
     def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
         """(T, D) -> (T, D), in the dtype of x."""
         x = x_TD.float()
-        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
-        return (x * self.weight).to(x_TD.dtype)
+        return (x * inverse_root_mean_square(x, self.eps) * self.weight).to(x_TD.dtype)
 
 
 class Linear(nn.Module):
@@ -139,8 +138,6 @@ class Encoder(nn.Module):
     ) -> torch.Tensor:
         """The hidden states (T, D) before the final norm; arguments as for `forward`."""
         x_TD = self.embedding(input_ids).to(self.compute_dtype)
-        if self.backend.fused:
-            return fused_blocks(self, x_TD, position_ids, cu_seqlens, max_seqlen)
         windows = Windows(cu_seqlens, max_seqlen, *self.rotary(position_ids))
         for block in self.blocks:
             x_TD = block(x_TD, windows, self.backend.attention)
@@ -166,30 +163,52 @@ class MaskedLM(nn.Module):
         max_seqlen: int,
         masked_indices: torch.Tensor,
         targets: torch.Tensor | None = None,
+        weights: dict[str, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Logits (M, V) of the tokens at `masked_indices` (M,), in fp32; with `targets` (M,) their mean loss instead.
 
         The mean cross-entropy is a scalar in fp64: each token's loss is fp32, their mean is not, so that it hardly
-        depends on how a global batch is divided. The other arguments are as for `Encoder`.
+        depends on how a global batch is divided. The other arguments are as for `Encoder`; `weights` are those of
+        `weights`, cast already where `cast_names` says so.
         """
+        inputs = (input_ids, position_ids, cu_seqlens, max_seqlen, masked_indices, targets)
+        if self.encoder.backend.fused:
+            return fused_forward(self, self.weights() if weights is None else weights, *inputs)
+        if weights is not None:
+            result: torch.Tensor = functional_call(self, weights, inputs)
+            return result
         stream_TD = self.encoder.residual_stream(input_ids, position_ids, cu_seqlens, max_seqlen)
-        hidden_MD = self.encoder.final_norm(stream_TD[masked_indices])
-        if targets is not None and self.encoder.backend.fused:
-            return head_loss_op(hidden_MD, self.head.weight.to(hidden_MD.dtype), targets)[0]
-        logits_MV = self.head(hidden_MD).float()
-        if targets is None:
-            return logits_MV
-        return F.cross_entropy(logits_MV, targets, reduction="none").double().mean()
+        logits_MV = self.head(self.encoder.final_norm(stream_TD[masked_indices])).float()
+        return logits_MV if targets is None else mean_loss(logits_MV, targets)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """What `forward` computes with, in fp32, by name: the parameters, or what fused kernels take in their place."""
+        return fused_weights(self) if self.encoder.backend.fused else dict(self.named_parameters())
+
+    def cast_names(self) -> set[str]:
+        """Which of `weights` are cast to the compute dtype: what matrix products take. Not the embedding, whose rows
+        are cast when they are read: so the gradients of a token's many rows are added in fp32."""
+        embedding = "encoder.embedding.weight"
+        return {name for name, weight in self.weights().items() if weight.ndim == 2 and name != embedding}
+
+
+def mean_loss(logits_MV: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The mean cross-entropy as `MaskedLM` gives it."""
+    return F.cross_entropy(logits_MV, targets, reduction="none").double().mean()
 
 
 def build_model(
-    config: Model, seed: int, compute_dtype: torch.dtype = torch.float32, backend: Backend = REFERENCE
+    config: Model,
+    seed: int,
+    compute_dtype: torch.dtype = torch.float32,
+    backend: Backend = REFERENCE,
+    kind: type[MaskedLM] = MaskedLM,
 ) -> MaskedLM:
     """A model with NeoBERT's initial weights: uniform(-0.02, 0.02) for every matrix, ones for the norms.
 
     The weights depend on the seed and the configuration only, not on the device or on torch's global generator.
     """
-    model = MaskedLM(config, compute_dtype, backend)
+    model = kind(config, compute_dtype, backend)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

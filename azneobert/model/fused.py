@@ -1,7 +1,7 @@
-"""The encoder's blocks by the fused kernels: the same function of the same parameters as `Block.forward`.
+"""The model by the fused kernels: the same function of the same parameters as the modules in encoder.py.
 
 The kernels want each norm's weight inside the matrix that follows it, and its rows in another order. Both happen here,
-in operations that autograd and the compiler understand: parameters, gradients and checkpoints know nothing of it.
+in operations that autograd understands: parameters, gradients and checkpoints know nothing of it.
 """
 
 from __future__ import annotations
@@ -9,44 +9,76 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 import torch
+from torch.nn import functional as F  # noqa: N812
 
 from azneobert.kernels.block import block_op
+from azneobert.kernels.head import head_loss_op
 
 if TYPE_CHECKING:
-    from azneobert.model.encoder import Block, Encoder
+    from azneobert.model.encoder import Block, MaskedLM
+
+_BLOCK = ("qkv", "out", "gate_up", "down")
 
 
-def fused_blocks(
-    encoder: Encoder, x_TD: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int
+def fused_weights(model: MaskedLM) -> dict[str, torch.Tensor]:
+    """What `fused_forward` computes with, by name and in fp32; a tied head is the embedding."""
+    encoder = model.encoder
+    weights = {"encoder.embedding.weight": encoder.embedding.weight, "final_norm": encoder.final_norm.weight}
+    if not model.config.tie_embeddings:
+        weights["head"] = model.head.weight
+    for number, block in enumerate(cast("list[Block]", encoder.blocks)):
+        qkv, gate_up = block.qkv.weight * block.attention_norm.weight, block.gate_up.weight * block.ffn_norm.weight
+        weights |= {
+            f"{number}.qkv": in_rotated_pairs(qkv, block.heads),
+            f"{number}.out": block.out.weight,
+            f"{number}.gate_up": in_turns(gate_up),
+            f"{number}.down": block.down.weight,
+        }
+    return weights
+
+
+def fused_forward(
+    model: MaskedLM,
+    weights: dict[str, torch.Tensor],
+    input_ids: torch.Tensor,
+    position_ids: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    masked_indices: torch.Tensor,
+    targets: torch.Tensor | None,
 ) -> torch.Tensor:
-    """All blocks of an encoder: (T, D) -> (T, D)."""
-    config, rotary = encoder.config, encoder.rotary
+    """As `MaskedLM.forward`, whose arguments these are; `weights` may be cast already or not."""
+    config, encoder = model.config, model.encoder
+    x_TD = F.embedding(input_ids, weights["encoder.embedding.weight"]).to(encoder.compute_dtype)
     # The block's backward takes this root for what it is, a function of x: autograd must not do so again.
-    rstd_T = torch.rsqrt(x_TD.detach().float().square().mean(-1) + config.rms_norm_eps)
-    for block in cast("list[Block]", encoder.blocks):
+    rstd_T = inverse_root_mean_square(x_TD.detach().float(), config.rms_norm_eps).squeeze(-1)
+    for number in range(config.num_hidden_layers):
         x_TD, rstd_T, *_ = block_op(
             x_TD,
             rstd_T,
-            in_rotated_pairs(folded(block.qkv.weight, block.attention_norm.weight, x_TD.dtype), block.heads),
-            block.out.weight.to(x_TD.dtype),
-            in_turns(folded(block.gate_up.weight, block.ffn_norm.weight, x_TD.dtype)),
-            block.down.weight.to(x_TD.dtype),
+            *(weights[f"{number}.{name}"].to(x_TD.dtype) for name in _BLOCK),
             position_ids,
             cu_seqlens,
-            rotary.cos,
-            rotary.sin,
+            encoder.rotary.cos,
+            encoder.rotary.sin,
             max_seqlen,
-            block.heads,
+            config.num_attention_heads,
             config.rope_theta,
             config.rms_norm_eps,
             encoder.backend.attention_name,
         )
-    return x_TD
+    x_MD = x_TD[masked_indices].float()
+    x_MD = x_MD * inverse_root_mean_square(x_MD, config.rms_norm_eps) * weights["final_norm"]
+    head = weights.get("head", weights["encoder.embedding.weight"]).to(x_TD.dtype)
+    hidden_MD = x_MD.to(x_TD.dtype)
+    if targets is None:
+        return F.linear(hidden_MD, head).float()
+    return head_loss_op(hidden_MD, head, targets)[0]
 
 
-def folded(weight: torch.Tensor, norm: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A projection (out, in) that has taken in the weight (in,) of the norm before it."""
-    return (weight * norm).to(dtype)
+def inverse_root_mean_square(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """What RMSNorm multiplies rows by: (..., D) -> (..., 1)."""
+    return torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
 
 
 def in_rotated_pairs(qkv: torch.Tensor, heads: int) -> torch.Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -23,6 +24,7 @@ from azneobert.model.encoder import MaskedLM
 from azneobert.recipe import EngineName, Runtime, Training
 from azneobert.training.gpu import prepare_gpu
 from azneobert.training.staging import Staging
+from azneobert.training.weights import StepWeights
 
 PROCESSES = "AZNEOBERT_PROCESSES"  # in the environment: how many ranks were asked for
 _GROUP_KEYS = ("names", "lr", "betas", "eps", "weight_decay")
@@ -129,9 +131,9 @@ def world_of(accelerator: Accelerator) -> World:
     return World(accelerator.process_index, accelerator.num_processes, accelerator.device)
 
 
-def masked_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """The mean cross-entropy over the masked tokens of a batch: a scalar, in fp64."""
-    loss: torch.Tensor = model(*_inputs(batch), batch.targets)
+def masked_loss(model: torch.nn.Module, batch: Batch, weights: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
+    """The mean cross-entropy over the masked tokens of a batch: a scalar, in fp64. `weights` as in `MaskedLM`."""
+    loss: torch.Tensor = model(*_inputs(batch), batch.targets, weights)
     return loss
 
 
@@ -139,6 +141,44 @@ def logits_of(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """The logits (M, V) of a batch's masked tokens."""
     logits: torch.Tensor = model(*_inputs(batch))
     return logits
+
+
+class Weights(torch.nn.Module):
+    """A model as what makes a step's weights of its parameters: what DDP and DeepSpeed wrap, once a step."""
+
+    def __init__(self, model: MaskedLM):
+        super().__init__()
+        self.model = model
+
+    def forward(self) -> dict[str, torch.Tensor]:
+        """See `MaskedLM.weights`."""
+        return self.model.weights()
+
+
+class MicroBatches:
+    """The micro-batches of a step through a model, compiled where the recipe asks for it."""
+
+    def __init__(self, model: MaskedLM, runtime: Runtime, device: torch.device, accumulation: int):
+        self._model = model
+        self._device = device
+        self._accumulation = accumulation
+        self._compiled = runtime.compile
+        self._loss = torch.compile(masked_loss) if runtime.compile else masked_loss
+        self._cast_names = model.cast_names()
+
+    def run(self, made: dict[str, torch.Tensor], batches: Iterator[PackedBatch]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Forward and backward of a step's micro-batches.
+
+        made: the step's weights. Returns the mean loss, in fp64, and a scalar whose backward delivers the gradients.
+        """
+        weights = StepWeights(made, self._cast_names, self._model.encoder.compute_dtype)
+        total = torch.zeros((), dtype=torch.float64, device=self._device)
+        for batch in islice(batches, self._accumulation):
+            moved = move(batch, self._device, self._compiled)
+            loss = self._loss(self._model, moved, weights.leaves) / self._accumulation
+            loss.backward()
+            total += loss.detach()
+        return total, weights.deliver()
 
 
 def move(batch: PackedBatch, device: torch.device, compiled: bool) -> Batch:

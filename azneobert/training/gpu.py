@@ -18,7 +18,7 @@ def prepare_gpu() -> None:
     if not os.environ.get("PYTORCH_CUDA_ALLOC_CONF") and not os.environ.get("PYTORCH_ALLOC_CONF"):
         os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
     torch.set_float32_matmul_precision("high")
-    folder = Path(os.environ.get(CACHE, Path.home() / ".cache" / "azneobert"))
+    folder = Path(os.environ.get(CACHE) or Path.home() / ".cache" / "azneobert")
     # /tmp, where these libraries would keep them, is another one on each node and empty after a restart.
     for name, place in {
         "TORCHINDUCTOR_CACHE_DIR": "inductor",

@@ -16,29 +16,40 @@ from azneobert.recipe import Model
 PEAK_FLOPS = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12}
 
 
-class Waiting:
-    """An iterator that counts the seconds for which it is waited for."""
+class Feed:
+    """The micro-batches on their way to the engine: how long it waits for them, and how long their windows are."""
 
     def __init__(self, batches: Iterator[PackedBatch]):
         self._batches = batches
         self.seconds = 0.0
+        self._tokens = self._seen = 0.0
 
-    def __iter__(self) -> Waiting:
+    def __iter__(self) -> Feed:
         return self
 
     def __next__(self) -> PackedBatch:
         start = time.perf_counter()
-        try:
-            return next(self._batches)
-        finally:
-            self.seconds += time.perf_counter() - start
+        batch = next(self._batches)
+        self.seconds += time.perf_counter() - start
+        windows = batch.packed[: batch.sizes[0]].diff().double()
+        self._tokens += float(windows.sum())
+        self._seen += float(windows.square().sum())
+        return batch
+
+    def read(self) -> tuple[float, float]:
+        """Seconds waited, and to how many tokens a token attended in the mean, since the last reading."""
+        seconds, attended = self.seconds, self._seen / max(self._tokens, 1.0)
+        self.seconds = self._tokens = self._seen = 0.0
+        return seconds, attended
 
 
 class Meter:
     """Time spent in steps since the last reading; evaluation and checkpoints do not count."""
 
-    def __init__(self, model: Model, sequence_length: int, masking_rate: float, device: torch.device, world: int):
-        self._flops = flops_per_token(model, sequence_length, masking_rate)
+    def __init__(self, model: Model, masking_rate: float, feed: Feed, device: torch.device, world: int):
+        self._model = model
+        self._masking_rate = masking_rate
+        self._feed = feed
         self._device = device
         self._world = world
         self._peak = PEAK_FLOPS.get(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
@@ -56,12 +67,22 @@ class Meter:
         self._tokens += tokens
 
     def read(self) -> dict[str, float]:
-        """The figures since the last reading; `train/tokens_per_second` is of all ranks together."""
-        rate = self._tokens / max(self._seconds, 1e-9)
+        """The figures since the last reading; `train/tokens_per_second` is of all ranks together.
+
+        `train/loader_share` is the part of the time for which the host waited for the next micro-batch.
+        """
+        seconds = max(self._seconds, 1e-9)
+        rate = self._tokens / seconds
         self._seconds, self._tokens = 0.0, 0
-        figures = {"train/tokens_per_second": rate, "train/memory_gib": self._memory_gib()}
+        waited, attended = self._feed.read()
+        figures = {
+            "train/tokens_per_second": rate,
+            "train/memory_gib": self._memory_gib(),
+            "train/loader_share": waited / seconds,
+        }
         if self._peak:
-            figures["train/mfu"] = rate * self._flops / (self._peak * self._world)
+            flops = flops_per_token(self._model, attended, self._masking_rate)
+            figures["train/mfu"] = rate * flops / (self._peak * self._world)
         return figures
 
     def _memory_gib(self) -> float:

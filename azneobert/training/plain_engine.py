@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
-from itertools import islice
 
 import torch
 import torch.distributed as dist
@@ -15,9 +13,9 @@ from azneobert.data.stream import PackedBatch
 from azneobert.model.encoder import MaskedLM
 from azneobert.recipe import Runtime, Training
 from azneobert.training.engine import (
+    MicroBatches,
+    Weights,
     described_groups,
-    masked_loss,
-    move,
     persistent_buffers,
     take_over_model,
     tied_parameters,
@@ -36,22 +34,15 @@ class PlainEngine:
         self.world = world_of(accelerator)
         self.model = model.to(self.world.device)
         self.accumulation = accumulation
-        self._compiled = runtime.compile
-        if self._compiled:
-            self.model.compile()
-        self._accelerator = accelerator
         self._clip_norm = training.clip_norm
-        self._wrapped = accelerator.prepare_model(self.model)
+        self._micro_batches = MicroBatches(self.model, runtime, self.world.device, accumulation)
+        self._weights = accelerator.prepare_model(Weights(self.model))
         self._optimizer = build_optimizer(self.model, training)
 
     def step(self, micro_batches: Iterator[PackedBatch], rate: float) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Engine.step`."""
-        total = torch.zeros((), dtype=torch.float64, device=self.world.device)
-        for number, batch in enumerate(islice(micro_batches, self.accumulation), start=1):
-            with self._accelerator.no_sync(self._wrapped) if number < self.accumulation else nullcontext():
-                loss = masked_loss(self._wrapped, move(batch, self.world.device, self._compiled)) / self.accumulation
-                loss.backward()
-            total += loss.detach()
+        total, delivery = self._micro_batches.run(self._weights(), micro_batches)
+        delivery.backward()
         if self.world.size > 1:
             dist.all_reduce(total)
             total /= self.world.size

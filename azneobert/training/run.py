@@ -20,7 +20,7 @@ from azneobert.tracking import RunInfo, Tracker
 from azneobert.training.engine import Engine, World, make_accelerator, make_engine, world_of
 from azneobert.training.inputs import Inputs, open_streams, run_lock, stop_file
 from azneobert.training.loop import Run, train
-from azneobert.training.meter import Meter
+from azneobert.training.meter import Feed, Meter
 from azneobert.training.position import Position, agree_on_position, changes, run_identity
 from azneobert.training.saving import Saver
 from azneobert.training.stopping import StopRequest
@@ -82,13 +82,14 @@ def pretrain(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool:
             accumulation=accumulation,
             rank=world.rank,
         )
-        batches = micro_batch_loader(
+        loader = micro_batch_loader(
             train_stream, samples, workers=recipe.runtime.workers, pin_memory=world.device.type == "cuda"
         )
+        feed = Feed(loader)
         if world.is_main:
             _announce(inputs, engine, micro_batch, position)
         with (
-            closing(batches),
+            closing(loader),
             _tracked(inputs, position, plan_facts(train_stream.plan), world) as tracked,
             StopRequest(stop_file(inputs.folder)) as stop,
             Saver(inputs, engine, position, tracked.run_id) as saver,
@@ -99,14 +100,12 @@ def pretrain(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool:
                 runtime=recipe.runtime,
                 evaluation=recipe.evaluation,
                 engine=engine,
-                micro_batches=batches,
+                micro_batches=feed,
                 micro_batch=micro_batch,
                 validation=validation,
                 first_step=position.step,
                 schedule_offset=position.schedule_offset,
-                meter=Meter(
-                    recipe.model, phase.sequence_length, recipe.training.masking_rate, world.device, world.size
-                ),
+                meter=Meter(recipe.model, recipe.training.masking_rate, feed, world.device, world.size),
                 tracker=tracked.tracker,
                 saver=saver,
             )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
 import torch
@@ -23,9 +22,9 @@ from azneobert.data.stream import PackedBatch
 from azneobert.model.encoder import MaskedLM
 from azneobert.recipe import Runtime, Training
 from azneobert.training.engine import (
+    MicroBatches,
+    Weights,
     described_groups,
-    masked_loss,
-    move,
     persistent_buffers,
     take_over_model,
     tied_parameters,
@@ -84,21 +83,18 @@ class Zero2Engine:
         self.world = world_of(accelerator)
         self.model = model.to(self.world.device)
         self.accumulation = accumulation
-        self._compiled = runtime.compile
-        if self._compiled:
-            self.model.compile()
+        self._micro_batches = MicroBatches(self.model, runtime, self.world.device, accumulation)
         parameters = sum(p.numel() for p in model.parameters())
         config: dict[str, Any] = accelerator.deepspeed_plugin.deepspeed_config
         config |= {
-            "train_micro_batch_size_per_gpu": micro_batch,
-            "gradient_accumulation_steps": accumulation,
+            # To DeepSpeed a step is one micro-batch: its gradients come, and cross to other ranks, once.
+            "train_micro_batch_size_per_gpu": micro_batch * accumulation,
             "gradient_clipping": training.clip_norm,
         }
         bucket = min(_BUCKET, parameters)
         config["zero_optimization"] |= {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
-        accelerator.gradient_accumulation_steps = accumulation
         accelerator.deepspeed_engine_wrapped = None  # of an engine before this one, which has its own backward
-        self._engine, _ = accelerator.prepare(self.model, build_optimizer(self.model, training))
+        self._engine, _ = accelerator.prepare(Weights(self.model), build_optimizer(self.model, training))
         self._zero = self._engine.optimizer
         self._groups = self._flat_groups()
 
@@ -115,12 +111,9 @@ class Zero2Engine:
         """See `Engine.step`."""
         for group in self._zero.param_groups:
             group["lr"] = rate
-        total = torch.zeros((), dtype=torch.float64, device=self.world.device)
-        for batch in islice(micro_batches, self.accumulation):
-            loss = masked_loss(self._engine, move(batch, self.world.device, self._compiled))
-            self._engine.backward(loss)  # divides by the accumulation steps
-            self._engine.step()  # counts micro-steps, and updates at the last of them
-            total += loss.detach() / self.accumulation
+        total, delivery = self._micro_batches.run(self._engine(), micro_batches)
+        self._engine.backward(delivery)
+        self._engine.step()
         if self.world.size > 1:
             dist.all_reduce(total)
             total /= self.world.size

@@ -229,12 +229,15 @@ def test_each_window_and_each_row_s_padding_is_an_entry_of_cu_seqlens(stream):
     assert (starts_of(batch).diff() <= batch.max_seqlen).all()
 
 
-def test_every_batch_has_the_same_shape(stream):
+def test_all_of_a_batch_but_its_windows_has_the_same_shape_in_every_batch(crowded):
+    batches = [crowded.batch(start, 8) for start in range(3 * len(crowded))]
     shapes = {
-        tuple(tuple(value.shape) for value in vars(stream.batch(start, 4)).values() if torch.is_tensor(value))
-        for start in range(3 * len(stream))
+        tuple(tuple(value.shape) for name, value in vars(batch).items() if name not in ("cu_seqlens", "max_seqlen"))
+        for batch in batches
     }
-    assert len(shapes) == 1
+    assert shapes == {((8 * LENGTH,), (8 * LENGTH,), (8 * MASKS,), (8 * MASKS,))}
+    assert {batch.max_seqlen for batch in batches} == {LENGTH}
+    assert {len(batch.cu_seqlens) for batch in batches} == {16, 32}
 
 
 def test_a_crowded_row_that_ends_one_epoch_and_begins_the_next_fits_its_batch(make_stream):
@@ -456,7 +459,7 @@ def test_the_stream_means_what_it_has_always_meant(either, start, golden):
     assert digest(either, start) == golden
 
 
-# The bound of cu_seqlens
+# The length of cu_seqlens
 
 
 @pytest.fixture(scope="module")
@@ -467,25 +470,26 @@ def crowded(make_mixed):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 13, 40])
-def test_the_windows_of_a_batch_never_exceed_the_bound(crowded, mixed, stream, count):
+def test_cu_seqlens_ascends_to_the_total_in_the_smallest_multiple_of_16_that_holds_it(crowded, mixed, stream, count):
     for source in (crowded, mixed, stream):
         for start in range(0, 150):
             batch = source.batch(start, count)
-            assert len(batch.cu_seqlens) == source.cu_seqlens_bound(count)
-            assert batch.cu_seqlens[-1] == count * LENGTH
-            assert (batch.cu_seqlens.diff() >= 0).all()
+            entries = len(starts_of(batch))  # windows + 1
+            assert entries <= len(batch.cu_seqlens) < entries + 16
+            assert len(batch.cu_seqlens) % 16 == 0
+            assert batch.cu_seqlens.dtype == torch.int32
+            assert (batch.cu_seqlens[:entries].diff() > 0).all()
+            assert (batch.cu_seqlens[entries - 1 :] == count * LENGTH).all()
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 30])
-def test_the_bound_is_reached_where_all_rows_are_alike(make_stream, make_mixed, count):
-    sizes = [FULL - 1] * 12  # a window, and padding, in each row
-    for alike in (make_stream(sizes), make_mixed(sizes, ((0, 0.5), (FULL - 1, 0.5)))):
-        assert len(starts_of(alike.batch(0, count))) == alike.cu_seqlens_bound(count) == 2 * count + 1
+@pytest.mark.parametrize(("rows", "length"), [(1, 16), (7, 16), (8, 32), (15, 32), (16, 48)])
+def test_fifteen_windows_fill_sixteen_entries_and_one_more_takes_sixteen_more(make_stream, rows, length):
+    alike = make_stream([FULL - 1] * 20)  # a window, and padding, in each row
+    batch = alike.batch(3, rows)
+    assert len(starts_of(batch)) == 2 * rows + 1
+    assert len(batch.cu_seqlens) == length
 
 
-def test_the_bound_counts_a_crowded_row_as_often_as_epochs_meet_in_a_batch(make_stream):
-    crowded = make_stream([1] * 10 + [FULL] * 3)  # one row of ten windows, which leave padding, and three of one
-    found = [max(len(starts_of(crowded.batch(start, count))) for start in range(400)) for count in (1, 2)]
-    assert found == [12, 23]
-    assert [crowded.cu_seqlens_bound(count) for count in (1, 2)] == found
-    assert crowded.cu_seqlens_bound(1200) < 1.25 * len(starts_of(crowded.batch(0, 1200)))
+def test_a_batch_of_exactly_fifteen_windows_repeats_nothing(make_stream):
+    batch = make_stream([FULL] * 20).batch(0, 15)
+    assert batch.cu_seqlens.tolist() == list(range(0, 15 * LENGTH + 1, LENGTH))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -9,7 +11,8 @@ import torch
 from refusals import refused
 
 from azneobert.errors import TrainingError
-from azneobert.model.attention import choose_attention, reference
+from azneobert.kernels.flash import installed
+from azneobert.model.attention import FLASH, choose_attention, reference
 
 
 def window_by_window(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: list[int]) -> torch.Tensor:
@@ -79,28 +82,90 @@ def test_no_gradient_crosses_the_border_of_a_window() -> None:
         assert not tensor.grad[32:].any()
 
 
-def test_fa2_on_a_cpu_is_refused_in_one_line() -> None:
-    with refused(TrainingError, "runtime.attention: fa2 needs CUDA", "found cpu", "use auto"):
-        choose_attention("fa2", torch.device("cpu"), torch.bfloat16)
+@pytest.mark.parametrize("name", FLASH)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_flash_kernel_on_a_cpu_is_refused_in_one_line(name: str, dtype: torch.dtype) -> None:
+    with refused(TrainingError, f"runtime.attention: {name} needs CUDA", f"found cpu and {dtype}", "use auto"):
+        choose_attention(name, torch.device("cpu"), dtype)
 
 
-def test_fa2_in_fp32_is_refused_in_one_line() -> None:
-    with refused(TrainingError, "fa2 needs CUDA and bfloat16", "torch.float32", "use auto"):
-        choose_attention("fa2", torch.device("cuda"), torch.float32)
+@pytest.mark.parametrize("name", FLASH)
+def test_a_flash_kernel_in_fp32_is_refused_in_one_line(name: str) -> None:
+    with refused(TrainingError, f"{name} needs CUDA and bfloat16", "found cuda and torch.float32", "use auto"):
+        choose_attention(name, torch.device("cuda"), torch.float32)
 
 
 @pytest.mark.parametrize(
-    ("asked", "device", "dtype", "chosen"),
+    ("asked", "device", "dtype"),
     [
-        ("auto", "cpu", torch.bfloat16, "reference"),
-        ("auto", "cuda", torch.float32, "reference"),
-        ("auto", "cuda", torch.bfloat16, "fa2"),
-        ("fa2", "cuda", torch.bfloat16, "fa2"),
-        ("reference", "cuda", torch.bfloat16, "reference"),
+        ("auto", "cpu", torch.bfloat16),
+        ("auto", "cpu", torch.float32),
+        ("auto", "cuda", torch.float32),
+        ("reference", "cpu", torch.float32),
+        ("reference", "cuda", torch.bfloat16),
     ],
 )
-def test_the_kernel_follows_from_device_and_dtype_unless_it_is_forced(
-    asked: str, device: str, dtype: torch.dtype, chosen: str
+def test_the_reference_kernel_is_used_where_no_other_runs_and_where_it_is_asked_for(
+    asked: str, device: str, dtype: torch.dtype
 ) -> None:
-    name, kernel = choose_attention(asked, torch.device(device), dtype)
-    assert (name, kernel.__name__) == (chosen, chosen)
+    assert choose_attention(asked, torch.device(device), dtype) == ("reference", reference)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, set[str]], torch.device]:
+    """A CUDA device of this generation, as torch would describe it, and these kernels' libraries installed."""
+
+    def make(generation: int, kernels: set[str]) -> torch.device:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (generation, 0))
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Some GPU sm_{generation}0")
+        monkeypatch.setattr("azneobert.model.attention.installed", kernels.__contains__)
+        return torch.device("cuda")
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("generation", "kernels", "chosen"),
+    [
+        (9, {"fa4", "fa3", "fa2"}, "fa4"),
+        (9, {"fa3", "fa2"}, "fa3"),
+        (9, {"fa2"}, "fa2"),
+        (10, {"fa3", "fa2"}, "fa2"),
+        (10, {"fa4", "fa3", "fa2"}, "fa4"),
+        (8, {"fa4", "fa3", "fa2"}, "fa2"),
+        (7, {"fa4", "fa3", "fa2"}, "reference"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_auto_takes_the_newest_kernel_that_the_gpu_and_the_installation_have(
+    generation: int, kernels: set[str], chosen: str, dtype: torch.dtype, gpu: Callable[[int, set[str]], torch.device]
+) -> None:
+    assert choose_attention("auto", gpu(generation, kernels), dtype)[0] == chosen
+
+
+def test_a_kernel_asked_for_is_used_though_a_faster_one_is_there(
+    gpu: Callable[[int, set[str]], torch.device],
+) -> None:
+    assert choose_attention("fa2", gpu(9, {"fa4", "fa3", "fa2"}), torch.bfloat16)[0] == "fa2"
+
+
+def test_a_kernel_for_another_gpu_is_refused_in_one_line(gpu: Callable[[int, set[str]], torch.device]) -> None:
+    with refused(TrainingError, "runtime.attention: fa3 needs another GPU than Some GPU sm_80", "use auto"):
+        choose_attention("fa3", gpu(8, {"fa3"}), torch.bfloat16)
+
+
+@pytest.mark.parametrize(("name", "package"), [("fa4", "flash-attn-4"), ("fa3", "hopper/")])
+def test_a_kernel_whose_library_is_missing_is_refused_in_one_line(
+    name: str, package: str, gpu: Callable[[int, set[str]], torch.device]
+) -> None:
+    with refused(TrainingError, f"runtime.attention: {name} needs its library", "not installed", package):
+        choose_attention(name, gpu(9, {"fa2"}), torch.bfloat16)
+
+
+def test_torch_brings_fa2_and_a_package_that_is_absent_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert installed("fa2")
+    for name in [name for name in sys.modules if name.startswith("flash_attn")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [])  # nothing else can be found
+    assert not installed("fa4")
+    assert not installed("fa3")

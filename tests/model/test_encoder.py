@@ -12,8 +12,7 @@ from toy import ROOT, lively, packed, random_ids, toy_recipe
 from azneobert.model.attention import Attention, reference
 from azneobert.model.backend import Backend
 from azneobert.model.encoder import MaskedLM, build_model, count_parameters, flops_per_token
-from azneobert.recipe import swiglu_size
-from azneobert.recipe import Model, load_recipe
+from azneobert.recipe import Model, load_recipe, swiglu_size
 
 
 def toy_model(**overrides: object) -> Model:

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from refusals import refused
-from toy import Toy, equal_states, run_ranks
+from torch.nn import functional as F  # noqa: N812
+from toy import Toy, equal_states, lively, run_ranks
 
 from azneobert.checkpoint.universal import TrainState
 from azneobert.data.stream import Stream
 from azneobert.errors import CheckpointError, TrainingError
 from azneobert.model.encoder import build_model
 from azneobert.recipe import Recipe
-from azneobert.training.engine import Engine, make_accelerator, make_engine, masked_loss
+from azneobert.training.engine import Engine, logits_of, make_accelerator, make_engine, masked_loss, move
 from azneobert.training.inputs import Inputs, open_streams
 from azneobert.training.optim import build_optimizer
 
@@ -66,6 +67,32 @@ def textbook_steps(inputs: Inputs) -> tuple[list[list[float]], dict[str, torch.T
         optimizer.step()
         figures.append([loss.item(), norm.item()])
     return figures, {name: p.detach() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_loss_is_the_mean_cross_entropy_of_the_masked_tokens_logits(tied: bool, toy: Toy) -> None:
+    inputs = toy.with_({"model": {"tie_embeddings": tied}}).inputs()
+    model, batch = lively(inputs.recipe.model), open_streams(inputs)[0].batch(0, 8)
+    with torch.no_grad():
+        loss, logits = masked_loss(model, batch), logits_of(model, batch)
+        hidden = model.encoder(batch.input_ids, batch.position_ids, batch.cu_seqlens, batch.max_seqlen)
+        torch.testing.assert_close(logits, model.head(hidden[batch.masked_indices]), atol=1e-5, rtol=1e-5)
+    assert logits.shape == (len(batch.targets), inputs.recipe.model.vocab_size)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(loss, F.cross_entropy(logits.double(), batch.targets), atol=0, rtol=1e-6)
+    # Each token's loss is fp32, their mean is not.
+    assert loss.dtype == torch.float64
+    assert torch.equal(loss, F.cross_entropy(logits, batch.targets, reduction="none").double().mean())
+    assert loss.float().double() != loss
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_batch_that_was_moved_says_what_it_said(compiled: bool, toy: Toy) -> None:
+    stream = open_streams(toy.inputs())[0]
+    moved, expected = move(stream.packed_batch(3, 8), torch.device("cpu"), compiled), stream.batch(3, 8)
+    assert moved.max_seqlen == expected.max_seqlen
+    for name, tensor in vars(expected).items():
+        assert name == "max_seqlen" or torch.equal(getattr(moved, name), tensor), name
 
 
 def test_three_steps_are_those_of_a_plain_torch_loop_bit_for_bit(toy: Toy) -> None:

@@ -1,0 +1,42 @@
+"""A step's weights: made of the parameters once, used by all its micro-batches, their gradients handed back once.
+
+Between two updates the parameters do not change, so casting them, and what fused kernels fold into them, need not be
+done again for each micro-batch; and however many those are, gradients cross to other ranks once a step.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+
+
+class StepWeights:
+    """Weights in the dtype that the kernels take, whose gradients add up in fp32 over micro-batches.
+
+    made: fp32, by name, with the graph that leads to the parameters; leaves: the same without it, some of them cast.
+    """
+
+    def __init__(self, made: dict[str, torch.Tensor], cast_names: set[str], dtype: torch.dtype):
+        self._made = made
+        self.leaves: dict[str, torch.Tensor] = {}
+        for name, weight in made.items():
+            leaf = weight.detach().to(dtype if name in cast_names else weight.dtype).requires_grad_()
+            leaf.grad_dtype = torch.float32
+            self.leaves[name] = leaf
+
+    def deliver(self) -> torch.Tensor:
+        """A scalar whose backward, from 1, gives the parameters the gradients that the leaves have gathered."""
+        gradients = [leaf.grad for leaf in self.leaves.values()]
+        return cast(torch.Tensor, _Deliver.apply(gradients, *self._made.values()))
+
+
+class _Deliver(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradients: list[torch.Tensor], *made: torch.Tensor) -> torch.Tensor:
+        ctx.gradients = gradients
+        return made[0].new_zeros((), requires_grad=True)
+
+    @staticmethod
+    def backward(ctx: Any, one: torch.Tensor) -> tuple[Any, ...]:
+        return None, *ctx.gradients

@@ -1,0 +1,348 @@
+"""The fused blocks and head compute what the plain ones do: the algebra around the kernels, and their gradients.
+
+The kernels themselves need a GPU; plain torch stands in for them here (tests/plain_kernels.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, cast
+
+import plain_kernels
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from toy import lively, random_ids, toy_recipe
+
+from azneobert.kernels import head
+from azneobert.kernels.block import block_backward_op, block_op
+from azneobert.kernels.flash import flash_attention_backward_op, flash_attention_op
+from azneobert.kernels.head import head_loss_op
+from azneobert.model.attention import flash_attention, reference
+from azneobert.model.backend import Backend
+from azneobert.model.encoder import Block, Encoder, MaskedLM, Windows
+from azneobert.model.fused import folded, fused_blocks, in_rotated_pairs, in_turns
+from azneobert.recipe import Model
+
+# Two rows: windows of one token, of some and of a whole row; then the repeated entries at the end.
+STARTS, ROW = [0, 1, 9, 24, 48, 48, 48], 24
+TOKENS = STARTS[-1]
+SHAPES = {
+    "two heads of 16": {},
+    "four heads of 8": {"num_attention_heads": 4},
+    "one head": {"num_attention_heads": 1},
+    "a head of two": {"num_attention_heads": 16},
+    "wide": {"hidden_size": 16, "intermediate_size": 192},
+}
+
+
+def model_of(**overrides: object) -> Model:
+    # eps is as large as some squares, so that one left out would show.
+    return toy_recipe({"model": {"rms_norm_eps": 1e-2, **overrides}}).model
+
+
+def places() -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions, which restart in each window, and cu_seqlens."""
+    positions = [place for first, last in pairwise(STARTS) for place in range(last - first)]
+    return torch.tensor(positions), torch.tensor(STARTS, dtype=torch.int32)
+
+
+@pytest.fixture
+def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the model computes in fp32 whatever its dtype, it computes in float64: what differs then is a mistake."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+
+
+def encoder_in_float64(**overrides: object) -> Encoder:
+    encoder = lively(model_of(**overrides)).encoder.double()
+    assert encoder.rotary.cos.dtype == torch.float64
+    assert all((block.attention_norm.weight - 1).abs().max() > 0.1 for block in blocks_of(encoder))
+    return encoder
+
+
+def blocks_of(encoder: Encoder) -> list[Block]:
+    return cast("list[Block]", list(encoder.blocks))
+
+
+def stream_and_cotangent(encoder: Encoder) -> tuple[torch.Tensor, torch.Tensor]:
+    """A residual stream that takes a gradient, and what to weigh a result with before it is summed."""
+    generator = torch.Generator().manual_seed(3)
+    shape = TOKENS, encoder.config.hidden_size
+    x, weights = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    return (0.3 * x).requires_grad_(), weights
+
+
+def plain_block(block: Block, x_TD: torch.Tensor, config: Model) -> torch.Tensor:
+    """A block as the fused kernels compute it, from the weights that they get."""
+    position_ids, cu_seqlens = places()
+    heads, size, eps = block.heads, config.hidden_size // block.heads, config.rms_norm_eps
+    qkv = in_rotated_pairs(folded(block.qkv.weight, block.attention_norm.weight, x_TD.dtype), heads)
+    gate_up = in_turns(folded(block.gate_up.weight, block.ffn_norm.weight, x_TD.dtype))
+
+    rstd_T = (x_TD.square().mean(1) + eps).rsqrt()
+    inverse = config.rope_theta ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
+    turn = torch.polar(torch.ones(TOKENS, 1, 1, size // 2).double(), position_ids[:, None, None, None] * inverse)
+    projected = (rstd_T[:, None] * (x_TD @ qkv.T)).view(TOKENS, 3, heads, size // 2, 2)
+    rotated = torch.view_as_real(torch.view_as_complex(projected[:, :2].contiguous()) * turn).flatten(3)
+    mixed = reference(rotated[:, 0], rotated[:, 1], projected[:, 2].flatten(2), cu_seqlens, ROW)
+    middle = x_TD + mixed.reshape(x_TD.shape) @ block.out.weight.T
+
+    middle_rstd = (middle.square().mean(1) + eps).rsqrt()
+    gate, up = (middle_rstd[:, None] * (middle @ gate_up.T)).unflatten(1, (-1, 2)).unbind(2)
+    return middle + (gate * gate.sigmoid() * up) @ block.down.weight.T
+
+
+def plain_blocks(encoder: Encoder, x_TD: torch.Tensor) -> torch.Tensor:
+    for block in blocks_of(encoder):
+        x_TD = plain_block(block, x_TD, encoder.config)
+    return x_TD
+
+
+def torch_blocks(encoder: Encoder, x_TD: torch.Tensor) -> torch.Tensor:
+    position_ids, cu_seqlens = places()
+    windows = Windows(cu_seqlens, ROW, *encoder.rotary(position_ids))
+    for block in blocks_of(encoder):
+        x_TD = block(x_TD, windows, reference)
+    return x_TD
+
+
+def value_and_gradients(encoder: Encoder, compute: Any) -> dict[str, torch.Tensor]:
+    """The result of all blocks, and the gradients of their input and of all their parameters by name."""
+    x_TD, weights = stream_and_cotangent(encoder)
+    parameters = dict(encoder.blocks.named_parameters())
+    result = compute(encoder, x_TD)
+    gradients = torch.autograd.grad((result * weights).sum(), [x_TD, *parameters.values()])
+    assert all(gradient.abs().max() > 1e-3 for gradient in gradients)
+    return {"result": result.detach(), **dict(zip(["x_TD", *parameters], gradients, strict=True))}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.usefixtures("in_float64")
+def test_a_block_of_folded_and_reordered_weights_is_the_block(shape: str) -> None:
+    encoder = encoder_in_float64(**SHAPES[shape])
+    found, expected = value_and_gradients(encoder, plain_blocks), value_and_gradients(encoder, torch_blocks)
+    torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-9)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.usefixtures("in_float64")
+def test_the_two_operations_of_a_block_are_the_block_and_its_gradient(
+    shape: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain_kernels.stand_in(monkeypatch)
+    encoder = encoder_in_float64(**SHAPES[shape])
+    position_ids, cu_seqlens = places()
+    found = value_and_gradients(encoder, lambda encoder, x: fused_blocks(encoder, x, position_ids, cu_seqlens, ROW))
+    torch.testing.assert_close(found, value_and_gradients(encoder, torch_blocks), atol=1e-10, rtol=1e-9)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_fused_model_has_the_loss_and_the_gradients_of_a_plain_one(
+    tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain_kernels.stand_in(monkeypatch)
+    monkeypatch.setattr(head, "ROWS", 4)  # of nine, so that they come in three parts
+    model = lively(model_of(tie_embeddings=tied))
+    masked = torch.tensor([0, 1, 5, 11, 23, 24, 30, 41, 47])
+    inputs = (random_ids(TOKENS, 1), *places(), ROW, masked, random_ids(len(masked), 2))
+    found: dict[str, torch.Tensor] = {}
+    expected: dict[str, torch.Tensor] = {}
+    for backend, results in ((Backend("fa4", flash_attention("fa4"), fused=True), found), (Backend(), expected)):
+        model.encoder.backend = backend
+        model.zero_grad()
+        loss = model(*inputs)
+        loss.backward()
+        results["loss"] = loss.detach()
+        results |= {name: parameter.grad.clone() for name, parameter in model.named_parameters()}  # type: ignore[union-attr]
+    assert found["loss"].dtype == torch.float64
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-4)
+
+
+def test_a_fused_model_without_targets_gives_the_logits_of_a_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain_kernels.stand_in(monkeypatch)
+    model = lively(model_of())
+    inputs = (random_ids(TOKENS, 1), *places(), ROW, torch.tensor([3, 24, 46]))
+    expected = model(*inputs)
+    model.encoder.backend = Backend("fa4", flash_attention("fa4"), fused=True)
+    torch.testing.assert_close(model(*inputs), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.25])
+@pytest.mark.parametrize("rows", [1, 4, 5, 12, 13])
+def test_the_head_in_parts_is_the_head_at_once(rows: int, factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain_kernels.stand_in(monkeypatch)
+    monkeypatch.setattr(head, "ROWS", 4)
+    generator = torch.Generator().manual_seed(rows)
+    hidden, weight = (torch.randn(n, 8, generator=generator).requires_grad_() for n in (rows, 30))
+    targets = torch.randint(30, (rows,), generator=generator)
+    loss = head_loss_op(hidden, weight, targets)[0]
+    expected = torch.nn.functional.cross_entropy((hidden @ weight.T).double(), targets)
+    torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-6)
+    found = torch.autograd.grad(loss * factor, [hidden, weight])
+    torch.testing.assert_close(found, torch.autograd.grad(expected * factor, [hidden, weight]), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("in_float64")
+def test_flash_attention_s_gradient_is_that_of_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain_kernels.stand_in(monkeypatch)
+    generator = torch.Generator().manual_seed(1)
+    q, k, v, weights = (torch.randn(TOKENS, 2, 8, generator=generator, dtype=torch.float64) for _ in range(4))
+    inputs = [tensor.requires_grad_() for tensor in (q, k, v)]
+    _, cu_seqlens = places()
+    found, expected = flash_attention("fa4")(q, k, v, cu_seqlens, ROW), reference(q, k, v, cu_seqlens, ROW)
+    torch.testing.assert_close(found, expected)
+    gradients, expected_gradients = (torch.autograd.grad((out * weights).sum(), inputs) for out in (found, expected))
+    torch.testing.assert_close(gradients, expected_gradients)
+
+
+# The order of rows
+
+
+def test_the_rows_that_rotate_together_come_to_stand_side_by_side() -> None:
+    # Row r of Q, K and V in two heads of four: 0 1 2 3 | 4 5 6 7, then K from 8, V from 16.
+    rows = torch.arange(24.0)[:, None].expand(24, 8)
+    turning = [0, 2, 1, 3, 4, 6, 5, 7]
+    expected = [*turning, *(8 + row for row in turning), *range(16, 24)]
+    assert in_rotated_pairs(rows, 2)[:, 0].tolist() == expected
+    assert torch.equal(in_rotated_pairs(rows, 2), torch.tensor(expected).float()[:, None].expand(24, 8))
+
+
+def test_the_rows_of_gate_and_up_come_to_stand_in_turns() -> None:
+    rows = torch.arange(6.0)[:, None].expand(6, 2)
+    assert torch.equal(in_turns(rows), torch.tensor([0.0, 3, 1, 4, 2, 5])[:, None].expand(6, 2))
+
+
+def test_a_norm_is_folded_in_before_the_product_is_rounded() -> None:
+    weight, norm = torch.rand(5, 3, generator=torch.Generator().manual_seed(1)), torch.tensor([0.7, 1.1, -1.3])
+    assert torch.equal(folded(weight, norm, torch.bfloat16), (weight * norm[None, :]).bfloat16())
+    assert folded(weight, norm, torch.float32).tolist() == (weight @ norm.diag()).tolist()
+
+
+# What the compiler is told about the operations
+
+
+BF16, FP32 = torch.bfloat16, torch.float32
+HIDDEN, HEADS, INNER, VOCAB, MASKED = 32, 4, 48, 300, 7
+
+
+@pytest.fixture
+def fake() -> Iterator[None]:
+    with FakeTensorMode():
+        yield
+
+
+def described(tensors: Any) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    assert all(tensor.is_contiguous() for tensor in tensors)
+    return [(tuple(tensor.shape), tensor.dtype) for tensor in tensors]
+
+
+def block_inputs() -> tuple[Any, ...]:
+    """Everything that `block_op` takes; what is differentiable takes a gradient."""
+    shapes = [(3 * HIDDEN, HIDDEN), (HIDDEN, HIDDEN), (2 * INNER, HIDDEN), (HIDDEN, INNER)]
+    x, *weights = (torch.randn(shape).to(BF16).requires_grad_() for shape in [(TOKENS, HIDDEN), *shapes])
+    tables = [torch.randn(TOKENS, HIDDEN // HEADS) for _ in range(2)]
+    return x, torch.rand(TOKENS) + 0.5, *weights, *places(), *tables, ROW, HEADS, 1e4, 1e-5, "fa4"
+
+
+BLOCK_OUTPUTS = [
+    ((TOKENS, HIDDEN), BF16),
+    ((TOKENS,), FP32),
+    ((TOKENS, 3 * HIDDEN), BF16),
+    ((TOKENS, HIDDEN), BF16),
+    ((HEADS, TOKENS), FP32),
+    ((TOKENS, HIDDEN), BF16),
+    ((TOKENS,), FP32),
+    ((TOKENS, 2 * INNER), BF16),
+    ((TOKENS, INNER), BF16),
+]
+
+
+def block_backward_inputs() -> tuple[Any, ...]:
+    x, rstd, *others = (value.detach() if torch.is_tensor(value) else value for value in block_inputs())
+    saved = [torch.randn(shape).to(dtype) for shape, dtype in BLOCK_OUTPUTS[2:]]
+    return torch.randn_like(x), x, rstd, *others[:8], *saved, ROW, HEADS, "fa4"
+
+
+def attention_inputs() -> tuple[Any, ...]:
+    q, k, v = (torch.randn(TOKENS, HEADS, 8).to(BF16).requires_grad_() for _ in range(3))
+    return q, k, v, places()[1], ROW, "fa4"
+
+
+def attention_backward_inputs() -> tuple[Any, ...]:
+    dout, q, k, v, out = (torch.randn(TOKENS, HEADS, 8).to(BF16) for _ in range(5))
+    return dout, q, k, v, out, torch.randn(HEADS, TOKENS), places()[1], ROW, "fa4"
+
+
+def head_inputs() -> tuple[Any, ...]:
+    hidden, weight = (torch.randn(n, HIDDEN).to(BF16).requires_grad_() for n in (MASKED, VOCAB))
+    return hidden, weight, torch.randint(VOCAB, (MASKED,))
+
+
+OPERATIONS: dict[str, tuple[Any, Any, list[Any]]] = {
+    "block": (block_op, block_inputs, BLOCK_OUTPUTS),
+    "block_backward": (
+        block_backward_op,
+        block_backward_inputs,
+        [
+            ((TOKENS, HIDDEN), BF16),
+            ((3 * HIDDEN, HIDDEN), BF16),
+            ((HIDDEN, HIDDEN), BF16),
+            ((2 * INNER, HIDDEN), BF16),
+            ((HIDDEN, INNER), BF16),
+        ],
+    ),
+    "flash_attention": (flash_attention_op, attention_inputs, [((TOKENS, HEADS, 8), BF16), ((HEADS, TOKENS), FP32)]),
+    "flash_attention_backward": (
+        flash_attention_backward_op,
+        attention_backward_inputs,
+        [((TOKENS, HEADS, 8), BF16)] * 3,
+    ),
+    "head_loss": (
+        head_loss_op,
+        head_inputs,
+        [((), torch.float64), ((MASKED, HIDDEN), BF16), ((VOCAB, HIDDEN), BF16)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.usefixtures("fake")
+def test_an_operation_on_nothing_gives_the_shapes_and_dtypes_that_it_announces(name: str) -> None:
+    operation, inputs, outputs = OPERATIONS[name]
+    assert described(operation(*inputs())) == outputs
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_changes_no_input_and_gives_what_it_gives_on_nothing(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain_kernels.stand_in(monkeypatch)
+    operation, inputs, outputs = OPERATIONS[name]
+    given = inputs()
+    assert described(operation(*given)) == outputs
+    torch.library.opcheck(operation, given, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
+
+
+@pytest.mark.parametrize("name", ["block", "flash_attention", "head_loss"])
+@pytest.mark.usefixtures("fake")
+def test_a_gradient_flows_through_an_operation_on_nothing(name: str) -> None:
+    operation, inputs, _ = OPERATIONS[name]
+    given = inputs()
+    operation(*given)[0].sum().backward()
+    for value in given:
+        if torch.is_tensor(value) and value.requires_grad:
+            assert value.grad is not None
+            assert described([value.grad]) == described([value])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", [BF16, FP32])
+@pytest.mark.usefixtures("fake")
+def test_every_parameter_of_a_fused_model_has_a_gradient_of_its_shape(tied: bool, dtype: torch.dtype) -> None:
+    model = MaskedLM(model_of(tie_embeddings=tied), dtype, Backend("fa4", flash_attention("fa4"), fused=True))
+    masked = torch.randint(TOKENS, (MASKED,))
+    model(torch.randint(VOCAB, (TOKENS,)), *places(), ROW, masked, torch.randint(VOCAB, (MASKED,))).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert described([parameter.grad]) == [(tuple(parameter.shape), FP32)], name
