@@ -21,7 +21,13 @@ from azneobert.errors import AzNeoBertError
 from azneobert.recipe import Recipe, load_recipe, recipe_fingerprint
 
 # What decides the numbers that training computes; a finished run made by other code is not finished.
-TRAINING_CODE = ("azneobert/data/stream.py", "azneobert/model", "azneobert/training", "azneobert/checkpoint")
+TRAINING_CODE = (
+    "azneobert/data/stream.py",
+    "azneobert/kernels",
+    "azneobert/model",
+    "azneobert/training",
+    "azneobert/checkpoint",
+)
 # What decides the documents that come out of a source; an interrupted ingest by other code starts anew.
 INGEST_CODE = tuple(f"azneobert/data/{name}.py" for name in ("sources", "hub", "cleaning", "documents", "ingest"))
 
