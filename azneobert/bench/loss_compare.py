@@ -14,18 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from azneobert.bench.models import published_model, small_model, some_runtime, some_training
+from azneobert.bench.models import published_model, small_model
 from azneobert.bench.ranks import run_ranks
 from azneobert.bench.report import Row
 from azneobert.bench.synthetic import open_small_corpus, write_small_corpus
-from azneobert.bench.train import ABLATION, Variant
+from azneobert.bench.variants import ABLATION, Variant, build_engine
 from azneobert.data.stream import SampleRange, micro_batch_loader
-from azneobert.model.backend import choose_backend
-from azneobert.model.encoder import build_model
 from azneobert.recipe import Model
-from azneobert.training.engine import make_accelerator, make_engine
 from azneobert.training.optim import learning_rate
 
 _SETTLED = 0.1  # the share of the steps, the last ones, whose mean losses are compared
@@ -67,23 +63,12 @@ def losses(run: Run, folder: Path) -> np.ndarray:
 
 
 def _rank(run: Run, folder: Path) -> None:
-    variant = run.variant
-    accelerator = make_accelerator(variant.engine)
-    on_gpu = accelerator.device.type == "cuda"
-    dtype = torch.bfloat16 if on_gpu else torch.float32
-    runtime = some_runtime(
-        variant.engine,
-        variant.compile,
-        attention=variant.attention,
-        blocks=variant.blocks,
-        deterministic=variant.deterministic,
-    )
-    model = build_model(run.model, 1, dtype, choose_backend(runtime, run.model, accelerator.device, dtype))
-    training = some_training("bfloat16" if on_gpu else "float32")
     micro_batch = run.rows // run.accumulation
-    engine = make_engine(model, training, runtime, accelerator, micro_batch, run.accumulation)
+    engine = build_engine(run.variant, run.model, micro_batch, run.accumulation)
     samples = SampleRange(0, 0, run.steps, run.rows, micro_batch, run.accumulation, 0)
-    batches = micro_batch_loader(open_small_corpus(folder), samples, workers=0, pin_memory=on_gpu)
+    batches = micro_batch_loader(
+        open_small_corpus(folder), samples, workers=0, pin_memory=engine.world.device.type == "cuda"
+    )
     warmup = max(1, run.steps // 10)
     found: list[Any] = [
         engine.step(batches, learning_rate(step, warmup, run.steps, 5e-4))[0].item() for step in range(run.steps)

@@ -20,36 +20,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from azneobert.bench.models import published_model, small_model, some_runtime, some_training
+from azneobert.bench.models import published_model, small_model
 from azneobert.bench.ranks import run_ranks
 from azneobert.bench.report import Row
-from azneobert.bench.seed_model import build_seed_model
 from azneobert.bench.synthetic import open_small_corpus, write_small_corpus
+from azneobert.bench.variants import ABLATION, Variant, build_engine
 from azneobert.data.stream import SampleRange, micro_batch_loader
 from azneobert.errors import TrainingError
 from azneobert.kernels.flash import installed
-from azneobert.model.backend import choose_backend
 from azneobert.model.encoder import flops_per_token
-from azneobert.recipe import EngineName, Model
-from azneobert.training.engine import Engine, make_accelerator, make_engine
+from azneobert.recipe import Model
+from azneobert.training.engine import Engine
 from azneobert.training.meter import PEAK_FLOPS, Feed
 
 DATASHEET = PEAK_FLOPS["NVIDIA H200"]
 _WARM_STEPS = 2
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to compute a step. The settings are those of `Runtime`; the first two are the seed project's."""
-
-    name: str
-    complex_rope: bool = False
-    head_on_all: bool = False
-    compile: bool = True
-    attention: str = "fa2"
-    blocks: str = "torch"
-    deterministic: bool = False
-    engine: EngineName = "plain"
 
 
 @dataclass(frozen=True)
@@ -79,18 +64,6 @@ class Job:
     profile: str | None = None  # a folder for the trace of one step
 
 
-_SEED = Variant("seed", complex_rope=True, head_on_all=True, compile=False)
-ABLATION = {
-    "eager": replace(_SEED, name="eager: complex RoPE, head on all tokens, FA2"),
-    "compile": replace(_SEED, name="+ torch.compile", compile=True),
-    "rope": replace(_SEED, name="+ real RoPE", compile=True, complex_rope=False),
-    "head": Variant("+ head on masked tokens only (FA2)"),
-    "fa3": Variant("+ FA3", attention="fa3"),
-    "fa4": Variant("+ FA4", attention="fa4"),
-    "fused": Variant("+ our kernels", attention="auto", blocks="auto"),
-    "deterministic": Variant("+ every sum in one order", attention="auto", blocks="auto", deterministic=True),
-    "zero2": Variant("our kernels, ZeRO-2", attention="auto", blocks="auto", engine="zero2"),
-}
 _OURS = ABLATION["fused"]
 
 
@@ -136,6 +109,8 @@ def bench_train(planned: list[Job]) -> Iterator[Row]:
     alone: dict[str, Any] | None = None
     for job in planned:
         try:
+            if job.steps >= 200:
+                measure(replace(job, steps=2))  # leaves the compiled kernels of these rows
             found = measure(job)
         except TrainingError as error:
             yield Row(f"{job.variant.name}; {job.shape}", "failed", note=str(error))
@@ -215,22 +190,10 @@ def write_rows(folder: Path, job: Job) -> None:
 
 
 def _rank(job: Job, folder: Path, began: float) -> None:
-    variant, shape = job.variant, job.shape
-    accelerator = make_accelerator(variant.engine)
-    device = accelerator.device
+    shape = job.shape
+    engine = build_engine(job.variant, job.model, shape.micro_batch, shape.accumulation)
+    device = engine.world.device
     on_gpu = device.type == "cuda"
-    runtime = some_runtime(
-        variant.engine,
-        variant.compile,
-        attention=variant.attention,
-        blocks=variant.blocks,
-        deterministic=variant.deterministic,
-    )
-    dtype = torch.bfloat16 if on_gpu else torch.float32
-    backend = choose_backend(runtime, job.model, device, dtype)
-    model = build_seed_model(job.model, dtype, backend, variant.complex_rope, variant.head_on_all)
-    training = some_training("bfloat16" if on_gpu else "float32")
-    engine = make_engine(model, training, runtime, accelerator, shape.micro_batch, shape.accumulation)
     rows = shape.micro_batch * shape.accumulation * engine.world.size
     extra = _WARM_STEPS + 2 + (job.profile is not None)
     samples = SampleRange(0, 0, job.steps + extra, rows, shape.micro_batch, shape.accumulation, engine.world.rank)
@@ -244,7 +207,7 @@ def _rank(job: Job, folder: Path, began: float) -> None:
     syncs = host_syncs(engine, batches) if on_gpu else 0
     durations, wall, waited, attended = timed_steps(engine, batches, job.steps)
     if job.profile is not None:
-        write_trace(engine, batches, Path(job.profile) / f"{variant.engine}-{os.getpid()}.json")
+        write_trace(engine, batches, Path(job.profile) / f"{job.variant.engine}-{os.getpid()}.json")
     loader.close()
     if engine.world.is_main:
         tokens = shape.micro_batch * shape.accumulation * shape.sequence_length
@@ -253,16 +216,17 @@ def _rank(job: Job, folder: Path, began: float) -> None:
             "step_ms": 1e3 * np.median(durations),
             "step_p99_ms": 1e3 * np.quantile(durations, 0.99),
             "loader_share": waited / wall,
-            "flops_per_token": flops_per_token(job.model, attended, training.masking_rate),
-            "matmul_peak": matmul_peak(device, dtype),
+            "flops_per_token": flops_per_token(job.model, attended, stream.masks_per_row / shape.sequence_length),
+            "matmul_peak": matmul_peak(device, engine.model.encoder.compute_dtype),
             "memory_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0,
             "host_syncs": syncs,
             "start_seconds": start_seconds,
-            "backend": str(backend),
+            "backend": str(engine.model.encoder.backend),
             "gpu": on_gpu,
         }
         (folder / "figures.json").write_text(json.dumps(figures, default=float))
-    accelerator.end_training()
+    if engine.world.size > 1:
+        torch.distributed.destroy_process_group()
 
 
 def timed_steps(engine: Engine, batches: Feed, steps: int) -> tuple[list[float], float, float, float]:
