@@ -66,9 +66,8 @@ def _rank(run: Run, folder: Path) -> None:
     micro_batch = run.rows // run.accumulation
     engine = build_engine(run.variant, run.model, micro_batch, run.accumulation)
     samples = SampleRange(0, 0, run.steps, run.rows, micro_batch, run.accumulation, 0)
-    batches = micro_batch_loader(
-        open_small_corpus(folder), samples, workers=0, pin_memory=engine.world.device.type == "cuda"
-    )
+    on_gpu = engine.world.device.type == "cuda"
+    batches = micro_batch_loader(open_small_corpus(folder), samples, workers=0, pin_memory=on_gpu)
     warmup = max(1, run.steps // 10)
     found: list[Any] = [
         engine.step(batches, learning_rate(step, warmup, run.steps, 5e-4))[0].item() for step in range(run.steps)

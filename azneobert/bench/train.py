@@ -7,7 +7,7 @@ uses; only the tokens are drawn at random. Steps are timed by events on the GPU,
 from __future__ import annotations
 
 import json
-import os
+import re
 import tempfile
 import time
 import warnings
@@ -207,7 +207,7 @@ def _rank(job: Job, folder: Path, began: float) -> None:
     syncs = host_syncs(engine, batches) if on_gpu else 0
     durations, wall, waited, attended = timed_steps(engine, batches, job.steps)
     if job.profile is not None:
-        write_trace(engine, batches, Path(job.profile) / f"{job.variant.engine}-{os.getpid()}.json")
+        write_trace(engine, batches, Path(job.profile) / f"{slug(job)}-{engine.world.rank}.json")
     loader.close()
     if engine.world.is_main:
         tokens = shape.micro_batch * shape.accumulation * shape.sequence_length
@@ -272,6 +272,11 @@ def write_trace(engine: Engine, batches: Feed, file: Path) -> None:
         engine.step(batches, 1e-4)
         _wait_for_gpu(on_gpu)
     traced.export_chrome_trace(str(file))
+
+
+def slug(job: Job) -> str:
+    """A job's name as a file's."""
+    return re.sub(r"\W+", "-", f"{job.variant.name} {job.shape}").strip("-").lower()
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:

@@ -1,4 +1,4 @@
-"""The ways of computing a step that `azneobert bench train` and `bench loss` compare, from the seed project's to ours."""
+"""The ways of computing a step that `bench train` and `bench loss` compare, from the seed project's to ours."""
 
 from __future__ import annotations
 
