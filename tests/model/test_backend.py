@@ -27,8 +27,8 @@ def runtime_of(**settings: str) -> Runtime:
     return toy_recipe({"runtime": settings}).runtime
 
 
-def model_of(**settings: int) -> Model:
-    return toy_recipe({"model": settings}).model
+def model_of(hidden_size: int = 64, heads: int = 2) -> Model:
+    return toy_recipe({"model": {"hidden_size": hidden_size, "num_attention_heads": heads}}).model
 
 
 @pytest.fixture
@@ -109,27 +109,20 @@ def test_what_fused_blocks_lack_is_named_where_they_are_asked_for_and_done_witho
     assert not choose_backend(runtime_of(attention=attention), model_of(), CUDA, dtype).fused
 
 
-@pytest.mark.parametrize(
-    ("sizes", "named"),
-    [
-        ({"hidden_size": 48, "num_attention_heads": 2}, ["head size 24", "hidden size 48"]),
-        ({"hidden_size": 96, "num_attention_heads": 8}, ["head size 12", "hidden size 96"]),
-        ({"hidden_size": 12, "num_attention_heads": 3}, ["head size 4", "hidden size 12"]),
-    ],
-)
-def test_a_model_whose_sizes_the_kernels_cannot_take_is_refused_with_its_sizes(
-    sizes: dict[str, int], named: list[str], gpu: MakeGpu
-) -> None:
+@pytest.mark.parametrize(("hidden_size", "heads"), [(48, 2), (32, 2), (512, 2), (160, 2)])
+def test_a_head_size_that_no_kernel_takes_is_refused_by_its_number(hidden_size: int, heads: int, gpu: MakeGpu) -> None:
     gpu()
-    with refused(TrainingError, "runtime.blocks: fused needs a head size that is a power of two", *named):
-        choose_backend(runtime_of(blocks="fused"), model_of(**sizes), CUDA, BF16)
-    assert not choose_backend(runtime_of(), model_of(**sizes), CUDA, BF16).fused
+    model = model_of(hidden_size, heads)
+    found = f"found {hidden_size // heads}"
+    with refused(TrainingError, "runtime.blocks: fused needs a head size of 32, 64 or 128", found, "use auto"):
+        choose_backend(runtime_of(blocks="fused"), model, CUDA, BF16)
+    assert str(choose_backend(runtime_of(), model, CUDA, BF16)) == "attention fa4, blocks torch"
 
 
-@pytest.mark.parametrize("recipe", [{}, {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}])
-def test_toy_and_published_sizes_are_no_obstacle(recipe: dict[str, int], gpu: MakeGpu) -> None:
+@pytest.mark.parametrize(("hidden_size", "heads"), [(32, 1), (768, 12), (1024, 8), (96, 3)])
+def test_heads_of_32_64_and_128_are_no_obstacle(hidden_size: int, heads: int, gpu: MakeGpu) -> None:
     gpu()
-    assert obstacle_to_fused(model_of(**recipe), "fa3", CUDA, BF16) is None
+    assert obstacle_to_fused(model_of(hidden_size, heads), "fa3", CUDA, BF16) is None
 
 
 def test_a_backend_says_in_words_what_it_is() -> None:

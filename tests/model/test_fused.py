@@ -22,9 +22,11 @@ from azneobert.kernels.head import head_loss_op
 from azneobert.model.attention import flash_attention, reference
 from azneobert.model.backend import Backend
 from azneobert.model.encoder import Block, Encoder, MaskedLM, Windows
-from azneobert.model.fused import folded, fused_blocks, in_rotated_pairs, in_turns
+from azneobert.model.fused import fused_forward, fused_weights, in_rotated_pairs, in_turns
 from azneobert.recipe import Model
 
+BF16, FP32 = torch.bfloat16, torch.float32
+FUSED = Backend("fa4", flash_attention("fa4"), fused=True)
 # Two rows: windows of one token, of some and of a whole row; then the repeated entries at the end.
 STARTS, ROW = [0, 1, 9, 24, 48, 48, 48], 24
 TOKENS = STARTS[-1]
@@ -54,11 +56,12 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
 
 
-def encoder_in_float64(**overrides: object) -> Encoder:
-    encoder = lively(model_of(**overrides)).encoder.double()
-    assert encoder.rotary.cos.dtype == torch.float64
-    assert all((block.attention_norm.weight - 1).abs().max() > 0.1 for block in blocks_of(encoder))
-    return encoder
+def model_in_float64(**overrides: object) -> MaskedLM:
+    model = lively(model_of(**overrides)).double()
+    model.encoder.compute_dtype = torch.float64
+    assert model.encoder.rotary.cos.dtype == torch.float64
+    assert all((block.attention_norm.weight - 1).abs().max() > 0.1 for block in blocks_of(model.encoder))
+    return model
 
 
 def blocks_of(encoder: Encoder) -> list[Block]:
@@ -73,12 +76,12 @@ def stream_and_cotangent(encoder: Encoder) -> tuple[torch.Tensor, torch.Tensor]:
     return (0.3 * x).requires_grad_(), weights
 
 
-def plain_block(block: Block, x_TD: torch.Tensor, config: Model) -> torch.Tensor:
+def plain_block(weights: dict[str, torch.Tensor], number: int, x_TD: torch.Tensor, config: Model) -> torch.Tensor:
     """A block as the fused kernels compute it, from the weights that they get."""
     position_ids, cu_seqlens = places()
-    heads, size, eps = block.heads, config.hidden_size // block.heads, config.rms_norm_eps
-    qkv = in_rotated_pairs(folded(block.qkv.weight, block.attention_norm.weight, x_TD.dtype), heads)
-    gate_up = in_turns(folded(block.gate_up.weight, block.ffn_norm.weight, x_TD.dtype))
+    heads, eps = config.num_attention_heads, config.rms_norm_eps
+    size = config.hidden_size // heads
+    qkv, out, gate_up, down = (weights[f"{number}.{name}"] for name in ("qkv", "out", "gate_up", "down"))
 
     rstd_T = (x_TD.square().mean(1) + eps).rsqrt()
     inverse = config.rope_theta ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
@@ -86,33 +89,34 @@ def plain_block(block: Block, x_TD: torch.Tensor, config: Model) -> torch.Tensor
     projected = (rstd_T[:, None] * (x_TD @ qkv.T)).view(TOKENS, 3, heads, size // 2, 2)
     rotated = torch.view_as_real(torch.view_as_complex(projected[:, :2].contiguous()) * turn).flatten(3)
     mixed = reference(rotated[:, 0], rotated[:, 1], projected[:, 2].flatten(2), cu_seqlens, ROW)
-    middle = x_TD + mixed.reshape(x_TD.shape) @ block.out.weight.T
+    middle = x_TD + mixed.reshape(x_TD.shape) @ out.T
 
     middle_rstd = (middle.square().mean(1) + eps).rsqrt()
     gate, up = (middle_rstd[:, None] * (middle @ gate_up.T)).unflatten(1, (-1, 2)).unbind(2)
-    return middle + (gate * gate.sigmoid() * up) @ block.down.weight.T
+    return middle + (gate * gate.sigmoid() * up) @ down.T
 
 
-def plain_blocks(encoder: Encoder, x_TD: torch.Tensor) -> torch.Tensor:
-    for block in blocks_of(encoder):
-        x_TD = plain_block(block, x_TD, encoder.config)
+def plain_blocks(model: MaskedLM, x_TD: torch.Tensor) -> torch.Tensor:
+    weights = fused_weights(model)
+    for number in range(model.config.num_hidden_layers):
+        x_TD = plain_block(weights, number, x_TD, model.config)
     return x_TD
 
 
-def torch_blocks(encoder: Encoder, x_TD: torch.Tensor) -> torch.Tensor:
+def torch_blocks(model: MaskedLM, x_TD: torch.Tensor) -> torch.Tensor:
     position_ids, cu_seqlens = places()
-    windows = Windows(cu_seqlens, ROW, *encoder.rotary(position_ids))
-    for block in blocks_of(encoder):
+    windows = Windows(cu_seqlens, ROW, *model.encoder.rotary(position_ids))
+    for block in blocks_of(model.encoder):
         x_TD = block(x_TD, windows, reference)
     return x_TD
 
 
-def value_and_gradients(encoder: Encoder, compute: Any) -> dict[str, torch.Tensor]:
+def of_blocks(model: MaskedLM, compute: Any) -> dict[str, torch.Tensor]:
     """The result of all blocks, and the gradients of their input and of all their parameters by name."""
-    x_TD, weights = stream_and_cotangent(encoder)
-    parameters = dict(encoder.blocks.named_parameters())
-    result = compute(encoder, x_TD)
-    gradients = torch.autograd.grad((result * weights).sum(), [x_TD, *parameters.values()])
+    x_TD, cotangent = stream_and_cotangent(model.encoder)
+    parameters = dict(model.encoder.blocks.named_parameters())
+    result = compute(model, x_TD)
+    gradients = torch.autograd.grad((result * cotangent).sum(), [x_TD, *parameters.values()])
     assert all(gradient.abs().max() > 1e-3 for gradient in gradients)
     return {"result": result.detach(), **dict(zip(["x_TD", *parameters], gradients, strict=True))}
 
@@ -120,21 +124,29 @@ def value_and_gradients(encoder: Encoder, compute: Any) -> dict[str, torch.Tenso
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.usefixtures("in_float64")
 def test_a_block_of_folded_and_reordered_weights_is_the_block(shape: str) -> None:
-    encoder = encoder_in_float64(**SHAPES[shape])
-    found, expected = value_and_gradients(encoder, plain_blocks), value_and_gradients(encoder, torch_blocks)
-    torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-9)
+    model = model_in_float64(**SHAPES[shape])
+    torch.testing.assert_close(of_blocks(model, plain_blocks), of_blocks(model, torch_blocks), atol=1e-10, rtol=1e-9)
+
+
+def of_logits(model: MaskedLM, compute: Any) -> dict[str, torch.Tensor]:
+    """The logits of all tokens, and the gradients of all parameters by name."""
+    logits = compute(random_ids(TOKENS, 1), *places(), ROW, torch.arange(TOKENS), None)
+    cotangent = torch.randn(logits.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    parameters = dict(model.named_parameters())
+    gradients = torch.autograd.grad((logits * cotangent).sum(), list(parameters.values()))
+    assert all(gradient.abs().max() > 1e-3 for gradient in gradients)
+    return {"logits": logits.detach(), **dict(zip(parameters, gradients, strict=True))}
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.usefixtures("in_float64")
-def test_the_two_operations_of_a_block_are_the_block_and_its_gradient(
+def test_through_the_operations_of_all_blocks_go_the_values_and_gradients_of_the_model(
     shape: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain_kernels.stand_in(monkeypatch)
-    encoder = encoder_in_float64(**SHAPES[shape])
-    position_ids, cu_seqlens = places()
-    found = value_and_gradients(encoder, lambda encoder, x: fused_blocks(encoder, x, position_ids, cu_seqlens, ROW))
-    torch.testing.assert_close(found, value_and_gradients(encoder, torch_blocks), atol=1e-10, rtol=1e-9)
+    model = model_in_float64(**SHAPES[shape])
+    found = of_logits(model, lambda *inputs: fused_forward(model, fused_weights(model), *inputs))
+    torch.testing.assert_close(found, of_logits(model, model), atol=1e-10, rtol=1e-9)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -148,7 +160,7 @@ def test_a_fused_model_has_the_loss_and_the_gradients_of_a_plain_one(
     inputs = (random_ids(TOKENS, 1), *places(), ROW, masked, random_ids(len(masked), 2))
     found: dict[str, torch.Tensor] = {}
     expected: dict[str, torch.Tensor] = {}
-    for backend, results in ((Backend("fa4", flash_attention("fa4"), fused=True), found), (Backend(), expected)):
+    for backend, results in ((FUSED, found), (Backend(), expected)):
         model.encoder.backend = backend
         model.zero_grad()
         loss = model(*inputs)
@@ -164,7 +176,7 @@ def test_a_fused_model_without_targets_gives_the_logits_of_a_plain_one(monkeypat
     model = lively(model_of())
     inputs = (random_ids(TOKENS, 1), *places(), ROW, torch.tensor([3, 24, 46]))
     expected = model(*inputs)
-    model.encoder.backend = Backend("fa4", flash_attention("fa4"), fused=True)
+    model.encoder.backend = FUSED
     torch.testing.assert_close(model(*inputs), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -213,16 +225,48 @@ def test_the_rows_of_gate_and_up_come_to_stand_in_turns() -> None:
     assert torch.equal(in_turns(rows), torch.tensor([0.0, 3, 1, 4, 2, 5])[:, None].expand(6, 2))
 
 
-def test_a_norm_is_folded_in_before_the_product_is_rounded() -> None:
-    weight, norm = torch.rand(5, 3, generator=torch.Generator().manual_seed(1)), torch.tensor([0.7, 1.1, -1.3])
-    assert torch.equal(folded(weight, norm, torch.bfloat16), (weight * norm[None, :]).bfloat16())
-    assert folded(weight, norm, torch.float32).tolist() == (weight @ norm.diag()).tolist()
+@pytest.mark.parametrize("tied", [False, True])
+def test_fused_weights_are_in_fp32_and_hold_the_norms_before_the_matrices(tied: bool) -> None:
+    model = lively(model_of(tie_embeddings=tied))
+    model.encoder.compute_dtype = BF16
+    weights = fused_weights(model)
+    assert {weight.dtype for weight in weights.values()} == {FP32}
+    block = blocks_of(model.encoder)[1]
+    qkv, gate_up = (
+        projection.weight @ norm.weight.diag()
+        for projection, norm in ((block.qkv, block.attention_norm), (block.gate_up, block.ffn_norm))
+    )
+    assert torch.equal(weights["1.qkv"], in_rotated_pairs(qkv, block.heads))
+    assert torch.equal(weights["1.gate_up"], in_turns(gate_up))
+    assert weights["1.out"] is block.out.weight
+    assert weights["1.down"] is block.down.weight
+    assert weights["encoder.embedding.weight"] is model.encoder.embedding.weight
+    assert weights["final_norm"] is model.encoder.final_norm.weight
+    assert weights.get("head") is (None if tied else model.head.weight)
+
+
+def test_fused_weights_are_the_model_s_where_it_is_fused_and_the_parameters_elsewhere() -> None:
+    model = lively(model_of())
+    parameters = dict(model.named_parameters())
+    assert model.weights().keys() == parameters.keys()
+    assert all(weight is parameters[name] for name, weight in model.weights().items())
+    model.encoder.backend = FUSED
+    assert model.weights().keys() == fused_weights(model).keys()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_every_matrix_is_cast_once_but_the_embedding_whose_rows_are(tied: bool) -> None:
+    model = lively(model_of(tie_embeddings=tied))
+    blocks = [f"encoder.blocks.{n}.{name}.weight" for n in range(2) for name in ("qkv", "out", "gate_up", "down")]
+    assert model.cast_names() == {*blocks, *([] if tied else ["head.weight"])}
+    model.encoder.backend = FUSED
+    blocks = [f"{n}.{name}" for n in range(2) for name in ("qkv", "out", "gate_up", "down")]
+    assert model.cast_names() == {*blocks, *([] if tied else ["head"])}
 
 
 # What the compiler is told about the operations
 
 
-BF16, FP32 = torch.bfloat16, torch.float32
 HIDDEN, HEADS, INNER, VOCAB, MASKED = 32, 4, 48, 300, 7
 
 
@@ -340,7 +384,7 @@ def test_a_gradient_flows_through_an_operation_on_nothing(name: str) -> None:
 @pytest.mark.parametrize("dtype", [BF16, FP32])
 @pytest.mark.usefixtures("fake")
 def test_every_parameter_of_a_fused_model_has_a_gradient_of_its_shape(tied: bool, dtype: torch.dtype) -> None:
-    model = MaskedLM(model_of(tie_embeddings=tied), dtype, Backend("fa4", flash_attention("fa4"), fused=True))
+    model = MaskedLM(model_of(tie_embeddings=tied), dtype, FUSED)
     masked = torch.randint(TOKENS, (MASKED,))
     model(torch.randint(VOCAB, (TOKENS,)), *places(), ROW, masked, torch.randint(VOCAB, (MASKED,))).backward()
     for name, parameter in model.named_parameters():

@@ -73,6 +73,11 @@ def test_kernels_are_kept_in_the_folder_that_is_named(tmp_path: Path) -> None:
     assert inductor == str(cache / "inductor")
 
 
+def test_a_folder_whose_name_is_empty_counts_as_none(tmp_path: Path) -> None:
+    changed, _, _ = prepared(tmp_path, {"AZNEOBERT_CACHE": ""})
+    assert {name: changed[name] for name in CACHES} == folders(tmp_path / ".cache" / "azneobert")
+
+
 def test_what_the_environment_sets_goes_before(tmp_path: Path) -> None:
     own = {name: str(tmp_path / "mine" / folder) for name, folder in CACHES.items()}
     own["FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED"] = "0"

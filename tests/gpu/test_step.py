@@ -1,0 +1,93 @@
+"""A whole step on a GPU: it never waits for the GPU, and what makes it fast does not change what is learnt."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from azneobert.bench.loss_compare import Run, losses
+from azneobert.bench.models import small_model
+from azneobert.bench.ranks import run_ranks
+from azneobert.bench.synthetic import open_small_corpus, write_small_corpus
+from azneobert.bench.variants import ABLATION, build_engine
+from azneobert.data.stream import SampleRange, micro_batch_loader
+from azneobert.model.attention import choose_attention
+from azneobert.model.backend import obstacle_to_fused
+
+MODEL = small_model().model_copy(update={"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 768})
+LENGTH = 128
+STEPS = 30
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: none is visible to torch"),
+]
+
+
+def obstacle() -> str | None:
+    device, dtype = torch.device("cuda"), torch.bfloat16
+    return obstacle_to_fused(MODEL, choose_attention("auto", device, dtype)[0], device, dtype)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random tokens in rows packed with short documents, so that batches differ in their number of windows."""
+    folder = tmp_path_factory.mktemp("corpus")
+    lengths = np.random.default_rng(1).integers(4, 100, 3000)
+    write_small_corpus(folder, MODEL.vocab_size, LENGTH, lengths=lengths)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["fused", "deterministic", "head"])
+def test_a_step_never_waits_for_the_gpu(name: str, corpus: Path) -> None:
+    run_ranks(steps_without_waiting, name, corpus, obstacle() is None, world=1)
+
+
+def steps_without_waiting(name: str, corpus: Path, fused: bool) -> None:
+    """In a process of its own: steps over some batches to warm up, then the same where a wait is an error."""
+    engine = build_engine(ABLATION[name], MODEL, 4, 2)
+    assert engine.model.encoder.backend.fused == (fused and name != "head")
+    samples = SampleRange(0, 0, 3, 8, 4, 2, 0)
+    batches = list(micro_batch_loader(open_small_corpus(corpus), samples, workers=0, pin_memory=True))
+    assert len({batch.sizes[0] for batch in batches}) > 1
+    for _ in range(2):
+        source = iter(batches)
+        for _ in range(3):
+            engine.step(source, 1e-4)[0].item()
+    torch.cuda.synchronize()
+    source = iter(batches)
+    torch.cuda.set_sync_debug_mode("error")
+    found = [figure for _ in range(3) for figure in engine.step(source, 1e-4)]
+    torch.cuda.set_sync_debug_mode("default")
+    assert all(np.isfinite(figure.item()) for figure in found)
+
+
+def test_in_that_mode_a_wait_is_an_error() -> None:
+    one = torch.ones((), device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with pytest.raises(RuntimeError, match="synchronizing"):
+            one.item()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_fused_losses_part_from_eager_ones_no_further_than_twice_as_far_as_those_from_themselves(corpus: Path) -> None:
+    needed = obstacle()
+    if needed:
+        pytest.skip(f"needs {needed}")
+    eager = Run(replace(ABLATION["head"], name="eager", compile=False), MODEL, STEPS, 16, 1, LENGTH)
+    expected = losses(eager, corpus)
+    otherwise = losses(replace(eager, accumulation=4), corpus)
+    fused = losses(replace(eager, variant=ABLATION["fused"]), corpus)
+    assert len(expected) == STEPS
+    assert expected[-5:].mean() < expected[0] - 0.1  # it has learnt something
+
+    def gap(found: np.ndarray) -> float:
+        return float(np.sqrt(np.mean((found - expected) ** 2)))
+
+    assert 0 < gap(fused) <= 2 * gap(otherwise)
