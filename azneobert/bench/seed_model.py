@@ -40,7 +40,7 @@ class HeadOnAllTokens(MaskedLM):
         assert targets is not None
         logits_TV = self.head(self.encoder(input_ids, position_ids, cu_seqlens, max_seqlen)).float()
         labels_T = torch.full_like(input_ids, -100).index_copy(0, masked_indices, targets)
-        return F.cross_entropy(logits_TV, labels_T).double()
+        return F.cross_entropy(logits_TV, labels_T).double()  # a mask that a nearly empty row repeats counts once
 
 
 def build_seed_model(

@@ -20,7 +20,7 @@ app = typer.Typer(no_args_is_help=True, help="Benchmarks: each claim of speed or
 _VARIANTS = ("eager", "compile", "rope", "head", "fa3", "fa4", "fused", "deterministic", "zero2")
 _ROWS = ("free", "packed", "4096", "worlds", "steady")
 
-Quick = Annotated[bool, typer.Option(help="Toy sizes: shows that it runs, says nothing of speed.")]
+Quick = Annotated[bool, typer.Option(help="A fixed table at toy sizes: shows that it runs, says nothing of speed.")]
 Output = Annotated[Path | None, typer.Option(help="Write the table to this Markdown file too.")]
 
 

@@ -129,7 +129,10 @@ def _partial_sums(rows: int, columns: int, config: GemmConfig, device: torch.dev
 
 @functools.cache
 def rotation_frequencies(heads: int, size: int, theta: float, device: torch.device) -> torch.Tensor:
-    """For each column of the projection, what its pair turns by at each position: q and k turn, v does not; (3D,)."""
+    """What each column's pair turns by at a position, in turns, as two numbers in neighbouring columns: (3D,), fp32.
+
+    The columns of q and k turn, those of v do not.
+    """
     inverse = 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.float64) / size)
     frequencies: Any = make_interleaved_inv_freq(inverse, 2 * heads * size, heads * size)
     return frequencies.to(device)

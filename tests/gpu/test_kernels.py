@@ -109,9 +109,9 @@ def test_the_projection_is_normed_and_rotated(tokens: int, heads: int, size: int
     hidden = heads * size
     x, rstd, weight = random(tokens, hidden), random.rstd(tokens), random(3 * hidden, hidden, scale=0.05)
     positions = (torch.arange(tokens, device=CUDA) % 700).float()
+    # Each kernel reads frequencies of its own making: QuACK's are turns in two parts, the stand-in's radians.
     frequencies = epilogues.rotation_frequencies(heads, size, THETA, CUDA)
     exact_frequencies = plain_kernels.rotation_frequencies(heads, size, THETA, CUDA)
-    assert_near(frequencies, exact_frequencies)
     found = epilogues.project_rotated(x, rstd, weight, positions, frequencies)
     assert found.dtype == BF16
     assert_near(found, plain_kernels.project_rotated(*exact(x, rstd, weight, positions), exact_frequencies))
