@@ -82,11 +82,11 @@ def jobs(names: list[str], rows: list[str], steps: int) -> Iterator[Job]:
             shaped = replace(shape, micro_batch=24, accumulation=12) if heavy else shape
             yield Job(variant, shaped, steps, model)
     if "free" in rows:
-        yield Job(_OURS, replace(shape, micro_batch=192), steps, model, bar=330e3)
+        yield Job(_OURS, replace(shape, micro_batch=144), steps, model, bar=330e3)
     if "packed" in rows:
-        yield Job(_OURS, replace(shape, packed=True), steps, model, bar=330e3)
+        yield Job(_OURS, replace(shape, packed=True, micro_batch=144), steps, model, bar=330e3)
     if "4096" in rows:
-        yield Job(_OURS, replace(shape, sequence_length=4096, micro_batch=12), steps, model, bar=210e3)
+        yield Job(_OURS, replace(shape, sequence_length=4096, micro_batch=36), steps, model, bar=210e3)
     if "worlds" in rows and world > 1:
         for variant in (_OURS, ABLATION["zero2"]):
             yield Job(variant, shape, steps, model, world=world)

@@ -25,6 +25,7 @@ class Variant:
     blocks: str = "torch"
     deterministic: bool = False
     engine: EngineName = "plain"
+    exact: bool = False  # in fp32, and not in bfloat16
 
 
 _SEED = Variant("seed", complex_rope=True, head_on_all=True, compile=False)
@@ -42,10 +43,9 @@ ABLATION = {
 
 
 def build_engine(variant: Variant, config: Model, micro_batch: int, accumulation: int) -> Engine:
-    """A model with random weights in the engine of this process: bfloat16 on a GPU, fp32 on a CPU."""
+    """A model with random weights in the engine of this process."""
     accelerator = make_accelerator(variant.engine)
-    on_gpu = accelerator.device.type == "cuda"
-    dtype = torch.bfloat16 if on_gpu else torch.float32
+    dtype = torch.float32 if variant.exact else torch.bfloat16
     runtime = some_runtime(
         variant.engine,
         variant.compile,
@@ -55,5 +55,5 @@ def build_engine(variant: Variant, config: Model, micro_batch: int, accumulation
     )
     backend = choose_backend(runtime, config, accelerator.device, dtype)
     model = build_seed_model(config, dtype, backend, variant.complex_rope, variant.head_on_all)
-    training = some_training("bfloat16" if on_gpu else "float32")
+    training = some_training(str(dtype).removeprefix("torch."))
     return make_engine(model, training, runtime, accelerator, micro_batch, accumulation)

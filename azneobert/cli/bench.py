@@ -89,15 +89,16 @@ def train(
 def loss(
     variants: Annotated[str, typer.Option(help="Variants of `bench train` to compare.")] = "fa4,fused,deterministic",
     steps: Annotated[int, typer.Option(min=2, help="Steps to train each.")] = 200,
+    curves: Annotated[Path | None, typer.Option(help="Write the losses of every step to this CSV file.")] = None,
     quick: Quick = False,
     output: Output = None,
 ) -> None:
-    """Whether what makes a step fast changes what is learnt: the same steps with and without it."""
+    """Whether what makes a step fast changes what is learnt: the same steps with it, and in fp32."""
     from azneobert.bench.loss_compare import bench_loss
 
     names = _chosen("--variants", variants, _VARIANTS)
     _needs_a_gpu("bench loss", quick)
-    _run("Loss: fast against plain", bench_loss(names, steps, quick), output, without_bars=quick)
+    _run("Loss: fast against plain", bench_loss(names, steps, quick, curves), output, without_bars=quick)
 
 
 def _needs_a_gpu(command: str, quick: bool) -> None:

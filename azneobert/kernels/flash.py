@@ -17,7 +17,7 @@ import torch
 class FlashKernel(NamedTuple):
     """One kernel's two functions.
 
-    forward(q, k, v, cu_seqlens, max_seqlen) -> mixed values (T, N, H) and log-sum-exp (N, T), fp32;
+    forward(q, k, v, cu_seqlens, max_seqlen) -> mixed values (T, N, H) and log-sum-exp, fp32, as many as (N, T);
     backward(dout, q, k, v, out, lse, cu_seqlens, max_seqlen, (dq, dk, dv)) writes the gradients into the last three.
     """
 
@@ -111,6 +111,12 @@ def _deterministic() -> bool:
     return torch.are_deterministic_algorithms_enabled()
 
 
+def full_rows(tokens: int, cu_seqlens: torch.Tensor, max_seqlen: int) -> int | None:
+    """How many rows there are if each is one window of the greatest length, told by counts alone; otherwise None."""
+    rows, rest = divmod(tokens, max_seqlen)
+    return rows if rest == 0 and cu_seqlens.shape[0] == rows + 1 else None
+
+
 def _fa4() -> FlashKernel:
     from flash_attn.cute.interface import _flash_attn_bwd, _flash_attn_fwd
 
@@ -123,24 +129,28 @@ def _fa4() -> FlashKernel:
         }
 
     def forward(q, k, v, cu_seqlens, max_seqlen):  # type: ignore[no-untyped-def]
-        out, lse, *_ = _flash_attn_fwd(q, k, v, return_lse=True, **places(cu_seqlens, max_seqlen))
-        return out, lse
+        tokens, heads, _ = q.shape
+        rows = full_rows(tokens, cu_seqlens, max_seqlen)
+        if rows is None:
+            out, lse, *_ = _flash_attn_fwd(q, k, v, return_lse=True, **places(cu_seqlens, max_seqlen))
+            return out, lse
+        # A kernel without windows is faster; its log-sum-exp is (rows, N, length), for its own backward alone.
+        q, k, v = (x.unflatten(0, (rows, max_seqlen)) for x in (q, k, v))
+        out, lse, *_ = _flash_attn_fwd(q, k, v, return_lse=True)
+        return out.flatten(0, 1), lse.view(heads, tokens)
 
     def backward(dout, q, k, v, out, lse, cu_seqlens, max_seqlen, into):  # type: ignore[no-untyped-def]
-        dq, dk, dv = into
-        _flash_attn_bwd(
-            q,
-            k,
-            v,
-            out,
-            dout,
-            lse,
-            deterministic=_deterministic(),
-            dq=dq,
-            dk=dk,
-            dv=dv,
-            **places(cu_seqlens, max_seqlen),
-        )
+        tokens, heads, _ = q.shape
+        rows = full_rows(tokens, cu_seqlens, max_seqlen)
+        by_token = (q, k, v, out, dout, *into)
+        if rows is None:
+            where = places(cu_seqlens, max_seqlen)
+        else:
+            where = {}
+            by_token = tuple(x.unflatten(0, (rows, max_seqlen)) for x in by_token)
+            lse = lse.view(rows, heads, max_seqlen)
+        q, k, v, out, dout, dq, dk, dv = by_token
+        _flash_attn_bwd(q, k, v, out, dout, lse, deterministic=_deterministic(), dq=dq, dk=dk, dv=dv, **where)
 
     return FlashKernel(forward, backward)
 

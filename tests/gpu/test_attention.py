@@ -63,6 +63,20 @@ def test_a_kernel_agrees_with_the_reference_in_float64(kernel: Attention, heads:
         assert relative_error(gradient, exact_gradient) < 2e-2
 
 
+@pytest.mark.parametrize("rows", [4, 16])
+def test_rows_of_one_window_each_agree_with_the_reference_too(kernel: Attention, rows: int) -> None:
+    length = STARTS[-1] // rows
+    starts = torch.arange(0, STARTS[-1] + 1, length, dtype=torch.int32, device=CUDA)
+    *values, weights = random_tensors(12, 64)
+    together = torch.stack(values, dim=1).requires_grad_()  # (T, 3, N, H), as a projection leaves them
+    exact = together.detach().double().requires_grad_()
+    found, expected = kernel(*together.unbind(1), starts, length), reference(*exact.unbind(1), starts, length)
+    torch.testing.assert_close(found.double(), expected, atol=1.5e-2, rtol=1.6e-2)
+    (gradient,) = torch.autograd.grad(found, together, weights)
+    (exact_gradient,) = torch.autograd.grad(expected, exact, weights.double())
+    assert relative_error(gradient, exact_gradient) < 2e-2
+
+
 def test_a_kernel_takes_q_k_and_v_side_by_side_as_a_projection_leaves_them(kernel: Attention) -> None:
     *values, _ = random_tensors(4, 64)
     together = torch.stack(values, dim=1)  # (T, 3, N, H)
