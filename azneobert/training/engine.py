@@ -150,8 +150,8 @@ class Weights(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self) -> dict[str, torch.Tensor]:
-        """See `MaskedLM.weights`."""
+    def forward(self, nothing: None) -> dict[str, torch.Tensor]:
+        """See `MaskedLM.weights`. It needs no input, but DDP on a GPU fails where it is called with none."""
         return self.model.weights()
 
 

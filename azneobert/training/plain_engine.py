@@ -41,7 +41,7 @@ class PlainEngine:
 
     def step(self, micro_batches: Iterator[PackedBatch], rate: float) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Engine.step`."""
-        total, delivery = self._micro_batches.run(self._weights(), micro_batches)
+        total, delivery = self._micro_batches.run(self._weights(None), micro_batches)
         delivery.backward()
         if self.world.size > 1:
             dist.all_reduce(total)

@@ -111,7 +111,7 @@ class Zero2Engine:
         """See `Engine.step`."""
         for group in self._zero.param_groups:
             group["lr"] = rate
-        total, delivery = self._micro_batches.run(self._engine(), micro_batches)
+        total, delivery = self._micro_batches.run(self._engine(None), micro_batches)
         self._engine.backward(delivery)
         self._engine.step()
         if self.world.size > 1:

@@ -177,6 +177,19 @@ def weights_of_each(inputs: Inputs) -> tuple[object, dict[str, torch.Tensor], Tr
     return figures, {name: p.detach() for name, p in engine.model.named_parameters()}, engine.gather()
 
 
+def test_two_ranks_train_as_well_where_ddp_moves_what_it_is_called_with_to_a_device(toy: Toy) -> None:
+    usual = run_ranks(weights_of_each, toy.inputs(), processes=2, folder=toy.folder)
+    moved = run_ranks(steps_with_a_device_id, toy.inputs(), processes=2, folder=toy.folder)
+    assert [figures for figures, *_ in usual] == moved
+
+
+def steps_with_a_device_id(inputs: Inputs) -> list[list[float]]:
+    """DDP goes this way on GPUs only, where each rank has a device id; a CPU passes for one."""
+    engine = new_engine(inputs.recipe, accumulation=2)
+    engine._weights.device_ids = [0]
+    return steps(engine, open_streams(inputs)[0], range(3))
+
+
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
