@@ -7,11 +7,12 @@ import torch
 
 from azneobert.checkpoint.rotation import CheckpointFolder
 from azneobert.checkpoint.universal import all_weights, read_checkpoint
+from azneobert.engine.interface import world_of
+from azneobert.engine.make import make_accelerator
 from azneobert.errors import CheckpointError
 from azneobert.model.backend import choose_backend
 from azneobert.model.encoder import build_model
 from azneobert.recipe import PHASES, Recipe
-from azneobert.training.engine import make_accelerator, world_of
 from azneobert.training.evaluation import evaluate
 from azneobert.training.inputs import open_streams
 from pretrain import phase_inputs

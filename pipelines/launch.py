@@ -9,9 +9,9 @@ import subprocess
 import sys
 from argparse import Namespace
 
+from azneobert.engine.make import PROCESSES
 from azneobert.errors import TrainingError
 from azneobert.recipe import PHASES, Recipe
-from azneobert.training.engine import PROCESSES
 from azneobert.training.inputs import Inputs, stop_file
 from azneobert.training.report import write_report
 from azneobert.training.run import prepare_folder, pretrain

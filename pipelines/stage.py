@@ -25,6 +25,7 @@ TRAINING_CODE = (
     "azneobert/data/stream.py",
     "azneobert/kernels",
     "azneobert/model",
+    "azneobert/engine",
     "azneobert/training",
     "azneobert/checkpoint",
 )

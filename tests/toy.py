@@ -51,8 +51,8 @@ _servers = multiprocessing.get_context("forkserver")
 _servers.set_forkserver_preload(
     [
         "azneobert.training.run",
-        "azneobert.training.plain_engine",
-        "azneobert.training.zero2_engine",
+        "azneobert.engine.plain",
+        "azneobert.engine.zero2",
         "mlflow",
         "mlflow.store.db.utils",
         "mlflow.store.tracking.sqlalchemy_store",

@@ -22,10 +22,11 @@ from azneobert.checkpoint.convert import convert
 from azneobert.checkpoint.rotation import BackgroundWriter, CheckpointFolder
 from azneobert.checkpoint.universal import KINDS, TrainState, open_checkpoint, read_checkpoint, write_checkpoint
 from azneobert.data.stream import SampleRange, micro_batch_loader
+from azneobert.engine.interface import Engine
+from azneobert.engine.make import make_accelerator, make_engine
 from azneobert.model.backend import choose_backend
 from azneobert.model.encoder import build_model, count_parameters
 from azneobert.recipe import EngineName, Model
-from azneobert.training.engine import Engine, make_accelerator, make_engine
 
 _ROWS, _ROW_LENGTH = 2, 128
 _SHARDS = 8

@@ -21,8 +21,8 @@ from azneobert.bench.report import Row
 from azneobert.bench.synthetic import open_small_corpus, write_small_corpus
 from azneobert.bench.variants import ABLATION, Variant, build_engine
 from azneobert.data.stream import SampleRange, micro_batch_loader
+from azneobert.engine.optim import learning_rate
 from azneobert.recipe import Model
-from azneobert.training.optim import learning_rate
 
 _SETTLED = 0.1  # the share of the steps, the last ones, whose mean losses are compared
 

@@ -17,11 +17,12 @@ from azneobert.bench.report import Row
 from azneobert.bench.synthetic import open_small_corpus, write_small_corpus
 from azneobert.checkpoint.universal import KINDS, read_checkpoint, write_checkpoint
 from azneobert.data.stream import SampleRange, micro_batch_loader
+from azneobert.engine.interface import Engine
+from azneobert.engine.make import make_accelerator, make_engine
+from azneobert.engine.optim import learning_rate
 from azneobert.model.backend import choose_backend
 from azneobert.model.encoder import build_model
 from azneobert.recipe import EngineName
-from azneobert.training.engine import Engine, make_accelerator, make_engine
-from azneobert.training.optim import learning_rate
 
 STEPS, CUT = 30, 10
 _ROWS = 12

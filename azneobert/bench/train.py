@@ -26,11 +26,11 @@ from azneobert.bench.report import Row
 from azneobert.bench.synthetic import open_small_corpus, write_small_corpus
 from azneobert.bench.variants import ABLATION, Variant, build_engine
 from azneobert.data.stream import SampleRange, micro_batch_loader
+from azneobert.engine.interface import Engine
 from azneobert.errors import TrainingError
 from azneobert.kernels.flash import installed
 from azneobert.model.encoder import flops_per_token
 from azneobert.recipe import Model
-from azneobert.training.engine import Engine
 from azneobert.training.meter import PEAK_FLOPS, Feed
 
 DATASHEET = PEAK_FLOPS["NVIDIA H200"]

@@ -8,9 +8,10 @@ import torch
 
 from azneobert.bench.models import some_runtime, some_training
 from azneobert.bench.seed_model import build_seed_model
+from azneobert.engine.interface import Engine
+from azneobert.engine.make import make_accelerator, make_engine
 from azneobert.model.backend import choose_backend
 from azneobert.recipe import EngineName, Model
-from azneobert.training.engine import Engine, make_accelerator, make_engine
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ import torch.distributed as dist
 from torch.nn import functional as F  # noqa: N812
 
 from azneobert.data.stream import Stream
+from azneobert.engine.interface import World
+from azneobert.engine.micro_batches import logits_of
 from azneobert.model.encoder import MaskedLM
-from azneobert.training.engine import World, logits_of
 
 
 @torch.no_grad()

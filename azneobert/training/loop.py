@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from azneobert.data.stream import PackedBatch, Stream
+from azneobert.engine.interface import Engine
+from azneobert.engine.optim import learning_rate
 from azneobert.recipe import Evaluation, Phase, Runtime
 from azneobert.tracking import Tracker
-from azneobert.training.engine import Engine
 from azneobert.training.evaluation import evaluate
 from azneobert.training.meter import Meter
-from azneobert.training.optim import learning_rate
 from azneobert.training.progress import Progress
 from azneobert.training.saving import Saver
 from azneobert.training.stopping import StopRequest

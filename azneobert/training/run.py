@@ -12,12 +12,13 @@ from accelerate import Accelerator
 
 from azneobert.data.rows import plan_facts
 from azneobert.data.stream import SampleRange, micro_batch_loader
+from azneobert.engine.interface import Engine, World, world_of
+from azneobert.engine.make import make_accelerator, make_engine
 from azneobert.errors import RecipeError
 from azneobert.model.backend import choose_backend
 from azneobert.model.encoder import build_model, count_parameters
 from azneobert.recipe import PhaseName, Recipe, divide_batch
 from azneobert.tracking import RunInfo, Tracker
-from azneobert.training.engine import Engine, World, make_accelerator, make_engine, world_of
 from azneobert.training.inputs import Inputs, open_streams, run_lock, stop_file
 from azneobert.training.loop import Run, train
 from azneobert.training.meter import Feed, Meter

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from azneobert.checkpoint.rotation import BackgroundWriter
 from azneobert.checkpoint.universal import KINDS, Manifest
+from azneobert.engine.interface import Engine
 from azneobert.model.encoder import count_parameters
-from azneobert.training.engine import Engine
 from azneobert.training.inputs import Inputs
 from azneobert.training.position import Position
 

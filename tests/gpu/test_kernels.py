@@ -14,13 +14,13 @@ from torch.nn import functional as F  # noqa: N812
 from toy import random_ids
 
 from azneobert.bench.models import small_model
+from azneobert.engine.make import order_sums
 from azneobert.kernels import head
 from azneobert.kernels.head import head_loss_op
 from azneobert.model.attention import choose_attention
 from azneobert.model.backend import Backend, obstacle_to_fused
 from azneobert.model.encoder import MaskedLM, Rotary, build_model
 from azneobert.recipe import Model
-from azneobert.training.engine import order_sums
 
 CUDA = torch.device("cuda")
 BF16 = torch.bfloat16

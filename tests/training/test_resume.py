@@ -28,9 +28,9 @@ from toy import (
 )
 
 from azneobert.checkpoint.universal import all_weights, read_checkpoint, read_manifest
+from azneobert.engine.interface import World
 from azneobert.errors import CheckpointError, DataError, RecipeError
 from azneobert.model.encoder import build_model
-from azneobert.training.engine import World
 from azneobert.training.evaluation import evaluate
 from azneobert.training.inputs import open_streams, stop_file
 from azneobert.training.position import find_position

@@ -10,19 +10,13 @@ from accelerate import Accelerator
 
 from azneobert.checkpoint.universal import TrainState
 from azneobert.data.stream import PackedBatch
+from azneobert.engine.interface import world_of
+from azneobert.engine.micro_batches import MicroBatches, Weights
+from azneobert.engine.optim import build_optimizer
+from azneobert.engine.staging import Staging
+from azneobert.engine.state import described_groups, persistent_buffers, take_over_model, tied_parameters
 from azneobert.model.encoder import MaskedLM
 from azneobert.recipe import Runtime, Training
-from azneobert.training.engine import (
-    MicroBatches,
-    Weights,
-    described_groups,
-    persistent_buffers,
-    take_over_model,
-    tied_parameters,
-    world_of,
-)
-from azneobert.training.optim import build_optimizer
-from azneobert.training.staging import Staging
 
 
 class PlainEngine:

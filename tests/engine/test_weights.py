@@ -11,11 +11,11 @@ import torch
 from toy import lively, random_ids, toy_recipe
 
 from azneobert.data.stream import PackedBatch
+from azneobert.engine.micro_batches import MicroBatches, Weights, masked_loss
+from azneobert.engine.weights import StepWeights
 from azneobert.model.attention import flash_attention
 from azneobert.model.backend import Backend
 from azneobert.model.encoder import MaskedLM
-from azneobert.training.engine import MicroBatches, Weights, masked_loss
-from azneobert.training.weights import StepWeights
 
 CPU = torch.device("cpu")
 BF16, FP32 = torch.bfloat16, torch.float32

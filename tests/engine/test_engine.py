@@ -13,12 +13,14 @@ from toy import Toy, equal_states, lively, run_ranks
 
 from azneobert.checkpoint.universal import TrainState
 from azneobert.data.stream import Stream
+from azneobert.engine.interface import Engine
+from azneobert.engine.make import make_accelerator, make_engine
+from azneobert.engine.micro_batches import logits_of, masked_loss, move
+from azneobert.engine.optim import build_optimizer
 from azneobert.errors import CheckpointError, TrainingError
 from azneobert.model.encoder import build_model
 from azneobert.recipe import Recipe
-from azneobert.training.engine import Engine, logits_of, make_accelerator, make_engine, masked_loss, move
 from azneobert.training.inputs import Inputs, open_streams
-from azneobert.training.optim import build_optimizer
 
 RATES = [1e-3, 2e-3, 5e-4]
 

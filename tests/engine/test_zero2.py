@@ -18,12 +18,14 @@ from test_engine import new_engine, steps
 from toy import STEPS, Toy, equal_states, largest_difference, run_ranks
 
 from azneobert.checkpoint.universal import Manifest, TrainState, read_checkpoint, read_manifest
+from azneobert.engine import zero2
+from azneobert.engine.interface import Engine
+from azneobert.engine.make import make_accelerator, make_engine
+from azneobert.engine.state import tied_parameters
 from azneobert.errors import CheckpointError, TrainingError
 from azneobert.model.encoder import build_model
 from azneobert.recipe import EngineName, PhaseName, Recipe
 from azneobert.tracking import read_run_id
-from azneobert.training import zero2_engine
-from azneobert.training.engine import Engine, make_accelerator, make_engine, tied_parameters
 from azneobert.training.inputs import Inputs, open_streams
 from azneobert.training.position import Position
 from azneobert.training.saving import Saver
@@ -229,14 +231,14 @@ def assert_close(one: TrainState, other: TrainState) -> None:
 
 
 def in_an_order_of_its_own(inputs: Inputs) -> tuple[list[list[str]], TrainState | None, TrainState | None]:
-    make_plugin = zero2_engine.deepspeed_plugin
+    make_plugin = zero2.deepspeed_plugin
 
     def round_robin(on_cpu: bool) -> Any:
         plugin = make_plugin(on_cpu)
         plugin.deepspeed_config["zero_optimization"]["round_robin_gradients"] = True
         return plugin
 
-    zero2_engine.deepspeed_plugin = round_robin
+    zero2.deepspeed_plugin = round_robin
     stream = open_streams(inputs)[0]
     accelerator = make_accelerator("zero2", "cpu")
     engine = accelerated(inputs.recipe, accelerator, seed=0)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from toy import toy_recipe
 
+from azneobert.engine.optim import build_optimizer, learning_rate, parameter_groups
 from azneobert.model.encoder import build_model
-from azneobert.training.optim import build_optimizer, learning_rate, parameter_groups
 
 PEAK = 1e-4
 

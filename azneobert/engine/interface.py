@@ -1,0 +1,61 @@
+"""The engine as the loop sees it: one optimizer step, and the whole state out and in.
+
+The loop does not know which engine it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+
+from azneobert.checkpoint.universal import TrainState
+from azneobert.data.stream import PackedBatch
+from azneobert.engine.staging import Staging
+from azneobert.model.encoder import MaskedLM
+
+
+@dataclass(frozen=True)
+class World:
+    """Which process this is, of how many, and where its tensors live."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes and reports."""
+        return self.rank == 0
+
+
+class Engine(Protocol):
+    """What the loop needs of an engine. Each rank's step takes `accumulation` micro-batches."""
+
+    world: World
+    model: MaskedLM
+    accumulation: int
+
+    def step(self, micro_batches: Iterator[PackedBatch], rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Train on a global batch; the mean loss over all ranks and the gradient norm before clipping."""
+
+    def stage(self) -> Staging | None:
+        """Room on the host for what `gather` brings, on rank 0; nothing on the others."""
+
+    def gather(self, staging: Staging | None = None) -> TrainState | None:
+        """The whole state on rank 0, nothing on the others. It lies in `staging`, where that is given."""
+
+    def scatter(self, state: TrainState) -> None:
+        """Take over a state, on every rank.
+
+        Raises:
+            CheckpointError: the state is of another model.
+        """
+
+
+def world_of(accelerator: Accelerator) -> World:
+    """The place of this process among the others."""
+    return World(accelerator.process_index, accelerator.num_processes, accelerator.device)

@@ -1,0 +1,76 @@
+"""Making an engine: the world that the launcher started, and the engine that the recipe names in it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+
+from azneobert.engine.gpu import prepare_gpu
+from azneobert.engine.interface import Engine
+from azneobert.engine.plain import PlainEngine
+from azneobert.errors import TrainingError
+from azneobert.model.encoder import MaskedLM
+from azneobert.recipe import EngineName, Runtime, Training
+
+PROCESSES = "AZNEOBERT_PROCESSES"  # in the environment: how many ranks were asked for
+
+
+def make_accelerator(engine: EngineName = "plain", device: str | None = None) -> Accelerator:
+    """Accelerate for the world that the launcher made; `device` "cpu" keeps off a GPU that is there.
+
+    Raises:
+        TrainingError: who asked, the launcher, Accelerate and torch disagree on how many processes there are.
+    """
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
+    if not on_cpu:
+        prepare_gpu()
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    wanted = int(os.environ.get(PROCESSES, launched))
+    options: dict[str, Any] = {}
+    if engine == "zero2":
+        from azneobert.engine.zero2 import deepspeed_plugin
+
+        if on_cpu and torch.cuda.is_available():
+            raise TrainingError("runtime.engine: zero2 takes a GPU where one is visible; hide it, or plain would do")
+        options["deepspeed_plugin"] = deepspeed_plugin(on_cpu)
+    # With a backend named, Accelerate takes a single process for one of several; under DeepSpeed it always is one.
+    if launched > 1 or engine == "zero2":
+        options["kwargs_handlers"] = [InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl")]
+    # Told to use the CPU, Accelerate would leave DeepSpeed out without a word.
+    accelerator = Accelerator(cpu=on_cpu and engine == "plain", mixed_precision="no", **options)
+    # DeepSpeed may run as many ranks while Accelerate takes each for the only one, and the other way round.
+    joined = dist.get_world_size() if dist.is_initialized() else 1
+    if not wanted == launched == accelerator.num_processes == joined:
+        raise TrainingError(
+            f"{wanted} processes were asked for, the launcher started {launched}, Accelerate sees "
+            f"{accelerator.num_processes}, {joined} have joined; start with pipelines/launch.py"
+        )
+    return accelerator
+
+
+def make_engine(
+    model: MaskedLM, training: Training, runtime: Runtime, accelerator: Accelerator, micro_batch: int, accumulation: int
+) -> Engine:
+    """The engine that the recipe names; the accelerator must be made for the same one."""
+    order_sums(runtime.deterministic)
+    if runtime.engine == "zero2":
+        from azneobert.engine.zero2 import Zero2Engine
+
+        return Zero2Engine(model, training, runtime, accelerator, micro_batch, accumulation)
+    return PlainEngine(model, training, runtime, accelerator, accumulation)
+
+
+def order_sums(deterministic: bool) -> None:
+    """Have kernels that would add in whatever order their threads come add in one order, or let them.
+
+    For this whole process, and before the first matrix product on a GPU.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS may split its sums anew
+    torch.use_deterministic_algorithms(deterministic)
+    # A debugging aid, which would write all memory twice.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
