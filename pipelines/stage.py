@@ -29,7 +29,10 @@ TRAINING_CODE = (
     "azneobert/checkpoint",
 )
 # What decides the documents that come out of a source; an interrupted ingest by other code starts anew.
-INGEST_CODE = tuple(f"azneobert/data/{name}.py" for name in ("sources", "hub", "cleaning", "documents", "ingest"))
+INGEST_CODE = tuple(
+    f"azneobert/data/{name}.py"
+    for name in ("records", "local_files", "hub", "sources", "cleaning", "documents", "ingest")
+)
 
 
 class Paths:

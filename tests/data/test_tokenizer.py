@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from azneobert.data.cleaning import CleaningReport, clean
 from azneobert.data.collections import COLLECTIONS
 from azneobert.data.documents import training_texts, write_part
-from azneobert.data.sources import Records
+from azneobert.data.records import Records
 from azneobert.data.tokenizer import (
     CLS,
     MASK,
