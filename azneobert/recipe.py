@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from azneobert.data.collections import COLLECTIONS
 from azneobert.errors import RecipeError
 
 PhaseName = Literal["phase1", "phase2"]
@@ -81,17 +82,31 @@ class Cleaning(_Block):
 
 
 class Data(_Block):
-    """The eleven collections and how they are cleaned."""
+    """The collections, and how they are cleaned.
 
-    sources: dict[str, Source]
+    `order` names them all: a text that stands in two collections is kept in the one that comes first.
+    """
+
+    sources: Annotated[dict[str, Source], Field(min_length=1)]
+    order: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
     cleaning: Cleaning
 
     @model_validator(mode="after")
-    def _all_collections(self) -> Data:
-        if set(self.sources) != set(COLLECTIONS):
-            missing = ", ".join(sorted(set(COLLECTIONS) - set(self.sources))) or "none"
-            unknown = ", ".join(sorted(set(self.sources) - set(COLLECTIONS))) or "none"
-            raise ValueError(f"the eleven collections would do; missing: {missing}; unknown: {unknown}")
+    def _names(self) -> Data:
+        # They become names of folders, of stages, and of keys that DVC looks up between dots.
+        odd = [name for name in self.sources if not re.fullmatch(r"[A-Za-z0-9_-]+", name)]
+        if odd:
+            raise ValueError(f"sources: {odd[0]!r} names a collection; expected letters, digits, _ and - only")
+        return self
+
+    @model_validator(mode="after")
+    def _order_is_of_all(self) -> Data:
+        counts = Counter(self.order)
+        problems = [f"{name} is missing" for name in self.sources if name not in counts]
+        problems += [f"{name} is unknown" for name in counts if name not in self.sources]
+        problems += [f"{name} stands {count} times" for name, count in counts.items() if count > 1]
+        if problems:
+            raise ValueError(f"order: {', '.join(problems)}; expected each name in `sources` once")
         return self
 
 

@@ -1,6 +1,6 @@
 """Stage: find the documents that stand more than once, in a collection or in several, and report what is left of each.
 
-The first copy stays, in the order of the collections' precedence.
+The first copy stays, in the recipe's order of the collections.
 """
 
 import json
@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from azneobert.data.collections import COLLECTIONS
 from azneobert.data.duplicates import Duplicates, find_duplicates, remaining
 from azneobert.recipe import Recipe
 from stage import Paths, run_stage, write_json
 
 
 def deduplicate(name: str, recipe: Recipe, paths: Paths, options: Namespace) -> None:
-    found = find_duplicates(paths.documents(collection) for collection in COLLECTIONS)
+    order = recipe.data.order
+    found = find_duplicates(paths.documents(collection) for collection in order)
     lost = 0
-    for collection, duplicates in zip(COLLECTIONS, found, strict=True):
+    for collection, duplicates in zip(order, found, strict=True):
         target = paths.duplicates(collection)
         target.parent.mkdir(parents=True, exist_ok=True)
         np.save(target, duplicates.all)

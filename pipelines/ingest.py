@@ -3,7 +3,6 @@
 from argparse import Namespace
 from dataclasses import asdict
 
-from azneobert.data.collections import COLLECTIONS
 from azneobert.data.ingest import ingest
 from azneobert.recipe import Recipe
 from stage import INGEST_CODE, Paths, code_sha256, run_stage, write_json
@@ -29,4 +28,4 @@ def ingest_collection(name: str, recipe: Recipe, paths: Paths, options: Namespac
 
 
 if __name__ == "__main__":
-    run_stage(ingest_collection, collection=COLLECTIONS)
+    run_stage(ingest_collection, collection=lambda recipe: recipe.data.order)

@@ -16,8 +16,7 @@ from typing import Any
 
 import yaml
 
-from azneobert.data.collections import COLLECTIONS
-from azneobert.errors import AzNeoBertError
+from azneobert.errors import AzNeoBertError, RecipeError
 from azneobert.recipe import Recipe, load_recipe, recipe_fingerprint
 
 # What decides the numbers that training computes; a finished run made by other code is not finished.
@@ -30,7 +29,10 @@ TRAINING_CODE = (
     "azneobert/checkpoint",
 )
 # What decides the documents that come out of a source; an interrupted ingest by other code starts anew.
-INGEST_CODE = tuple(f"azneobert/data/{name}.py" for name in ("sources", "hub", "cleaning", "documents", "ingest"))
+INGEST_CODE = tuple(
+    f"azneobert/data/{name}.py"
+    for name in ("records", "local_files", "hub", "sources", "cleaning", "documents", "ingest")
+)
 
 
 class Paths:
@@ -78,27 +80,35 @@ class Paths:
 def run_stage(
     stage: Callable[[str, Recipe, Paths, argparse.Namespace], None],
     options: dict[str, str] | None = None,
-    **arguments: Iterable[str],
+    **arguments: Iterable[str] | Callable[[Recipe], Iterable[str]],
 ) -> None:
     """Read the recipe, run the stage, and print what a user can mend as one line with exit code 1.
 
-    `arguments` are the stage's positional arguments, each with the values it may have; `options` are options that may
-    be given several times, each with its help.
+    `arguments` are the stage's positional arguments, each with the values it may have, or how a recipe says them;
+    `options` are options that may be given several times, each with its help.
     """
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     for option, explanation in (options or {}).items():
         parser.add_argument(f"--{option}", action="append", default=[], metavar="KEY", help=explanation)
     for argument, choices in arguments.items():
-        parser.add_argument(argument, choices=list(choices))
+        parser.add_argument(argument, choices=None if callable(choices) else list(choices))
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         name, recipe = load_recipe()
+        for argument, choices in arguments.items():
+            if callable(choices):
+                _check_choice(argument, getattr(chosen, argument), list(choices(recipe)), name)
         stage(name, recipe, Paths(name), chosen)
     except AzNeoBertError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: {error.filename}: {error.strerror}")
+
+
+def _check_choice(argument: str, found: str, choices: list[str], recipe: str) -> None:
+    if found not in choices:
+        raise RecipeError(f"{argument} {found!r} is not in recipe {recipe}; expected one of {', '.join(choices)}")
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
@@ -115,7 +125,7 @@ def lineage(recipe: Recipe, paths: Paths) -> dict[str, Any]:
     return {
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "tokens_md5": _tokens_md5(paths),
+        "tokens_md5": _tokens_md5(recipe.data.order, paths),
         "recipe_sha256": recipe_fingerprint(recipe),
         "code_sha256": code_sha256(),
         "versions": {
@@ -140,11 +150,11 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def _tokens_md5(paths: Paths) -> dict[str, str]:
+def _tokens_md5(collections: Iterable[str], paths: Paths) -> dict[str, str]:
     """DVC's hash of each collection's tokens, from dvc.lock, which DVC brings up to date after each stage."""
     try:
         stages = yaml.safe_load(Path("dvc.lock").read_text())["stages"]
     except (OSError, KeyError, TypeError, yaml.YAMLError):
         return {}  # run without DVC
     hashes = {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
-    return {c: hashes[str(paths.tokens / c)] for c in COLLECTIONS if str(paths.tokens / c) in hashes}
+    return {c: hashes[str(paths.tokens / c)] for c in collections if str(paths.tokens / c) in hashes}

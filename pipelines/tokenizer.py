@@ -6,7 +6,6 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-from azneobert.data.collections import COLLECTIONS
 from azneobert.data.documents import read_duplicates, training_texts
 from azneobert.data.fertility import compared, count_with, fertility, unknown_share
 from azneobert.data.tokenizer import load_tokenizer, train_tokenizer
@@ -19,14 +18,14 @@ FERTILITY_CHARACTERS = 2_000_000  # of each collection, enough for the third dig
 def tokenizer(name: str, recipe: Recipe, paths: Paths, options: Namespace) -> None:
     settings = recipe.tokenizer
     others = compared(settings.compare)  # a missing file is said before an hour of training, not after it
-    characters = {collection: characters_of(paths, collection) for collection in COLLECTIONS}
+    characters = {collection: characters_of(paths, collection) for collection in recipe.data.order}
     paths.tokenizer.parent.mkdir(parents=True, exist_ok=True)
     if settings.path is not None:
         load_tokenizer(Path(settings.path), settings.vocab_size)
         paths.tokenizer.write_bytes(Path(settings.path).read_bytes())
     else:
         share = min(1.0, settings.max_characters / sum(characters.values()))
-        texts = (batch for collection in COLLECTIONS for batch in texts_of(paths, collection, share))
+        texts = (batch for collection in recipe.data.order for batch in texts_of(paths, collection, share))
         trained = train_tokenizer(texts, settings.algorithm, settings.vocab_size, settings.lowercase)
         trained.save(str(paths.tokenizer))
     loaded = load_tokenizer(paths.tokenizer, settings.vocab_size)

@@ -2,7 +2,6 @@
 
 from argparse import Namespace
 
-from azneobert.data.collections import COLLECTIONS
 from azneobert.data.tokens import tokenize_collection
 from azneobert.recipe import Recipe
 from stage import Paths, run_stage, write_json
@@ -24,4 +23,4 @@ def tokens(name: str, recipe: Recipe, paths: Paths, options: Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(tokens, collection=COLLECTIONS)
+    run_stage(tokens, collection=lambda recipe: recipe.data.order)

@@ -61,6 +61,17 @@ def test_arrows_point_down(package: str, forbidden: tuple[str, ...]) -> None:
     assert not upwards
 
 
+def test_the_modules_of_data_import_each_other_in_no_circle() -> None:
+    left = {
+        file.stem: {name.split(".")[2] for name in imports_of(file) if name.startswith("azneobert.data.")}
+        for file in (PACKAGE / "data").glob("*.py")
+    }
+    while ready := [module for module, needed in left.items() if not needed & set(left)]:
+        for module in ready:
+            del left[module]
+    assert not left
+
+
 def imports_of(file: Path) -> set[str]:
     """The modules of this project that a file imports, wherever in it."""
     names = set()

@@ -206,8 +206,51 @@ def test_an_imported_tokenizer_needs_a_path(edited):
 
 
 def test_a_missing_collection_is_refused_by_its_name(edited):
-    with refused(RecipeError, "sample.data", "the eleven collections would do", "missing: folklor"):
+    with refused(RecipeError, "sample.data: order: folklor is unknown; ", "expected each name in `sources` once"):
         load_recipe(edited("sample.data.sources.folklor", ...))
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda order: order[1:], "wikipedia is missing; "),
+        (lambda order: [*order, "books"], "books is unknown; "),
+        (lambda order: [*order, "news", "news"], "news stands 3 times; "),
+        (lambda order: ["wikipedai", *order[1:]], "wikipedia is missing, wikipedai is unknown; "),
+    ],
+)
+def test_an_order_that_does_not_name_every_collection_once_is_refused(edited, change, found):
+    order = load_recipe(PARAMS, "sample")[1].data.order
+    with refused(RecipeError, f"sample.data: order: {found}", "expected each name in `sources` once"):
+        load_recipe(edited("sample.data.order", change(list(order))))
+
+
+def test_an_order_is_a_list_of_names_and_the_recipe_s_own(edited, h200):
+    with refused(RecipeError, "sample.data.order", "valid tuple", "found 'wikipedia'"):
+        load_recipe(edited("sample.data.order", "wikipedia"))
+    with refused(RecipeError, "sample.data.order: is missing"):
+        load_recipe(edited("sample.data.order", ...))
+    turned = tuple(reversed(h200.data.order))
+    assert load_recipe(edited("h200.data.order", list(turned)), "h200")[1].data.order == turned
+
+
+def test_a_recipe_may_have_other_collections_and_any_number_of_them(edited):
+    path = edited("sample.data.sources", {"kitablar-2": {"path": "data/kitablar"}})
+    document = yaml.safe_load(path.read_text())
+    document["sample"]["data"]["order"] = ["kitablar-2"]
+    path.write_text(yaml.safe_dump(document))
+    assert load_recipe(path)[1].data.order == ("kitablar-2",)
+
+
+@pytest.mark.parametrize("name", ["../news", "news.az", "a b", "", "şeir"])
+def test_a_collection_s_name_that_is_no_folder_s_and_no_stage_s_is_refused(edited, name):
+    with refused(RecipeError, f"sample.data: sources: {name!r}", "expected letters, digits, _ and - only"):
+        load_recipe(edited("sample.data.sources", {name: {"path": "data/news"}}))
+
+
+def test_a_recipe_without_a_collection_is_refused(edited):
+    with refused(RecipeError, "sample.data.sources: ", "at least 1 item"):
+        load_recipe(edited("sample.data.sources", {}))
 
 
 def test_a_recipe_that_is_not_there_is_refused_with_those_that_are(edited):

@@ -43,7 +43,7 @@ def main() -> None:
 @app.command()
 def recipe(name: RecipeName = None) -> None:
     """Check a recipe and its sources before any work starts, and show what it comes to."""
-    from azneobert.data.sources import source_files
+    from azneobert.data.local_files import source_files
     from azneobert.model.encoder import count_parameters
 
     chosen, loaded = load_recipe(name=name)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from azneobert.data.sources import Records
+from azneobert.data.records import Records
 from azneobert.recipe import Cleaning
 
 HASH_BYTES = 16

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from azneobert.data.sources import Position, Records, add_record, parse_json
+from azneobert.data.records import Position, Records, add_record, parse_json
 from azneobert.errors import DataError
 from azneobert.recipe import Source
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from azneobert.data.cleaning import CleaningReport, Documents, clean
 from azneobert.data.documents import part_name, write_part
 from azneobert.data.progress import Progress
-from azneobert.data.sources import Position, SourceReader, open_source
+from azneobert.data.records import Position, SourceReader
+from azneobert.data.sources import open_source
 from azneobert.errors import DataError
 from azneobert.recipe import Cleaning, Source
 

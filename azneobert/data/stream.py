@@ -168,14 +168,8 @@ class Stream:
 
     def _masked_positions(self, samples: np.ndarray, rows: _Rows) -> np.ndarray:
         """`masks_per_row` positions in each row, ascending, (rows, K) int64: those with the smallest random numbers."""
-        keys = random_uint32(_key(self.seed, _MASKS), samples, self.plan.meta.sequence_length)
-        keys.ravel()[rows.unmaskable] = np.iinfo(np.uint32).max
-        chosen = np.argpartition(keys, self.masks_per_row - 1, axis=1)[:, : self.masks_per_row]
-        for row in np.flatnonzero(rows.eligible < 2 * self.masks_per_row):
-            # A row that is nearly empty keeps half of its tokens visible and repeats its masks up to the fixed number.
-            distinct = np.argsort(keys[row])[: max(1, rows.eligible[row] // 2)]
-            chosen[row] = np.resize(distinct, self.masks_per_row)
-        return np.sort(chosen, axis=1)
+        numbers = random_uint32(_key(self.seed, _MASKS), samples, self.plan.meta.sequence_length)
+        return smallest_positions(mask_keys(numbers, rows.unmaskable), rows.eligible, self.masks_per_row)
 
 
 @dataclass(frozen=True)
@@ -316,6 +310,42 @@ def random_uint32(key: np.uint64, samples: np.ndarray, count: int) -> np.ndarray
     rows = _mix(samples.astype(np.uint64) ^ key)
     pairs = np.arange(-(-count // 2), dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     return np.ascontiguousarray(_mix(rows[:, None] + pairs).astype("<u8").view("<u4")[:, :count])
+
+
+# Which tokens of a row are masked: those with the smallest keys. A key is a random number with its position behind it,
+# so that no two keys of a row are equal. In decimal, with two masks and position 4 not to be masked:
+#
+#     position    0    1    2    3    4    5
+#     random      7    2    2    9    0    2
+#     key        70   21   22   93  (04)   25        (04): above all others
+#
+# The smallest two keys are 21 and 22, and their last digits are the answer: 1 and 2. By the random numbers alone any
+# two of the positions 1, 2 and 5 would be as right, and which of them NumPy takes depends on the processor.
+_POSITION_BITS = 31
+_POSITIONS = np.uint64((1 << _POSITION_BITS) - 1)
+_NEVER = np.uint64(1 << 63)
+
+
+def mask_keys(numbers: np.ndarray, unmaskable: Sequence[int]) -> np.ndarray:
+    """Keys that are distinct within a row, (rows, length) uint64, of random numbers (rows, length) uint32.
+
+    `unmaskable` counts through all rows; its keys are above all others.
+    """
+    keys = numbers.astype(np.uint64) << np.uint64(_POSITION_BITS)
+    keys |= np.arange(numbers.shape[1], dtype=np.uint64)
+    keys.ravel()[unmaskable] |= _NEVER
+    return keys
+
+
+def smallest_positions(keys: np.ndarray, eligible: np.ndarray, count: int) -> np.ndarray:
+    """The positions of the `count` smallest keys of each row, ascending, (rows, count) int64.
+
+    A row of fewer than twice `count` eligible tokens keeps half of them visible and repeats its masks up to the count.
+    """
+    chosen = np.partition(keys, count - 1, axis=1)[:, :count]
+    for row in np.flatnonzero(eligible < 2 * count):
+        chosen[row] = np.resize(np.sort(keys[row])[: max(1, eligible[row] // 2)], count)
+    return np.sort((chosen & _POSITIONS).astype(np.int64), axis=1)
 
 
 def _feistel(values: np.ndarray, grid: tuple[int, int], key: np.uint64) -> np.ndarray:

@@ -26,7 +26,6 @@ def fine_tune(encoder: Path, task: Task, settings: Finetuning, seed: int, *, pre
         DataCollatorWithPadding,
         PrinterCallback,
         Trainer,
-        TrainingArguments,
         set_seed,
     )
     from transformers.utils import logging
@@ -45,21 +44,7 @@ def fine_tune(encoder: Path, task: Task, settings: Finetuning, seed: int, *, pre
     with tempfile.TemporaryDirectory() as scratch:
         trainer = Trainer(
             model=model,
-            args=TrainingArguments(
-                output_dir=scratch,
-                seed=seed,
-                num_train_epochs=settings.epochs,
-                per_device_train_batch_size=settings.batch_size,
-                per_device_eval_batch_size=settings.batch_size,
-                learning_rate=settings.learning_rate,
-                warmup_steps=0.1,
-                weight_decay=0.01,
-                logging_strategy="no",
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                dataloader_pin_memory=torch.cuda.is_available(),
-            ),
+            args=_arguments(settings, seed, scratch),
             train_dataset=splits["train"],
             data_collator=DataCollatorWithPadding(tokenizer),
             compute_metrics=_scores,
@@ -73,6 +58,34 @@ def fine_tune(encoder: Path, task: Task, settings: Finetuning, seed: int, *, pre
         "macro_f1": test["test_macro_f1"],
         "validation_accuracy": validation["validation_accuracy"],
     }
+
+
+def _arguments(settings: Finetuning, seed: int, folder: str) -> Any:
+    """How `Trainer` trains: on one device, so that a batch is the recipe's on any machine."""
+    from transformers import TrainingArguments
+
+    class OneDevice(TrainingArguments):
+        """`Trainer` would put the model on every GPU it sees, each with a batch of the recipe's size."""
+
+        @property
+        def n_gpu(self) -> int:
+            return min(int(super().n_gpu), 1)
+
+    return OneDevice(
+        output_dir=folder,
+        seed=seed,
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        warmup_steps=0.1,
+        weight_decay=0.01,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
 
 
 def _encode(tokenizer: Any, examples: list[tuple[str, int]], max_length: int) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from azneobert.data.cleaning import (
     letter_counts,
     normalise,
 )
-from azneobert.data.sources import Records
+from azneobert.data.records import Records
 from azneobert.recipe import Cleaning
 
 AZERBAIJANI = "Azərbaycanın paytaxtı Bakı Xəzər dənizinin sahilində yerləşən ən böyük şəhərdir."

@@ -13,7 +13,8 @@ import zstandard
 from refusals import refused
 
 from azneobert.data import hub
-from azneobert.data.sources import Records, open_source
+from azneobert.data.records import Records
+from azneobert.data.sources import open_source
 from azneobert.errors import DataError
 from azneobert.recipe import Source, load_recipe
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from refusals import refused
 
-from azneobert.data import documents, ingest, sources
+from azneobert.data import documents, ingest, local_files
 from azneobert.data.cleaning import CleaningReport
 from azneobert.errors import DataError
 from azneobert.recipe import Cleaning, Source
@@ -21,7 +21,7 @@ from azneobert.recipe import Cleaning, Source
 CLEANING = Cleaning(min_words=3, min_latin=0.7, min_schwa=0.02, max_malformed=0.1, validation_fraction=0.3)
 WORDS = ["Xəzər", "dənizi", "şəhər", "küçə", "gözəl", "böyük", "ölkə", "kənd", "məktəb", "yol", "mədəniyyət", "xalq"]
 # Parts of about four documents, read two at a time.
-SMALL = {"ingest.PART_CHARACTERS": 1000, "sources._BATCH_DOCUMENTS": 2, "hub._BATCH_RECORDS": 2}
+SMALL = {"ingest.PART_CHARACTERS": 1000, "local_files._BATCH_DOCUMENTS": 2, "hub._BATCH_RECORDS": 2}
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def test_a_larger_share_is_refused_at_the_end(tmp_path):
 
 def test_a_source_that_is_clearly_broken_is_refused_early(tmp_path, monkeypatch):
     monkeypatch.setattr(ingest, "_SURE_AFTER", 20)
-    monkeypatch.setattr(sources, "_BATCH_DOCUMENTS", 4)
+    monkeypatch.setattr(local_files, "_BATCH_DOCUMENTS", 4)
     path = tmp_path / "a.jsonl"
     path.write_text("{\n" * 1000)
     with refused(DataError, f"{path}:1: not JSON", "4 of 4 records", "max_malformed"):
@@ -197,7 +197,7 @@ def test_a_source_that_is_clearly_broken_is_refused_early(tmp_path, monkeypatch)
 
 def test_a_few_malformed_records_at_the_start_are_no_reason_to_stop(tmp_path, monkeypatch):
     monkeypatch.setattr(ingest, "_SURE_AFTER", 20)
-    monkeypatch.setattr(sources, "_BATCH_DOCUMENTS", 2)
+    monkeypatch.setattr(local_files, "_BATCH_DOCUMENTS", 2)
     path = tmp_path / "a.jsonl"
     lines = [json.dumps({"id": number, "text": prose(number)}) for number in range(30)]
     path.write_text("\n".join(["{", "{", *lines]))
@@ -455,7 +455,7 @@ def test_killed_from_outside_again_and_again_it_ends_with_the_same_bytes(tmp_pat
 SLOW = f"""
 import json, sys, time
 from pathlib import Path
-from azneobert.data import hub, ingest, sources
+from azneobert.data import hub, ingest, local_files
 from azneobert.recipe import Cleaning, Source
 for name, value in json.loads(sys.argv[3]).items():
     module, name = name.split(".")

@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import refused
 
-from azneobert.data import sources
-from azneobert.data.sources import Records, open_source, source_files
+from azneobert.data import local_files
+from azneobert.data.local_files import source_files
+from azneobert.data.records import Records
+from azneobert.data.sources import open_source
 from azneobert.errors import DataError
 from azneobert.recipe import Source
 
@@ -74,10 +76,10 @@ def check_resume(path: Path, **source) -> list[Records]:
 
 @pytest.fixture
 def small_batches(monkeypatch):
-    monkeypatch.setattr(sources, "_BATCH_DOCUMENTS", 5)
-    monkeypatch.setattr(sources, "_BATCH_CHARACTERS", 120)
-    monkeypatch.setattr(sources, "_PARQUET_ROWS", 3)
-    monkeypatch.setattr(sources, "_CSV_BLOCK", 300)
+    monkeypatch.setattr(local_files, "_BATCH_DOCUMENTS", 5)
+    monkeypatch.setattr(local_files, "_BATCH_CHARACTERS", 120)
+    monkeypatch.setattr(local_files, "_PARQUET_ROWS", 3)
+    monkeypatch.setattr(local_files, "_CSV_BLOCK", 300)
 
 
 # Formats
@@ -310,7 +312,7 @@ def test_a_value_of_a_csv_file_that_is_not_utf8_is_one_malformed_record(tmp_path
 
 def test_malformed_rows_of_a_csv_file_count_also_where_a_whole_block_is_malformed(tmp_path, monkeypatch):
     # Regression: dropped in a block without a good row, and after the last one.
-    monkeypatch.setattr(sources, "_CSV_BLOCK", 32)
+    monkeypatch.setattr(local_files, "_CSV_BLOCK", 32)
     path = tmp_path / "a.csv"
     path.write_text("id,text\n1,bir\n" + "x,y,z\n" * 30 + "2,iki\n" + "x,y,z\n" * 30)
     records = joined(check_resume(path))
@@ -488,9 +490,9 @@ FEW = settings(max_examples=25, deadline=None, database=None)
 
 def small(batch: int, block: int = 64) -> pytest.MonkeyPatch:
     patch = pytest.MonkeyPatch()
-    patch.setattr(sources, "_BATCH_DOCUMENTS", batch)
-    patch.setattr(sources, "_PARQUET_ROWS", batch)
-    patch.setattr(sources, "_CSV_BLOCK", block)
+    patch.setattr(local_files, "_BATCH_DOCUMENTS", batch)
+    patch.setattr(local_files, "_PARQUET_ROWS", batch)
+    patch.setattr(local_files, "_CSV_BLOCK", block)
     return patch
 
 

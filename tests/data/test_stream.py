@@ -1,5 +1,9 @@
 import hashlib
+import importlib
 import itertools
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from azneobert.data.rows import plan_rows
-from azneobert.data.stream import Mixture, SampleRange, Stream, epoch_order, micro_batch_loader, permute
+from azneobert.data.stream import (
+    Mixture,
+    SampleRange,
+    Stream,
+    epoch_order,
+    mask_keys,
+    micro_batch_loader,
+    permute,
+    smallest_positions,
+)
 from azneobert.data.tokenizer import SPECIAL_TOKENS
 
 PAD, _, CLS, SEP, MASK = range(5)
@@ -272,6 +285,57 @@ def test_the_order_in_which_stores_are_named_does_not_change_what_is_read(make_s
     turned = dict(reversed(stores.items()))
     one, other = (Stream(plan, given, special_ids, seed=1, masking_rate=0.2) for given in (stores, turned))
     assert joined([one.batch(0, len(plan))]) == joined([other.batch(0, len(plan))])
+
+
+# Masks are the same on every processor
+
+
+def test_the_worked_example_beside_the_keys_is_right():
+    keys = mask_keys(np.asarray([[7, 2, 2, 9, 0, 2]], dtype=np.uint32), [4])
+    assert np.argsort(keys[0]).tolist() == [1, 2, 5, 0, 3, 4]
+    assert smallest_positions(keys, np.asarray([5]), 2).tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize("largest", [0, 1, 2**32 - 1])
+def test_the_keys_of_a_row_are_distinct_and_those_of_special_tokens_come_last(largest):
+    numbers = np.random.default_rng(1).integers(0, largest, (5, 5000), dtype=np.uint32, endpoint=True)
+    numbers[0] = largest
+    unmaskable = list(range(0, numbers.size, 3))
+    flags = np.isin(np.arange(numbers.size), unmaskable).reshape(numbers.shape)
+    for keys, never in zip(mask_keys(numbers, unmaskable), flags, strict=True):
+        assert len(np.unique(keys)) == len(keys)
+        assert keys[~never].max() < keys[never].min()
+
+
+# Rows with many ties, full ones and nearly empty ones, of the two published lengths and of a short one.
+CHOICE_WITH_TIES = """
+import hashlib
+import numpy as np
+from azneobert.data.stream import mask_keys, smallest_positions
+
+rng = np.random.default_rng(3)
+found = hashlib.sha256()
+for rows, length, count in ((40, 1024, 205), (10, 4096, 819), (60, 128, 26)):
+    numbers = rng.integers(0, 7, (rows, length), dtype=np.uint32)
+    eligible = np.where(np.arange(rows) % 4, length, 3 * count // 2)
+    unmaskable = [row * length + at for row in range(rows) for at in range(eligible[row], length)]
+    found.update(smallest_positions(mask_keys(numbers, unmaskable), eligible, count).astype("<i8").tobytes())
+print(found.hexdigest())
+"""
+
+
+def test_ties_are_resolved_alike_whatever_the_processor_can_do():
+    features = importlib.import_module("numpy._core._multiarray_umath")
+    extras = [name for name in features.__cpu_dispatch__ if features.__cpu_features__[name]]
+    if not extras:
+        pytest.skip("NumPy uses nothing of this processor that could be switched off")
+    found = {}
+    for kept in range(len(extras) + 1):  # from the oldest processor that NumPy runs on up to this one
+        environment = os.environ | {"NPY_DISABLE_CPU_FEATURES": ",".join(extras[kept:])}
+        command = [sys.executable, "-c", CHOICE_WITH_TIES]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=True)
+        found[kept] = done.stdout
+    assert len(set(found.values())) == 1, found
 
 
 # The order

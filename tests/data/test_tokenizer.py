@@ -2,6 +2,7 @@ import importlib
 import json
 import re
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +12,8 @@ from refusals import refused
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from azneobert.data.cleaning import CleaningReport, clean
-from azneobert.data.collections import COLLECTIONS
 from azneobert.data.documents import training_texts, write_part
-from azneobert.data.sources import Records
+from azneobert.data.records import Records
 from azneobert.data.tokenizer import (
     CLS,
     MASK,
@@ -31,6 +31,7 @@ from azneobert.errors import DataError
 from azneobert.recipe import Tokenizer as Settings
 from azneobert.recipe import load_recipe
 
+COLLECTIONS = load_recipe(Path(__file__).parents[2] / "params.yaml", "sample")[1].data.order
 SIZE = 640
 ALGORITHMS = ["bpe", "unigram", "wordpiece"]
 SENTENCE = "Bakı gözəl şəhərdir."

@@ -1,0 +1,112 @@
+"""Records as every reader of a source gives them: an id and a text each, or what is wrong with it."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from azneobert.recipe import Source
+
+# What a reader has to keep to go on where it was; plain JSON, and its reader's own business.
+Position = dict[str, Any]
+
+
+@dataclass
+class Records:
+    """Consecutive records of a source. `malformed` says, a line each, what is wrong with those that have no text.
+
+    A text may be missing (None). `position` is where to go on after these records; `bytes_read` is how far
+    they reach into the source's files, None where that is not known.
+    """
+
+    ids: list[str] = field(default_factory=list)
+    texts: list[str | None] = field(default_factory=list)
+    malformed: list[str] = field(default_factory=list)
+    position: Position = field(default_factory=dict)
+    bytes_read: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.texts) + len(self.malformed)
+
+
+class SourceReader(Protocol):
+    """Reads the records of one source, in an order that is always the same."""
+
+    size: int | None  # bytes on disk
+
+    def state(self) -> Any:
+        """What the records depend on, in JSON: a reader of another state cannot go on at an old position."""
+
+    def read(self, position: Position | None = None) -> Iterator[Records]:
+        """The records from a position on, or all of them.
+
+        Raises:
+            DataError: a file is missing, empty, damaged, or of no format that can be read.
+        """
+
+
+def pick(record: dict[str, Any], dotted: str) -> Any:
+    """A field of a record; the name may be a dotted path into nested objects, such as ``translation.azj_Latn``.
+
+    Raises:
+        KeyError: with what was found instead.
+    """
+    value: Any = record
+    for key in dotted.split("."):
+        if not isinstance(value, dict) or key not in value:
+            found = ", ".join(sorted(value)) if isinstance(value, dict) else type(value).__name__
+            raise KeyError(f"no field {dotted!r}, found {found}")
+        value = value[key]
+    return value
+
+
+def add_record(records: Records, record: Any, source: Source, where: str) -> None:
+    """Put a record's id and text into a batch, or what is wrong with it; `where` names it in either case."""
+    try:
+        if isinstance(record, Malformed):
+            raise KeyError(record.problem)
+        if not isinstance(record, dict):
+            raise KeyError(f"a JSON {type(record).__name__}, not an object")
+        text = pick(record, source.text_field)
+        identity = where if source.id_field is None else pick(record, source.id_field)
+        if text is not None and not isinstance(text, str):
+            raise KeyError(f"field {source.text_field!r} is {type(text).__name__}, not a string")
+    except KeyError as error:
+        # The names that a record uses may hold line ends, halves of surrogate pairs, or very much.
+        problem = " ".join(str(error.args[0]).split())[:300]
+        records.malformed.append(f"{where}: {problem}".encode("utf-8", "replace").decode())
+    else:
+        # A JSON string may hold half of a surrogate pair, which no file can.
+        records.ids.append(str(where if identity is None else identity).encode("utf-8", "replace").decode())
+        records.texts.append(text)
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """A record that cannot even be parsed."""
+
+    problem: str
+
+
+def parse_json(line: bytes) -> Any:
+    """What a line of JSON holds, None for a blank one, or `Malformed` for one that is not UTF-8 or not JSON."""
+    line = line.removeprefix(codecs.BOM_UTF8)
+    if not line.strip():
+        return None
+    text = decode(line)
+    try:
+        record = text if isinstance(text, Malformed) else json.loads(text)
+    except (ValueError, RecursionError) as error:  # beside JSONDecodeError, an integer of thousands of digits
+        return Malformed(f"not JSON ({error}): {line[:40]!r}")
+    return Malformed("a JSON NoneType, not an object") if record is None else record
+
+
+def decode(value: bytes) -> str | Malformed:
+    """UTF-8, or what is wrong with it."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        return Malformed(f"not UTF-8 ({error.reason})")

@@ -1,0 +1,82 @@
+"""What the stages share, and that dvc.yaml says the same as the code."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from azneobert.recipe import load_recipe
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module that the stages share."""
+    monkeypatch.syspath_prepend(ROOT / "pipelines")
+    return importlib.import_module("stage")
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> dict[str, Any]:
+    """The content of dvc.yaml."""
+    loaded: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+    return loaded
+
+
+def test_dvc_ingests_again_when_the_code_changes_that_an_interrupted_ingest_depends_on(
+    stage: ModuleType, pipeline: dict[str, Any]
+) -> None:
+    named = [dep for dep in pipeline["stages"]["ingest"]["deps"] if dep.startswith("azneobert/")]
+    assert sorted(named) == sorted(stage.INGEST_CODE)
+    assert all((ROOT / name).is_file() for name in named)
+
+
+@pytest.mark.parametrize("recipe", ["sample", "h200"])
+def test_dvc_has_a_stage_for_each_collection_of_a_recipe(pipeline: dict[str, Any], recipe: str) -> None:
+    [collections] = [entry["collections"] for entry in pipeline["vars"] if isinstance(entry, dict)]
+    assert tuple(collections) == load_recipe(ROOT / "params.yaml", recipe)[1].data.order
+
+
+@pytest.mark.parametrize("name", ["deduplicate", "tokenizer"])
+def test_dvc_runs_a_stage_again_when_the_order_that_it_uses_changes(pipeline: dict[str, Any], name: str) -> None:
+    assert "${recipe}.data.order" in pipeline["stages"][name]["params"]
+
+
+@pytest.fixture
+def run_with(stage: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Runs a stage of one argument that may be a collection of the sample recipe; gives back what it was told."""
+
+    def run(*arguments: str) -> str:
+        told: list[str] = []
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", ["stage.py", *arguments])
+        stage.run_stage(
+            lambda name, recipe, paths, options: told.append(options.collection),
+            collection=lambda recipe: recipe.data.order,
+        )
+        return told[0]
+
+    return run
+
+
+def test_a_stage_takes_each_collection_of_the_recipe(run_with: Callable[..., str]) -> None:
+    assert [run_with("wikipedia"), run_with("cc100")] == ["wikipedia", "cc100"]
+
+
+def test_a_collection_that_the_recipe_does_not_have_is_refused_with_those_that_it_has(
+    run_with: Callable[..., str],
+) -> None:
+    with pytest.raises(SystemExit) as refusal:
+        run_with("books")
+    assert str(refusal.value).startswith(
+        "error: collection 'books' is not in recipe sample; expected one of wikipedia, "
+    )
+    assert "\n" not in str(refusal.value)
