@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from azneobert.checkpoint.universal import MANIFEST, Manifest, verify_checkpoint
+from azneobert.checkpoint.manifest import MANIFEST, Manifest, verify_checkpoint
 from azneobert.errors import CheckpointError
 
 CHECKPOINT = "checkpoint"

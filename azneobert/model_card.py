@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from azneobert.checkpoint.universal import Manifest
+from azneobert.checkpoint.manifest import Manifest
 from azneobert.model.size import count_parameters
 from azneobert.recipe import Recipe
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from azneobert.checkpoint.universal import Manifest, all_weights, read_checkpoint, verify_files
-from azneobert.data.store import sha256_file
+from azneobert.checkpoint.manifest import Manifest, verify_files
+from azneobert.checkpoint.universal import all_weights, read_checkpoint
 from azneobert.errors import CheckpointError, RegistryError
+from azneobert.files import sha256_file
 from azneobert.model.export import export_transformers
 from azneobert.model_card import model_card
 from azneobert.recipe import Recipe, Tracking

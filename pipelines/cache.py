@@ -5,7 +5,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from azneobert.checkpoint.universal import read_manifest
+from azneobert.checkpoint.manifest import read_manifest
+from azneobert.files import write_json
 from azneobert.layout import CHECKPOINT, POINTS, RunFolder
 from azneobert.recipe import PhaseName, Recipe
 from stage import locked_hashes
@@ -39,7 +40,7 @@ def bring_back(recipe: Recipe, phase: PhaseName, run: RunFolder, finished: Path)
         partial.tracking.mkdir()
         shutil.copyfile(points, partial.tracking / POINTS)
         record = {"run_id": manifest.lineage.get("mlflow_run_id"), "described": True, "identity": manifest.identity}
-        (partial.tracking / "run.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
+        write_json(partial.tracking / "run.json", record)
         (partial.tracking / "points.delivered").write_text(str(points.stat().st_size))
         partial.path.rename(run.path)
         print(f"{phase}: what it left is in DVC's cache: brought back from there", flush=True)

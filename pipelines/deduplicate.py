@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from azneobert.data.duplicates import Duplicates, find_duplicates, remaining
+from azneobert.files import write_json
 from azneobert.layout import Layout
 from azneobert.recipe import Recipe
-from stage import run_stage, write_json
+from stage import run_stage
 
 
 def deduplicate(name: str, recipe: Recipe, layout: Layout, options: Namespace) -> None:

@@ -8,13 +8,14 @@ import torch
 from azneobert.checkpoint.universal import all_weights, open_checkpoint
 from azneobert.engine.gpu import prepare_gpu
 from azneobert.engine.interface import World
+from azneobert.files import write_json
 from azneobert.layout import Layout, finished_checkpoint
 from azneobert.model.backend import choose_backend
 from azneobert.model.encoder import build_model
 from azneobert.recipe import PHASES, Recipe
 from azneobert.training.evaluation import evaluate
 from azneobert.training.inputs import Inputs, open_streams
-from stage import run_stage, write_json
+from stage import run_stage
 
 
 def evaluate_phase(name: str, recipe: Recipe, layout: Layout, options: Namespace) -> None:

@@ -7,13 +7,14 @@ from argparse import Namespace
 from pathlib import Path
 
 from azneobert.errors import RegistryError
+from azneobert.files import write_json
 from azneobert.finetuning.classification import fine_tune
 from azneobert.finetuning.tasks import read_task
 from azneobert.layout import Layout
 from azneobert.recipe import Recipe
 from azneobert.registry import find_version, pull
 from azneobert.tracking import RunInfo, Tracker
-from stage import run_stage, write_json
+from stage import run_stage
 
 
 def finetune(name: str, recipe: Recipe, layout: Layout, options: Namespace) -> None:

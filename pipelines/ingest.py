@@ -4,10 +4,11 @@ from argparse import Namespace
 from dataclasses import asdict
 
 from azneobert.data.ingest import ingest
+from azneobert.files import write_json
 from azneobert.layout import Layout
 from azneobert.provenance import code_sha256
 from azneobert.recipe import Recipe
-from stage import run_stage, write_json
+from stage import run_stage
 
 
 def ingest_collection(name: str, recipe: Recipe, layout: Layout, options: Namespace) -> None:

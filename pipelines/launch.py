@@ -7,6 +7,7 @@ import sys
 from argparse import Namespace
 
 from azneobert.errors import TrainingError
+from azneobert.files import write_json
 from azneobert.launching.local import GRACE_SECONDS, Rank, run_ranks
 from azneobert.launching.outcome import read_outcome
 from azneobert.layout import Layout
@@ -14,7 +15,7 @@ from azneobert.recipe import PHASES, Recipe
 from azneobert.training.report import attach_report, publish, write_report
 from azneobert.training.stopping import EXIT_FORCED, EXIT_STOPPED
 from cache import bring_back
-from stage import ACCEPT_CHANGED, run_stage, write_json
+from stage import ACCEPT_CHANGED, run_stage
 
 
 def launch(name: str, recipe: Recipe, layout: Layout, options: Namespace) -> None:

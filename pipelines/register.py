@@ -3,10 +3,11 @@
 import json
 from argparse import Namespace
 
+from azneobert.files import write_json
 from azneobert.layout import Layout, finished_checkpoint
 from azneobert.recipe import PHASES, Recipe
 from azneobert.registry import push
-from stage import run_stage, write_json
+from stage import run_stage
 
 
 def register(name: str, recipe: Recipe, layout: Layout, options: Namespace) -> None:

@@ -6,9 +6,10 @@ from argparse import Namespace
 from azneobert.data.rows import plan_facts, plan_rows, write_plan
 from azneobert.data.store import TokenStore
 from azneobert.errors import DataError
+from azneobert.files import write_json
 from azneobert.layout import Layout
 from azneobert.recipe import PHASES, Recipe
-from stage import run_stage, write_json
+from stage import run_stage
 
 
 def rows(name: str, recipe: Recipe, layout: Layout, options: Namespace) -> None:

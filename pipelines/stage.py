@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Callable, Iterable
@@ -51,12 +50,6 @@ def run_stage(
 def _check_choice(argument: str, found: str, choices: list[str], recipe: str) -> None:
     if found not in choices:
         raise RecipeError(f"{argument} {found!r} is not in recipe {recipe}; expected one of {', '.join(choices)}")
-
-
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Write a stage's numbers."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def lineage(recipe: Recipe, layout: Layout) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from pathlib import Path
 from azneobert.data.documents import read_duplicates, training_texts
 from azneobert.data.fertility import compared, count_with, fertility, unknown_share
 from azneobert.data.tokenizer import load_tokenizer, train_tokenizer
+from azneobert.files import write_json
 from azneobert.layout import Layout
 from azneobert.recipe import Recipe
-from stage import run_stage, write_json
+from stage import run_stage
 
 FERTILITY_CHARACTERS = 2_000_000  # of each collection, enough for the third digit
 

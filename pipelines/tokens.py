@@ -3,9 +3,10 @@
 from argparse import Namespace
 
 from azneobert.data.tokens import tokenize_collection
+from azneobert.files import write_json
 from azneobert.layout import Layout
 from azneobert.recipe import Recipe
-from stage import run_stage, write_json
+from stage import run_stage
 
 
 def tokens(name: str, recipe: Recipe, layout: Layout, options: Namespace) -> None:

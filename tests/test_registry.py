@@ -16,7 +16,8 @@ from refusals import refused
 from toy import Toy
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from azneobert.checkpoint.universal import all_weights, read_checkpoint, verify_checkpoint
+from azneobert.checkpoint.manifest import verify_checkpoint
+from azneobert.checkpoint.universal import all_weights, read_checkpoint
 from azneobert.errors import CheckpointError, RegistryError
 from azneobert.model.export import to_eurobert
 from azneobert.registry import Version, find_version, list_versions, pull, push

@@ -13,9 +13,10 @@ from mlflow import MlflowClient
 from refusals import refused
 from toy import run_ranks, toy_recipe
 
+from azneobert.dotted import flat_params
 from azneobert.errors import RegistryError
 from azneobert.recipe import Tracking
-from azneobert.tracking import RunInfo, Spool, Tracker, flat_params, mlflow_client, read_points, tracking_uri
+from azneobert.tracking import RunInfo, Spool, Tracker, mlflow_client, read_points, tracking_uri
 
 DOWN = "http://127.0.0.1:9"  # nobody listens there
 INFO = RunInfo("toy-phase1", {"model": {"layers": 2}, "seed": 7}, {"azneobert.phase": "phase1"})

@@ -26,8 +26,9 @@ from typing import Any
 import torch
 from stores import write_store
 
+from azneobert.checkpoint.manifest import Manifest
 from azneobert.checkpoint.rotation import CheckpointFolder
-from azneobert.checkpoint.universal import Manifest, TrainState, read_checkpoint
+from azneobert.checkpoint.universal import TrainState, read_checkpoint
 from azneobert.data.rows import plan_rows, write_plan
 from azneobert.data.store import TokenStore
 from azneobert.data.tokenizer import tokenizer_sha256, train_tokenizer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from azneobert.checkpoint.universal import Manifest
+from azneobert.checkpoint.manifest import Manifest
 from azneobert.recipe import EngineName, Model, Runtime, Training
 
 

@@ -11,19 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from azneobert.checkpoint.foreign import Foreign
+from azneobert.checkpoint.manifest import FORMAT_VERSION, MANIFEST, Manifest, read_manifest
 from azneobert.checkpoint.plain import is_plain, read_plain, write_plain
 from azneobert.checkpoint.rotation import CheckpointFolder
-from azneobert.checkpoint.universal import (
-    FORMAT_VERSION,
-    MANIFEST,
-    Manifest,
-    TrainState,
-    bytes_needed,
-    open_checkpoint,
-    read_checkpoint,
-    read_manifest,
-    write_checkpoint,
-)
+from azneobert.checkpoint.universal import TrainState, bytes_needed, open_checkpoint, read_checkpoint, write_checkpoint
 from azneobert.checkpoint.zero2 import EngineLayout, find_tag, read_zero2, write_zero2
 from azneobert.errors import CheckpointError
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import shutil
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from azneobert.checkpoint.universal import Manifest, TrainState, verify_checkpoint, write_checkpoint
+from azneobert.checkpoint.manifest import MANIFEST, Manifest, NewerFormatError, read_manifest, verify_checkpoint
 from azneobert.errors import CheckpointError
+from azneobert.files import locked, sha256_file, sync
+
+if TYPE_CHECKING:
+    from azneobert.checkpoint.universal import TrainState
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +35,13 @@ class CheckpointFolder:
         Raises:
             CheckpointError: it cannot be written; what was there before still is, and the half of the new one is gone.
         """
+        from azneobert.checkpoint.universal import write_checkpoint
+
         target = self.path / f"{_PREFIX}{manifest.step:08d}"
         partial = self.path / f"{_PARTIAL}{target.name}"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with self._locked():
+            with locked(self.path):
                 self.remove_partials()
                 partial.mkdir()
                 write_checkpoint(partial, state, manifest, tokenizer)
@@ -45,11 +49,10 @@ class CheckpointFolder:
                     shutil.rmtree(target)
                 partial.rename(target)
                 self._point_latest(target)
-                # What is as new or newer is damaged: a whole one would have been resumed from.
-                for damaged in self.steps()[self.steps().index(target) + 1 :]:
-                    shutil.rmtree(damaged)
-                for old in self.steps()[: -self.keep]:
-                    shutil.rmtree(old)
+                # What is newer is damaged: a whole one would have been resumed from.
+                steps = self._readable()
+                for folder in (*steps[steps.index(target) + 1 :], *steps[: steps.index(target) + 1][: -self.keep]):
+                    shutil.rmtree(folder)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise CheckpointError(f"{target}: cannot be written: {error.strerror or error}") from None
@@ -58,13 +61,19 @@ class CheckpointFolder:
     def steps(self) -> list[Path]:
         """The published checkpoints, oldest first, whole or not."""
         found = [folder for folder in self.path.glob(f"{_PREFIX}*") if folder.name.removeprefix(_PREFIX).isdigit()]
-        return sorted(found, key=lambda folder: int(folder.name.removeprefix(_PREFIX)))
+        return sorted(found, key=_number)
 
     def latest(self) -> tuple[Path, Manifest] | None:
-        """The newest checkpoint that is whole; a damaged one is passed over with a warning that says why."""
+        """The newest checkpoint that is whole; a damaged one is passed over with a warning that says why.
+
+        Raises:
+            NewerFormatError: a later version of this program has gone on from here.
+        """
         for folder in reversed(self.steps()):
             try:
-                return folder, verify_checkpoint(folder)
+                return folder, self._verified(folder)
+            except NewerFormatError:
+                raise
             except CheckpointError as error:
                 log.warning("%s; trying the one before it", error)
         return None
@@ -77,18 +86,18 @@ class CheckpointFolder:
         """
         if not self.path.is_dir():
             raise CheckpointError(f"{self.path}: holds no whole checkpoint; nothing is removed")
-        with self._locked():
+        with locked(self.path):
             whole: list[Path] = []
-            for folder in reversed(self.steps()):
+            for folder in reversed(self._readable()):
                 try:
                     if len(whole) < self.keep:
-                        verify_checkpoint(folder)
+                        self._verified(folder)
                         whole.append(folder)
                 except CheckpointError as error:
                     log.warning("%s", error)
             if not whole:
                 raise CheckpointError(f"{self.path}: holds no whole checkpoint; nothing is removed")
-            removed = [folder for folder in self.steps() if folder not in whole]
+            removed = [folder for folder in self._readable() if folder not in whole]
             self._point_latest(whole[0])
             for folder in removed:
                 shutil.rmtree(folder)
@@ -117,31 +126,38 @@ class CheckpointFolder:
         for partial in self.path.glob(f"{_PARTIAL}*"):
             shutil.rmtree(partial)
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One writer at a time, so that `prune` does not take a checkpoint from under a run that writes it."""
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            # Closing alone would leave the lock to a data loader's worker that was forked meanwhile.
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-            os.close(descriptor)
+    def _readable(self) -> list[Path]:
+        """The published checkpoints but those of a newer format, which this program neither counts nor removes."""
+        return [folder for folder in self.steps() if not _is_of_a_newer_format(folder)]
+
+    def _verified(self, folder: Path) -> Manifest:
+        manifest = verify_checkpoint(folder)
+        if manifest.step != _number(folder):
+            raise CheckpointError(f"{folder}: its manifest is of step {manifest.step}; use another checkpoint")
+        return manifest
 
     def _point_latest(self, target: Path) -> None:
-        self._sync()  # the rename of the checkpoint is durable before anything points at it
+        sync(self.path)  # the rename of the checkpoint is durable before anything points at it
         pointer = self.path / ".latest"
-        pointer.write_text(target.name + "\n")
-        with pointer.open() as file:
-            os.fsync(file.fileno())
+        pointer.write_text(f"{target.name} {sha256_file(target / MANIFEST)}\n")
+        sync(pointer)
         pointer.replace(self.path / "latest")
-        self._sync()
+        sync(self.path)
 
-    def _sync(self) -> None:
-        descriptor = os.open(self.path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+
+def _number(folder: Path) -> int:
+    return int(folder.name.removeprefix(_PREFIX))
+
+
+def _is_of_a_newer_format(folder: Path) -> bool:
+    try:
+        read_manifest(folder)
+    except NewerFormatError as error:
+        log.warning("%s: kept", error)
+        return True
+    except CheckpointError:
+        return False
+    return False
 
 
 class BackgroundWriter:

@@ -24,6 +24,7 @@ import numpy as np
 
 from azneobert.data.store import TokenStore
 from azneobert.errors import DataError
+from azneobert.files import write_json
 
 FORMAT_VERSION = 2
 FRAME = 2  # [CLS] and [SEP] around each window
@@ -142,7 +143,7 @@ def write_plan(plan: RowPlan, path: Path) -> None:
     partial.mkdir(parents=True)
     for name in _ARRAYS:
         np.save(partial / f"{name}.npy", getattr(plan, name))
-    (partial / "meta.json").write_text(json.dumps(asdict(plan.meta), indent=1) + "\n")
+    write_json(partial / "meta.json", asdict(plan.meta))
     shutil.rmtree(path, ignore_errors=True)
     partial.replace(path)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from azneobert.errors import DataError
+from azneobert.files import sha256_file, sync, write_json
 
 FORMAT_VERSION = 1
 _CHUNK = 1 << 22
@@ -160,17 +161,12 @@ def assemble_store(
         tokens_sha256=tokens_sha256,
         offsets_sha256=sha256_file(partial / "offsets.npy"),
     )
-    (partial / "meta.json").write_text(json.dumps(asdict(meta), indent=1) + "\n")
-    _sync(partial)
+    write_json(partial / "meta.json", asdict(meta))
+    for file in partial.iterdir():
+        sync(file)
     shutil.rmtree(path, ignore_errors=True)
     partial.replace(path)
     return meta
-
-
-def sha256_file(path: Path) -> str:
-    """The sha256 of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _join(target: Path, files: list[Path], tokens: int) -> str:
@@ -189,12 +185,6 @@ def _pieces(file: Path) -> Iterator[bytes]:
     with file.open("rb") as opened:
         while piece := opened.read(_PIECE_BYTES):
             yield piece
-
-
-def _sync(folder: Path) -> None:
-    for file in folder.iterdir():
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
 
 
 def _read_meta(path: Path) -> StoreMeta:

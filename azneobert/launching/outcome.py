@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
-from azneobert.checkpoint.universal import read_manifest
+from azneobert.checkpoint.manifest import read_manifest
 from azneobert.errors import CheckpointError
 from azneobert.layout import RunFolder
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from azneobert.checkpoint.universal import Manifest
+from azneobert.checkpoint.manifest import Manifest
 from azneobert.training.inputs import Inputs, open_streams, run_lock
 from azneobert.training.position import changes, code_changed, run_identity
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from azneobert.data.store import TokenStore
 from azneobert.data.stream import Stream
 from azneobert.data.tokenizer import load_tokenizer, special_ids, tokenizer_sha256
 from azneobert.errors import DataError
+from azneobert.files import locked
 from azneobert.layout import Layout, RunFolder
 from azneobert.recipe import PhaseName, Recipe
 
@@ -97,12 +97,9 @@ def open_streams(inputs: Inputs) -> tuple[Stream, dict[str, Stream]]:
 def run_lock(run: RunFolder) -> Iterator[None]:
     """One training at a time in a folder; a second one waits, so that a run that lost its launcher is not doubled."""
     run.lock_file.parent.mkdir(parents=True, exist_ok=True)
-    with run.lock_file.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{run.path}: another process is training here; waiting for it", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    run.lock_file.touch()
+    waiting = f"{run.path}: another process is training here; waiting for it"
+    with locked(run.lock_file, lambda: print(waiting, flush=True)):
         yield
 
 

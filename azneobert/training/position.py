@@ -9,10 +9,12 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from azneobert.checkpoint.universal import Manifest, TrainState, differences, open_checkpoint
+from azneobert.checkpoint.manifest import Manifest
+from azneobert.checkpoint.universal import TrainState, open_checkpoint
 from azneobert.course import Course
 from azneobert.data.stream import Stream
 from azneobert.data.tokenizer import tokenizer_sha256
+from azneobert.dotted import differences
 from azneobert.errors import AzNeoBertError, CheckpointError
 from azneobert.layout import finished_checkpoint
 from azneobert.recipe import recipe_fingerprint

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
+from azneobert.checkpoint.manifest import verify_checkpoint
 from azneobert.checkpoint.rotation import CheckpointFolder
-from azneobert.checkpoint.universal import verify_checkpoint
 from azneobert.errors import CheckpointError, RegistryError, TrainingError
 from azneobert.layout import CHECKPOINT, POINTS, RunFolder
 from azneobert.model.size import count_parameters

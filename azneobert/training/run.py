@@ -15,6 +15,7 @@ from azneobert.data.stream import SampleRange, micro_batch_loader
 from azneobert.engine.interface import Engine, World, world_of
 from azneobert.engine.make import make_accelerator, make_engine
 from azneobert.errors import RecipeError
+from azneobert.files import write_json
 from azneobert.model.backend import choose_backend
 from azneobert.model.encoder import build_model
 from azneobert.model.size import count_parameters
@@ -158,7 +159,7 @@ def _say_how_it_ended(inputs: Inputs, world: World, step: int) -> None:
     """Leave word for who started the ranks: the checkpoint of this step stands, every byte of it on disk."""
     if world.is_main:
         state = "complete" if step >= inputs.recipe.phase(inputs.phase).steps else "stopped"
-        inputs.run.outcome_file.write_text(json.dumps({"state": state, "step": step}) + "\n", encoding="utf-8")
+        write_json(inputs.run.outcome_file, {"state": state, "step": step})
 
 
 def _announce(inputs: Inputs, engine: Engine, micro_batch: int, position: Position) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from azneobert.checkpoint.manifest import Manifest
 from azneobert.checkpoint.rotation import BackgroundWriter
-from azneobert.checkpoint.universal import KINDS, Manifest
+from azneobert.checkpoint.universal import KINDS
 from azneobert.engine.interface import Engine
 from azneobert.model.size import count_parameters
 from azneobert.training.inputs import Inputs

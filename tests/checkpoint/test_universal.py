@@ -16,15 +16,9 @@ import torch
 from refusals import refused
 from toy import CheckpointMaker, equal_states
 
-from azneobert.checkpoint.universal import (
-    TrainState,
-    all_weights,
-    differences,
-    read_checkpoint,
-    read_manifest,
-    verify_checkpoint,
-    write_checkpoint,
-)
+from azneobert.checkpoint.manifest import read_manifest, verify_checkpoint
+from azneobert.checkpoint.universal import TrainState, all_weights, read_checkpoint, write_checkpoint
+from azneobert.dotted import differences
 from azneobert.errors import CheckpointError
 
 FILES = (

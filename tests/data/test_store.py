@@ -5,8 +5,9 @@ import pytest
 from refusals import refused
 from stores import write_store
 
-from azneobert.data.store import ShardWriter, TokenStore, assemble_store, sha256_file, shard_files
+from azneobert.data.store import ShardWriter, TokenStore, assemble_store, shard_files
 from azneobert.errors import DataError
+from azneobert.files import sha256_file
 
 DOCUMENTS = [[5, 6, 7], [], [8], [9, 10]]
 

@@ -17,7 +17,8 @@ from engines import new_engine, steps
 from mlflow import MlflowClient
 from toy import STEPS, Toy, equal_states, largest_difference, run_ranks
 
-from azneobert.checkpoint.universal import Manifest, TrainState, read_checkpoint, read_manifest
+from azneobert.checkpoint.manifest import Manifest, read_manifest
+from azneobert.checkpoint.universal import TrainState, read_checkpoint
 from azneobert.course import Course
 from azneobert.engine import zero2
 from azneobert.engine.interface import Engine

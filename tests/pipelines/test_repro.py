@@ -14,7 +14,7 @@ import mlflow
 import pytest
 from project import Project, Reproduced
 
-from azneobert.checkpoint.universal import read_manifest
+from azneobert.checkpoint.manifest import read_manifest
 from azneobert.tracking import read_points, read_run_id
 from azneobert.training.stopping import EXIT_STOPPED
 

@@ -13,7 +13,7 @@ import pytest
 from refusals import refused
 from toy import STEPS, Toy
 
-from azneobert.checkpoint.universal import verify_checkpoint
+from azneobert.checkpoint.manifest import verify_checkpoint
 from azneobert.errors import CheckpointError, TrainingError
 from azneobert.layout import finished_checkpoint
 from azneobert.training.report import publish, write_report

@@ -26,7 +26,8 @@ from toy import (
     write_corpus,
 )
 
-from azneobert.checkpoint.universal import all_weights, read_checkpoint, read_manifest
+from azneobert.checkpoint.manifest import read_manifest
+from azneobert.checkpoint.universal import all_weights, read_checkpoint
 from azneobert.engine.interface import World
 from azneobert.errors import CheckpointError, DataError, RecipeError
 from azneobert.model.encoder import build_model

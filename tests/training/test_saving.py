@@ -23,8 +23,9 @@ from mlflow import MlflowClient
 from refusals import refused
 from toy import CheckpointMaker, Toy, equal_states, outcome, run_ranks, start_ranks, train_rank
 
+from azneobert.checkpoint.manifest import verify_checkpoint
 from azneobert.checkpoint.rotation import BackgroundWriter, CheckpointFolder
-from azneobert.checkpoint.universal import TrainState, read_checkpoint, verify_checkpoint
+from azneobert.checkpoint.universal import TrainState, read_checkpoint
 from azneobert.course import Course
 from azneobert.errors import CheckpointError
 from azneobert.training.inputs import Inputs, open_streams

@@ -1,0 +1,226 @@
+"""What a universal checkpoint says of itself: manifest.json, read and checked without torch.
+
+The manifest is written last. It holds the size and sha256 of every other file and its own sha256, so that one bit that
+is not as it was written, in whatever file, makes a damaged checkpoint and not another run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from azneobert.errors import CheckpointError
+from azneobert.files import read_bounded, sha256_file, write_json
+
+FORMAT = "azneobert-universal"
+FORMAT_VERSION = 3
+_READABLE = (1, 2, 3)  # the first knew no buffers, the second neither segments nor a hash of its own
+MANIFEST = "manifest.json"
+STATE = "state.json"
+WEIGHTS = "weights.safetensors"
+MOMENTS = ("exp_avg.safetensors", "exp_avg_sq.safetensors")
+UNKNOWN = "unknown"
+_LARGEST = 64 << 20  # bytes of a manifest or state.json: the published model's take 60 KB
+_FILES_AT_ONCE = 3
+
+
+class NewerFormatError(CheckpointError):
+    """A checkpoint that a later version of this program wrote: it is kept, and nothing is trained over it."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What trained the steps after `from_step`: commit, code, versions, engine, world, container image, settings.
+
+    `settings` is the fingerprint of the run's identity, which changes only where a person insisted.
+    """
+
+    from_step: int
+    git_commit: str = UNKNOWN
+    git_dirty: bool | None = None
+    code_sha256: str = UNKNOWN
+    versions: dict[str, str] = field(default_factory=dict)
+    engine: str = UNKNOWN
+    world_size: int | None = None
+    image: str | None = None
+    settings: str = UNKNOWN
+
+    @classmethod
+    def read(cls, content: dict[str, Any]) -> Segment:
+        """A segment as a manifest holds it; what it does not hold is unknown."""
+        known = {each.name for each in fields(cls)}
+        return cls(**{key: value for key, value in content.items() if key in known})
+
+    def continues(self, before: Segment) -> bool:
+        """Whether nothing has changed since the segment before but the step."""
+        return replace(self, from_step=before.from_step) == before
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What manifest.json holds. `identity` is compared on resume, key by key; `lineage` and `segments` record the rest.
+
+    `segments` are the run's history, oldest first. `moments` is whether the optimizer's moments are there.
+    """
+
+    phase: str
+    step: int
+    samples: int
+    tokens: int
+    recipe_name: str
+    recipe: dict[str, Any]
+    identity: dict[str, Any]
+    lineage: dict[str, Any]
+    schedule: dict[str, Any]
+    stream: dict[str, Any]
+    segments: tuple[Segment, ...] = ()
+    moments: bool = True
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    format: str = FORMAT
+    format_version: int = FORMAT_VERSION
+
+
+_TYPES = {
+    **dict.fromkeys(("phase", "recipe_name"), str),
+    **dict.fromkeys(("step", "samples", "tokens"), int),
+    **dict.fromkeys(("recipe", "identity", "lineage", "schedule", "stream", "files"), dict),
+    "moments": bool,
+}
+
+
+def write_manifest(folder: Path, manifest: Manifest, files: dict[str, dict[str, Any]]) -> str:
+    """Write the manifest of the files that stand in a folder; its sha256."""
+    complete = replace(manifest, files=dict(sorted(files.items())), format_version=FORMAT_VERSION)
+    content = json.loads(json.dumps(asdict(complete)))  # as it will be read
+    digest = _sha256_of(content)
+    write_json(folder / MANIFEST, content | {"sha256": digest})
+    return digest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest alone, checked against its own hash; no other file is opened.
+
+    Raises:
+        NewerFormatError: a later version of this program wrote it.
+        CheckpointError: it is missing or damaged.
+    """
+    file = folder / MANIFEST
+    try:
+        content = json.loads(read_bounded(file, _LARGEST))
+        version = content["format_version"]
+        if content["format"] == FORMAT and isinstance(version, int) and version > FORMAT_VERSION:
+            raise NewerFormatError(
+                f"{file}: format {version}, this program reads {FORMAT} up to {FORMAT_VERSION}; "
+                "use the version of the program that wrote it, or move it away"
+            )
+        if content["format"] != FORMAT or version not in _READABLE:
+            raise ValueError(f"it is {content['format']!r} {version!r}, expected {FORMAT} {_READABLE}")
+        return _checked(content)
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(f"{folder}: no whole checkpoint there: {MANIFEST} is missing") from None
+    # Whatever a flipped bit does to a parser or to what it yields.
+    except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file}: damaged manifest ({_one_line(error)}); use another checkpoint") from None
+
+
+def _checked(content: dict[str, Any]) -> Manifest:
+    stated = content.pop("sha256", None)
+    # Formats 1 and 2 had no hash; one that has it, whatever number it states, is of format 3.
+    if (stated is not None or content["format_version"] >= 3) and stated != _sha256_of(content):
+        raise ValueError("its content does not have the sha256 that it states")
+    segments = content.pop("segments", None)
+    for key, kind in _TYPES.items():
+        if not isinstance(content.get(key, True if key == "moments" else None), kind):
+            raise ValueError(f"{key}: {kind.__name__} expected")
+    for name, entry in content["files"].items():
+        if name in ("", ".", "..") or "/" in name or "\0" in name:
+            raise ValueError(f"files: {name!r} is not the name of a file in the folder")
+        if not (isinstance(entry["sha256"], str) and isinstance(entry["size"], int)):
+            raise ValueError(f"files.{name}: sha256 and size expected")
+    if missing := _mandatory(content.get("moments", True)) - content["files"].keys():
+        raise ValueError(f"files: {sorted(missing)[0]} is not listed")
+    if content["stream"]["sample_index"] != content["samples"]:
+        raise ValueError("samples and stream.sample_index differ")
+    history = [_first_segment(content["lineage"])] if segments is None else [Segment.read(each) for each in segments]
+    return Manifest(**content, segments=tuple(history))
+
+
+def _mandatory(moments: bool) -> set[str]:
+    return {WEIGHTS, STATE, *(MOMENTS if moments else ())}
+
+
+def _first_segment(lineage: dict[str, Any]) -> Segment:
+    """What formats 1 and 2 recorded, of a whole run, in its lineage."""
+    engine = lineage.get("engine") or {}
+    return Segment.read(
+        {"from_step": 0, **{key: value for key, value in lineage.items() if key != "engine"}}
+        | {"engine": engine.get("name", UNKNOWN), "world_size": engine.get("world_size")}
+    )
+
+
+def verify_checkpoint(folder: Path) -> Manifest:
+    """The manifest of a checkpoint whose every file has the size and the hash that it states.
+
+    Raises:
+        CheckpointError: naming the file, and what was expected and found.
+    """
+    manifest = read_manifest(folder)
+    verify_files(folder, manifest.files)
+    _agree(folder, manifest)
+    return manifest
+
+
+def verify_files(folder: Path, files: dict[str, dict[str, Any]]) -> None:
+    """Check files against the sizes and sha256 that a manifest states.
+
+    Raises:
+        CheckpointError: naming the first file that differs.
+    """
+    for name, stated in files.items():
+        file = folder / name
+        if not file.is_file():
+            what = "is not a regular file" if file.exists() else "is missing"
+            raise CheckpointError(f"{file}: {what}; use another checkpoint")
+        if file.stat().st_size != stated["size"]:
+            raise CheckpointError(f"{file}: {file.stat().st_size} bytes found, {stated['size']} expected: truncated")
+    with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+        hashes = list(pool.map(lambda name: sha256_file(folder / name), files))
+    for (name, stated), found in zip(files.items(), hashes, strict=True):
+        if found != stated["sha256"]:
+            raise CheckpointError(
+                f"{folder / name}: sha256 {found[:12]} found, {stated['sha256'][:12]} expected: changed"
+            )
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What state.json holds.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        state: dict[str, Any] = json.loads(read_bounded(folder / STATE, _LARGEST))
+        return {**state, "optimizer": dict(state["optimizer"]), "tied": dict(state["tied"])}
+    except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder / STATE}: cannot be read ({_one_line(error)}); use another checkpoint"
+        ) from None
+
+
+def _agree(folder: Path, manifest: Manifest) -> None:
+    state = read_state(folder)
+    for key in ("schedule", "stream"):
+        if state.get(key) != getattr(manifest, key):
+            raise CheckpointError(f"{folder}: {MANIFEST} and {STATE} do not agree on {key}; use another checkpoint")
+
+
+def _sha256_of(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
