@@ -143,7 +143,7 @@ def _checked(content: dict[str, Any]) -> Manifest:
             raise ValueError(f"files.{name}: sha256 and size expected")
     if missing := _mandatory(content.get("moments", True)) - content["files"].keys():
         raise ValueError(f"files: {sorted(missing)[0]} is not listed")
-    if content["stream"]["sample_index"] != content["samples"]:
+    if content["stream"].get("sample_index", content["samples"]) != content["samples"]:
         raise ValueError("samples and stream.sample_index differ")
     history = [_first_segment(content["lineage"])] if segments is None else [Segment.read(each) for each in segments]
     return Manifest(**content, segments=tuple(history))

@@ -139,7 +139,7 @@ class CheckpointFolder:
     def _point_latest(self, target: Path) -> None:
         sync(self.path)  # the rename of the checkpoint is durable before anything points at it
         pointer = self.path / ".latest"
-        pointer.write_text(f"{target.name} {sha256_file(target / MANIFEST)}\n")
+        pointer.write_text(f"{target.name}\n{sha256_file(target / MANIFEST)}\n")
         sync(pointer)
         pointer.replace(self.path / "latest")
         sync(self.path)

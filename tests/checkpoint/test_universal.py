@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import stat
@@ -16,9 +15,14 @@ import torch
 from refusals import refused
 from toy import CheckpointMaker, equal_states
 
-from azneobert.checkpoint.manifest import read_manifest, verify_checkpoint
-from azneobert.checkpoint.universal import TrainState, all_weights, read_checkpoint, write_checkpoint
-from azneobert.dotted import differences
+from azneobert.checkpoint.manifest import MOMENTS, read_manifest, verify_checkpoint
+from azneobert.checkpoint.universal import (
+    TrainState,
+    all_weights,
+    copy_without_moments,
+    read_checkpoint,
+    write_checkpoint,
+)
 from azneobert.errors import CheckpointError
 
 FILES = (
@@ -181,55 +185,14 @@ def test_a_manifest_of_bytes_that_are_no_text_is_one_line(folder: Path) -> None:
         verify_checkpoint(folder)
 
 
-def test_the_first_format_which_knew_no_buffers_is_still_read(maker: CheckpointMaker, tmp_path: Path) -> None:
-    write_checkpoint(tmp_path, replace(maker.state(), buffers={}), maker.manifest(1), maker.tokenizer)
-    state = json.loads((tmp_path / "state.json").read_text())
-    del state["scheduler"]  # as the first format wrote it, which had empty buffers there
-    (tmp_path / "state.json").write_text(json.dumps(state | {"buffers": {}}))
-    files = dict(read_manifest(tmp_path).files)
-    content = (tmp_path / "state.json").read_bytes()
-    files["state.json"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
-    edit_manifest(tmp_path, format_version=1, files=files)
-    found, manifest = read_checkpoint(tmp_path)
-    assert manifest.format_version == 1
-    assert equal_states(found, maker.state())
-    assert (found.buffers, found.scheduler) == ({}, None)
-
-
-def test_what_is_written_is_the_second_format(folder: Path) -> None:
-    assert read_manifest(folder).format_version == 2
-
-
-def test_a_newer_format_is_refused_saying_which_ones_are_read(folder: Path) -> None:
-    edit_manifest(folder, format_version=3)
-    with refused(CheckpointError, "manifest.json", "azneobert-universal 3", "reads azneobert-universal 1 and 2"):
-        read_checkpoint(folder)
-
-
-def test_a_newer_format_with_keys_of_its_own_is_refused_the_same_way(folder: Path) -> None:
-    edit_manifest(folder, format_version=3, shards=8)
-    with refused(CheckpointError, "azneobert-universal 3", "reads azneobert-universal 1 and 2"):
-        read_checkpoint(folder)
-
-
-def test_a_folder_of_another_format_is_refused(folder: Path) -> None:
-    edit_manifest(folder, format="someone-elses")
-    with refused(CheckpointError, "someone-elses 2"):
-        read_manifest(folder)
-
-
-def edit_manifest(folder: Path, **changes: object) -> None:
-    content = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(content | changes))
-
-
-def test_differences_are_named_by_dotted_key_with_both_values() -> None:
-    there = {"model": {"layers": 2, "theta": 1.0}, "rows": "a" * 64, "seed": 1}
-    here = {"model": {"layers": 3, "theta": 1.0}, "rows": "a" * 64, "new": True}
-    assert differences(there, here) == [
-        "model.layers: 2 there, 3 here",
-        "new: nothing there, True here",
-        "seed: 1 there, nothing here",
-    ]
-    assert differences(there, there) == []
-    assert differences({"rows": "a" * 64}, {"rows": "b" * 64}) == [f"rows: {'a' * 12}… there, {'b' * 12}… here"]
+def test_a_copy_without_moments_is_a_whole_checkpoint_that_says_so(maker: CheckpointMaker, folder: Path) -> None:
+    lean = folder.parent / "lean"
+    lean.mkdir()
+    assert not copy_without_moments(folder, lean).moments
+    assert {file.name for file in lean.iterdir()} == {*FILES, "manifest.json"} - set(MOMENTS)
+    manifest = verify_checkpoint(lean)
+    assert replace(manifest, moments=True, files={}) == replace(read_manifest(folder), files={})
+    state, _ = read_checkpoint(lean, moments=False)
+    assert all(torch.equal(state.weights[n], t) for n, t in maker.state().weights.items())
+    with refused(CheckpointError, str(lean), "holds no moments", "use a checkpoint that does"):
+        read_checkpoint(lean)

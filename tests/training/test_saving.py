@@ -183,7 +183,7 @@ def test_a_checkpoint_that_does_not_fit_is_one_line_and_leaves_the_former_one_as
     with refused(CheckpointError, str(folder.path / "step-00000006"), "cannot be written: No space left on device"):
         getattr(writer, said_by)(*arguments)
     assert sorted(path.name for path in folder.path.iterdir()) == ["latest", "step-00000003"]
-    assert (folder.path / "latest").read_text() == "step-00000003\n"
+    assert (folder.path / "latest").read_text().split()[0] == "step-00000003"
     assert equal_states(read_checkpoint(folder.path / "step-00000003")[0], maker.state())
     ballast.unlink()
     maker.publish(folder, 9)
@@ -248,7 +248,7 @@ def test_a_run_whose_disk_fills_up_ends_in_one_line_and_goes_on_from_its_last_ch
     newest = inputs.checkpoints.latest()
     assert newest is not None
     assert newest[1].step >= 2
-    assert verify_checkpoint(inputs.checkpoints.path / (inputs.checkpoints.path / "latest").read_text().strip())
+    assert verify_checkpoint(inputs.checkpoints.path / (inputs.checkpoints.path / "latest").read_text().split()[0])
     assert not list(inputs.checkpoints.path.glob(".partial-*"))
     assert [run.info.status for run in runs_of(toy)] == ["FAILED"]
     ballast.unlink()
@@ -371,7 +371,7 @@ def test_fifty_kills_at_any_moment_of_publishing_never_cost_a_checkpoint_that_st
         assert newest[1].step >= max(confirmed, newest_before)
         newest_before = newest[1].step
         assert equal_states(read_checkpoint(newest[0])[0], maker.state())
-        pointed = path / (path / "latest").read_text().strip()
+        pointed = path / (path / "latest").read_text().split()[0]
         assert confirmed <= verify_checkpoint(pointed).step <= newest[1].step
     assert newest_before > 50, "the children hardly came to publish"
     assert halves >= 10, "the kills hardly came in the middle of writing"
