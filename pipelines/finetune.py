@@ -10,8 +10,10 @@ from azneobert.errors import RegistryError
 from azneobert.finetuning.classification import fine_tune
 from azneobert.finetuning.tasks import read_task
 from azneobert.recipe import Recipe
-from azneobert.registry import find_version, pull
-from azneobert.tracking import RunInfo, Tracker
+from azneobert.registry.pull import pull
+from azneobert.registry.versions import find_version
+from azneobert.tracking.record import RunInfo
+from azneobert.tracking.tracker import Tracker
 from stage import Paths, run_stage, write_json
 
 

@@ -6,7 +6,7 @@ from argparse import Namespace
 from azneobert.checkpoint.rotation import CheckpointFolder
 from azneobert.errors import CheckpointError
 from azneobert.recipe import PHASES, Recipe
-from azneobert.registry import push
+from azneobert.registry.push import push
 from stage import Paths, run_stage, write_json
 
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from azneobert.cli import app
 from azneobert.errors import RecipeError
-from azneobert.registry import push
+from azneobert.registry.push import push
 
 COMMAND = Path(sys.executable).with_name("azneobert")
 

@@ -90,7 +90,7 @@ def fill_mask(
 ) -> None:
     """What a registered model puts in the place of [MASK]."""
     from azneobert.filling import fill_masks
-    from azneobert.registry import pull
+    from azneobert.registry.pull import pull
 
     _, loaded = load_recipe()
     uri = model or f"models:/{loaded.registry.name}@phase2"
@@ -144,7 +144,7 @@ def list_registered(name: RecipeName = None) -> None:
 @registry.command(name="pull")
 def pull_version(uri: str, folder: Path, name: RecipeName = None) -> None:
     """Bring a version into a new folder, every file's hash verified."""
-    from azneobert.registry import pull
+    from azneobert.registry.pull import pull
 
     pull(uri, folder, load_recipe(name=name)[1].tracking)
     console.print(f"{uri} is in {folder}, every file verified")
@@ -162,8 +162,8 @@ def _phase_line(loaded: Recipe, name: Any) -> str:
 
 
 def _versions_table(loaded: Recipe) -> Table:
-    from azneobert.registry import list_versions
-    from azneobert.tracking import tracking_uri
+    from azneobert.mlflow_store import tracking_uri
+    from azneobert.registry.versions import list_versions
 
     table = Table(
         "version", "aliases", "recipe", "step", "commit", title=f"registered in {tracking_uri(loaded.tracking)}"

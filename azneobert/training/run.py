@@ -18,7 +18,8 @@ from azneobert.errors import RecipeError
 from azneobert.model.backend import choose_backend
 from azneobert.model.encoder import build_model, count_parameters
 from azneobert.recipe import PhaseName, Recipe, divide_batch
-from azneobert.tracking import RunInfo, Tracker
+from azneobert.tracking.record import RunInfo
+from azneobert.tracking.tracker import Tracker
 from azneobert.training.inputs import Inputs, open_streams, run_lock, stop_file
 from azneobert.training.loop import Run, train
 from azneobert.training.meter import Feed, Meter

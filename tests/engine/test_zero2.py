@@ -25,7 +25,7 @@ from azneobert.engine.state import tied_parameters
 from azneobert.errors import CheckpointError, TrainingError
 from azneobert.model.encoder import build_model
 from azneobert.recipe import EngineName, PhaseName, Recipe
-from azneobert.tracking import read_run_id
+from azneobert.tracking.record import read_run_id
 from azneobert.training.inputs import Inputs, open_streams
 from azneobert.training.position import Position
 from azneobert.training.saving import Saver

@@ -1,0 +1,65 @@
+"""The MLflow store of a recipe: its client, its experiment, and its errors in one line."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from azneobert.errors import RegistryError
+from azneobert.recipe import Tracking
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+def tracking_uri(tracking: Tracking) -> str:
+    """The MLflow store: the environment's MLFLOW_TRACKING_URI, or the recipe's."""
+    return os.environ.get("MLFLOW_TRACKING_URI", tracking.mlflow_uri)
+
+
+def mlflow_client(tracking: Tracking) -> MlflowClient:
+    """A client of the recipe's store that gives up on a dead server in seconds, not minutes."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    from mlflow import MlflowClient
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    # Not mlflow.set_tracking_uri: it writes to the environment, which would then decide for every other recipe.
+    return MlflowClient(tracking_uri(tracking))
+
+
+def ensure_experiment(client: MlflowClient, tracking: Tracking) -> str:
+    """The id of the recipe's experiment, which is made if it is not there."""
+    found = client.get_experiment_by_name(tracking.experiment)
+    return found.experiment_id if found else client.create_experiment(tracking.experiment)
+
+
+def attach_files(tracking: Tracking, run_id: str, files: list[Path]) -> None:
+    """Attach files to a run.
+
+    Raises:
+        RegistryError: MLflow does not answer.
+    """
+    with mlflow_errors(tracking_uri(tracking)):
+        client = mlflow_client(tracking)
+        for file in files:
+            client.log_artifact(run_id, str(file))
+
+
+@contextmanager
+def mlflow_errors(uri: str) -> Iterator[None]:
+    """Turn what MLflow and its transport raise into one line that names the store."""
+    try:
+        yield
+    except RegistryError:
+        raise
+    except Exception as error:  # MLflow passes on the errors of SQLAlchemy, requests and the file system alike
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise RegistryError(f"MLflow at {uri}: {first_line[:300]}") from error

@@ -1,0 +1,106 @@
+"""A checkpoint becomes a version: one folder, put into MLflow and pointed at by aliases."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from azneobert.checkpoint.universal import Manifest, all_weights, read_checkpoint
+from azneobert.data.store import sha256_file
+from azneobert.mlflow_store import ensure_experiment, mlflow_client, mlflow_errors, tracking_uri
+from azneobert.model.export import export_transformers
+from azneobert.recipe import Recipe, Tracking
+from azneobert.registry.card import model_card
+from azneobert.registry.versions import DIGEST_TAG, Version, version_of
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_MOMENTS = ("exp_avg.safetensors", "exp_avg_sq.safetensors")
+
+
+def push(
+    checkpoint: Path, recipe: Recipe, figures: dict[str, Any], pictures: list[Path], aliases: list[str]
+) -> Version:
+    """Register a universal checkpoint and point aliases at it. Pushing the same content again finds the same version.
+
+    `figures` (held-out results by name) and `pictures` go into the model card.
+
+    Raises:
+        RegistryError: MLflow does not answer.
+        CheckpointError: the checkpoint is missing or damaged.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "version"
+        manifest = assemble(checkpoint, recipe, figures, pictures, folder)
+        digest = sha256_file(folder / "manifest.json")
+        tracking, name = recipe.tracking, recipe.registry.name
+        with mlflow_errors(tracking_uri(tracking)):
+            client = mlflow_client(tracking)
+            _ensure_model(client, name)
+            number = _find(client, name, digest) or _create(client, tracking, name, folder, manifest, digest)
+            for alias in aliases:
+                client.set_registered_model_alias(name, alias, str(number))
+            return version_of(client, name, str(number))
+
+
+def assemble(checkpoint: Path, recipe: Recipe, figures: dict[str, Any], pictures: list[Path], folder: Path) -> Manifest:
+    """Make the folder of a version."""
+    state, manifest = read_checkpoint(checkpoint, moments=False)
+    export_transformers(all_weights(state), recipe.model, checkpoint / "tokenizer.json", folder)
+    target = folder / "checkpoint"
+    target.mkdir()
+    for file in checkpoint.iterdir():
+        if recipe.registry.with_moments or file.name not in _MOMENTS:
+            shutil.copyfile(file, target / file.name)
+    for picture in pictures:
+        shutil.copyfile(picture, folder / picture.name)
+    card = model_card(recipe, manifest, figures, [picture.name for picture in pictures])
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    files = {
+        file.relative_to(folder).as_posix(): {"sha256": sha256_file(file), "size": file.stat().st_size}
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+    content = {"format": "azneobert-version", "format_version": 1, "phase": manifest.phase, "files": files}
+    (folder / "manifest.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return manifest
+
+
+def _ensure_model(client: MlflowClient, name: str) -> None:
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name, description="Azerbaijani NeoBERT encoder")
+
+
+def _find(client: MlflowClient, name: str, digest: str) -> int | None:
+    found = client.search_model_versions(f"name = '{name}' and tags.`{DIGEST_TAG}` = '{digest}'")
+    return int(found[0].version) if found else None
+
+
+def _create(client: MlflowClient, tracking: Tracking, name: str, folder: Path, manifest: Manifest, digest: str) -> int:
+    run_id = manifest.lineage.get("mlflow_run_id") or ""
+    if not run_id or not _run_exists(client, run_id):
+        run = client.create_run(ensure_experiment(client, tracking), run_name=f"register-{manifest.phase}")
+        run_id = run.info.run_id
+        client.set_terminated(run_id)
+    place = f"version-{digest[:12]}"  # its own place in the run, so that no later version can change it
+    client.log_artifacts(run_id, str(folder), place)
+    lineage = {k: json.dumps(v) if isinstance(v, dict) else str(v) for k, v in manifest.lineage.items()}
+    lineage |= {"phase": manifest.phase, "step": str(manifest.step), "tokens": str(manifest.tokens)}
+    lineage |= {"recipe": manifest.recipe_name, "tokenizer_sha256": manifest.identity["tokenizer"]}
+    tags = {f"azneobert.{key}": value for key, value in lineage.items()} | {DIGEST_TAG: digest}
+    created = client.create_model_version(name, source=f"runs:/{run_id}/{place}", run_id=run_id, tags=tags)
+    return int(created.version)
+
+
+def _run_exists(client: MlflowClient, run_id: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_run(run_id)
+    except MlflowException:
+        return False
+    return True
