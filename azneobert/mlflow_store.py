@@ -14,6 +14,7 @@ from azneobert.recipe import Tracking
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 
 def tracking_uri(tracking: Tracking) -> str:
@@ -38,7 +39,37 @@ def mlflow_client(tracking: Tracking) -> MlflowClient:
 def ensure_experiment(client: MlflowClient, tracking: Tracking) -> str:
     """The id of the recipe's experiment, which is made if it is not there."""
     found = client.get_experiment_by_name(tracking.experiment)
-    return found.experiment_id if found else client.create_experiment(tracking.experiment)
+    if found is None:
+        return client.create_experiment(tracking.experiment)
+    if found.lifecycle_stage == "deleted":
+        raise RegistryError(
+            f"MLflow at {tracking_uri(tracking)}: experiment {tracking.experiment} is deleted; use `mlflow experiments "
+            f"restore -x {found.experiment_id}`, or another name in tracking.experiment"
+        )
+    return found.experiment_id
+
+
+def find_run(client: MlflowClient, run_id: str) -> Run | None:
+    """A run; None where the store does not know it, or has it among the deleted ones."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+    return run if run.info.lifecycle_stage == "active" else None
+
+
+def check_store(tracking: Tracking) -> None:
+    """Ask the store for something small.
+
+    Raises:
+        RegistryError: MLflow does not answer.
+    """
+    with mlflow_errors(tracking_uri(tracking)):
+        mlflow_client(tracking).search_experiments(max_results=1)
 
 
 def attach_files(tracking: Tracking, run_id: str, files: list[Path]) -> None:

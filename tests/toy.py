@@ -33,7 +33,7 @@ from azneobert.data.store import TokenStore
 from azneobert.data.tokenizer import tokenizer_sha256, train_tokenizer
 from azneobert.model.encoder import MaskedLM, build_model
 from azneobert.recipe import Model, PhaseName, Recipe, load_recipe
-from azneobert.tracking.spool import read_points
+from azneobert.tracking.points import read_points
 from azneobert.training import run as run_module
 from azneobert.training.inputs import Inputs, stop_file
 from azneobert.training.run import prepare_folder, pretrain

@@ -13,8 +13,8 @@ import yaml
 from azneobert.errors import RegistryError, TrainingError
 from azneobert.mlflow_store import attach_files
 from azneobert.model.encoder import count_parameters
+from azneobert.tracking.points import read_points
 from azneobert.tracking.record import read_run_id
-from azneobert.tracking.spool import read_points
 from azneobert.training.inputs import Inputs
 
 log = logging.getLogger(__name__)

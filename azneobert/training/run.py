@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
@@ -174,10 +173,7 @@ def _build_engine(inputs: Inputs, accelerator: Accelerator, micro_batch: int, ac
 
 def _tracker(inputs: Inputs, position: Position, rows: dict[str, float]) -> Tracker:
     recipe = inputs.recipe
-    tags = {f"azneobert.{key}": json.dumps(v) if isinstance(v, dict) else str(v) for key, v in inputs.lineage.items()}
-    tags |= {"azneobert.phase": inputs.phase, "azneobert.recipe": inputs.recipe_name}
-    if position.started_from:
-        tags["azneobert.started_from"] = json.dumps(position.started_from)
+    commit = str(inputs.lineage.get("git_commit") or "unknown")
     info = RunInfo(
         name=f"{inputs.recipe_name}-{inputs.phase}",
         params={
@@ -189,9 +185,22 @@ def _tracker(inputs: Inputs, position: Position, rows: dict[str, float]) -> Trac
             "tokenizer": recipe.tokenizer.model_dump(mode="json"),
             "rows": rows,
         },
-        tags=tags,
+        tags={"azneobert.phase": inputs.phase, "azneobert.recipe": inputs.recipe_name, "azneobert.commit": commit[:10]},
+        description=_description(inputs, commit),
+        artifacts={"lineage.json": {**inputs.lineage, "started_from": position.started_from}},
+        identity=position.identity,
     )
-    return Tracker(inputs.tracking, recipe.tracking, info)
+    return Tracker(inputs.tracking, recipe.tracking, info, system_metrics=True)
+
+
+def _description(inputs: Inputs, commit: str) -> str:
+    """The run in a few plain lines, as MLflow shows them above it."""
+    phase = inputs.recipe.phase(inputs.phase)
+    return (
+        f"{inputs.phase} of recipe {inputs.recipe_name}, {count_parameters(inputs.recipe.model):,} parameters.\n\n"
+        f"{phase.steps:,} steps of {phase.global_batch:,} rows of {phase.sequence_length:,} tokens.\n\n"
+        f"Commit {commit}."
+    )
 
 
 def _announce(inputs: Inputs, engine: Engine, micro_batch: int, position: Position) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
@@ -9,34 +10,15 @@ import time
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 from refusals import refused
-from toy import run_ranks, toy_recipe
+from stores_of_runs import DOWN, INFO, history, runs_of, tracking_at
+from toy import run_ranks
 
 from azneobert.errors import RegistryError
 from azneobert.mlflow_store import mlflow_client, tracking_uri
-from azneobert.recipe import Tracking
+from azneobert.tracking.points import read_points
 from azneobert.tracking.record import RunInfo, flat_params
-from azneobert.tracking.spool import read_points
 from azneobert.tracking.tracker import Tracker
-
-DOWN = "http://127.0.0.1:9"  # nobody listens there
-INFO = RunInfo("toy-phase1", {"model": {"layers": 2}, "seed": 7}, {"azneobert.phase": "phase1"})
-
-
-def tracking_at(uri: str, **overrides: object) -> Tracking:
-    return toy_recipe({"tracking": {"mlflow_uri": uri, "experiment": "tested", **overrides}}).tracking
-
-
-def history(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
-    return [(m.step, m.value) for m in MlflowClient(uri).get_metric_history(run_id, key)]
-
-
-def runs_of(uri: str) -> list:
-    client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name("tested")
-    return list(client.search_runs([experiment.experiment_id])) if experiment else []
-
 
 # MLflow
 
@@ -154,6 +136,22 @@ def test_mlflow_that_is_down_is_one_warning_that_says_where_the_points_wait(
     for warning in warnings:
         assert "\n" not in warning.getMessage()
         assert str(tmp_path / "run") in warning.getMessage()
+
+
+def test_the_end_reaches_mlflow_from_a_disk_that_is_full(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = Tracker(tmp_path / "run", tracking_at(mlflow_uri), INFO)
+    tracker.log(1, {"train/loss": 5.0})
+
+    def full(self: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    tracker.finish("FAILED")
+    [run] = runs_of(mlflow_uri)
+    assert run.info.status == "FAILED"
+    assert history(mlflow_uri, run.info.run_id, "train/loss") == [(1, 5.0)]
 
 
 def test_two_stores_in_one_process_do_not_get_mixed_up(mlflow_uri: str, tmp_path: Path) -> None:
