@@ -12,6 +12,7 @@ from azneobert.finetuning.tasks import read_task
 from azneobert.recipe import Recipe
 from azneobert.registry.pull import pull
 from azneobert.registry.versions import find_version
+from azneobert.tracking.delivery import fresh_folder
 from azneobert.tracking.record import RunInfo
 from azneobert.tracking.tracker import Tracker
 from stage import Paths, run_stage, write_json
@@ -70,15 +71,13 @@ def record(name: str, recipe: Recipe, paths: Paths, scores: dict[str, list[dict[
         name=f"{name}-finetune",
         params={"finetuning": recipe.finetuning.model_dump(mode="json")},
         tags={"azneobert.recipe": name, "azneobert.model": recipe.finetuning.model},
+        description=f"Fine-tuning of {recipe.finetuning.model}, recipe {name}; the step is the number of the seed.",
     )
-    with tempfile.TemporaryDirectory() as scratch:
-        tracker = Tracker(Path(scratch), recipe.tracking, info)
-        for number in range(len(recipe.finetuning.seeds)):
-            values = {
-                f"test/{key}/{weights}": v for weights, found in scores.items() for key, v in found[number].items()
-            }
-            tracker.log(number, values)
-        tracker.finish("FINISHED")
+    tracker = Tracker(fresh_folder(paths.root / "running" / "finetune") / "tracking", recipe.tracking, info)
+    for number in range(len(recipe.finetuning.seeds)):
+        values = {f"test/{key}/{weights}": v for weights, found in scores.items() for key, v in found[number].items()}
+        tracker.log(number, values)
+    tracker.finish("FINISHED")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from azneobert.checkpoint.rotation import CheckpointFolder
 from azneobert.errors import CheckpointError
 from azneobert.recipe import PHASES, Recipe
 from azneobert.registry.push import push
+from azneobert.tracking.delivery import deliver_folder, tracking_folders
+from azneobert.tracking.record import read_run_id
 from stage import Paths, run_stage, write_json
 
 
@@ -17,10 +19,20 @@ def register(name: str, recipe: Recipe, paths: Paths, options: Namespace) -> Non
         if newest is None:
             raise CheckpointError(f"{paths.run(phase)}: no whole checkpoint there; run `dvc repro {phase}`")
         figures = json.loads(paths.metrics(f"evaluate/{phase}").read_text())
-        version = push(newest[0], recipe, figures, [paths.plot(f"{phase}.png")], [phase])
+        run_id = delivered_run(recipe, paths, phase)
+        version = push(newest[0], recipe, figures, [paths.plot(f"{phase}.png")], [phase], run_id)
         versions[phase] = {"uri": version.uri, "alias": f"models:/{version.name}@{phase}", "run_id": version.run_id}
         print(f"{phase}: {version.uri}, also models:/{version.name}@{phase}")
     write_json(paths.registered, versions)
+
+
+def delivered_run(recipe: Recipe, paths: Paths, phase: str) -> str | None:
+    """The phase's MLflow run, which has every point now: MLflow may have been away when the training ended."""
+    run_id = None
+    for folder in tracking_folders(paths.root, phase):
+        deliver_folder(folder, recipe.tracking)
+        run_id = read_run_id(folder) or run_id
+    return run_id
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from rich.table import Column, Table
 from azneobert.cli.bench import app as bench_app
 from azneobert.cli.checkpoint import app as checkpoint_app
 from azneobert.cli.console import console
+from azneobert.cli.runs import app as runs_app
 from azneobert.errors import AzNeoBertError, RecipeError
 from azneobert.recipe import PHASES, Recipe, divide_batch, load_recipe
 
@@ -25,6 +26,7 @@ app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(data, name="data")
 app.add_typer(bench_app, name="bench")
 app.add_typer(registry, name="registry")
+app.add_typer(runs_app, name="runs")
 
 RecipeName = Annotated[str | None, typer.Option("--recipe", help="A recipe of params.yaml; default: the one it picks.")]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from azneobert.checkpoint.universal import Manifest, all_weights, read_checkpoint
 from azneobert.data.store import sha256_file
-from azneobert.mlflow_store import ensure_experiment, mlflow_client, mlflow_errors, tracking_uri
+from azneobert.mlflow_store import ensure_experiment, find_run, mlflow_client, mlflow_errors, tracking_uri
 from azneobert.model.export import export_transformers
 from azneobert.recipe import Recipe, Tracking
 from azneobert.registry.card import model_card
@@ -23,11 +23,17 @@ _MOMENTS = ("exp_avg.safetensors", "exp_avg_sq.safetensors")
 
 
 def push(
-    checkpoint: Path, recipe: Recipe, figures: dict[str, Any], pictures: list[Path], aliases: list[str]
+    checkpoint: Path,
+    recipe: Recipe,
+    figures: dict[str, Any],
+    pictures: list[Path],
+    aliases: list[str],
+    run_id: str | None = None,
 ) -> Version:
     """Register a universal checkpoint and point aliases at it. Pushing the same content again finds the same version.
 
-    `figures` (held-out results by name) and `pictures` go into the model card.
+    `figures` (held-out results by name) and `pictures` go into the model card. `run_id` is the MLflow run
+    where the store does not have the one that the checkpoint names.
 
     Raises:
         RegistryError: MLflow does not answer.
@@ -41,7 +47,10 @@ def push(
         with mlflow_errors(tracking_uri(tracking)):
             client = mlflow_client(tracking)
             _ensure_model(client, name)
-            number = _find(client, name, digest) or _create(client, tracking, name, folder, manifest, digest)
+            number = _find(client, name, digest)
+            if number is None:
+                run = _run_of(client, tracking, manifest, run_id)
+                number = _create(client, name, run, folder, manifest, digest)
             for alias in aliases:
                 client.set_registered_model_alias(name, alias, str(number))
             return version_of(client, name, str(number))
@@ -80,27 +89,23 @@ def _find(client: MlflowClient, name: str, digest: str) -> int | None:
     return int(found[0].version) if found else None
 
 
-def _create(client: MlflowClient, tracking: Tracking, name: str, folder: Path, manifest: Manifest, digest: str) -> int:
-    run_id = manifest.lineage.get("mlflow_run_id") or ""
-    if not run_id or not _run_exists(client, run_id):
-        run = client.create_run(ensure_experiment(client, tracking), run_name=f"register-{manifest.phase}")
-        run_id = run.info.run_id
-        client.set_terminated(run_id)
+def _run_of(client: MlflowClient, tracking: Tracking, manifest: Manifest, run_id: str | None) -> str:
+    """The run that trained the checkpoint, or one made for the version where the store has none of it."""
+    for candidate in (manifest.lineage.get("mlflow_run_id"), run_id):
+        if candidate and find_run(client, candidate) is not None:
+            return candidate
+    run = client.create_run(ensure_experiment(client, tracking), run_name=f"register-{manifest.phase}")
+    client.set_terminated(run.info.run_id)
+    return run.info.run_id
+
+
+def _create(client: MlflowClient, name: str, run_id: str, folder: Path, manifest: Manifest, digest: str) -> int:
     place = f"version-{digest[:12]}"  # its own place in the run, so that no later version can change it
     client.log_artifacts(run_id, str(folder), place)
-    lineage = {k: json.dumps(v) if isinstance(v, dict) else str(v) for k, v in manifest.lineage.items()}
+    # What has structure stands in the version's own checkpoint and model card: a tag is a line.
+    lineage = {k: str(v) for k, v in manifest.lineage.items() if not isinstance(v, dict | list)}
     lineage |= {"phase": manifest.phase, "step": str(manifest.step), "tokens": str(manifest.tokens)}
     lineage |= {"recipe": manifest.recipe_name, "tokenizer_sha256": manifest.identity["tokenizer"]}
     tags = {f"azneobert.{key}": value for key, value in lineage.items()} | {DIGEST_TAG: digest}
     created = client.create_model_version(name, source=f"runs:/{run_id}/{place}", run_id=run_id, tags=tags)
     return int(created.version)
-
-
-def _run_exists(client: MlflowClient, run_id: str) -> bool:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.get_run(run_id)
-    except MlflowException:
-        return False
-    return True
