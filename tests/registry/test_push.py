@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from mlflow import MlflowClient
 from pushed import FIGURES, push_newest
 from refusals import refused
 from toy import Toy
@@ -12,6 +13,7 @@ from toy import Toy
 from azneobert.checkpoint.universal import read_checkpoint
 from azneobert.errors import CheckpointError
 from azneobert.registry.pull import pull
+from azneobert.registry.push import push
 from azneobert.registry.versions import find_version, list_versions
 
 
@@ -83,3 +85,13 @@ def test_a_checkpoint_whose_run_the_store_does_not_know_gets_a_run_of_its_own(
 
 
 # What is refused
+
+
+def test_a_checkpoint_whose_run_was_made_anew_is_registered_under_that_one(toy: Toy) -> None:
+    client = MlflowClient(toy.recipe.tracking.mlflow_uri)
+    trained = toy.result()[1].lineage["mlflow_run_id"]
+    client.delete_run(trained)
+    anew = client.create_run(client.get_experiment_by_name("toy").experiment_id).info.run_id
+    version = push(toy.checkpoints().steps()[-1], toy.recipe, FIGURES, [], ["phase1"], anew)
+    assert version.run_id == anew
+    assert not [tag for tag in version.tags.values() if tag.startswith(("{", "["))], "a tag is a line"

@@ -68,6 +68,21 @@ def test_a_tracker_on_the_same_folder_continues_the_same_run(mlflow_uri: str, tm
     assert history(mlflow_uri, run.info.run_id, "train/loss") == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
 
 
+def test_a_new_segment_records_its_steps_anew_in_the_same_run(mlflow_uri: str, tmp_path: Path) -> None:
+    first = Tracker(tmp_path / "run", tracking_at(DOWN), INFO)
+    for step in (1, 2, 3):
+        first.log(step, {"train/loss": 1.0})
+    first.finish("KILLED")
+    second = Tracker(tmp_path / "run", tracking_at(mlflow_uri), INFO, segment=1, from_step=2)
+    for step in (3, 4):
+        second.log(step, {"train/loss": 2.0})
+    second.finish("FINISHED")
+    stands = [(p["segment"], p["step"]) for p in read_points(tmp_path / "run")]
+    assert stands == [(0, 1), (0, 2), (1, 3), (1, 4)]
+    [run] = runs_of(mlflow_uri)
+    assert history(mlflow_uri, run.info.run_id, "train/loss") == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]
+
+
 def test_points_whose_delivery_was_not_noted_arrive_once_all_the_same(mlflow_uri: str, tmp_path: Path) -> None:
     tracker = Tracker(tmp_path / "run", tracking_at(mlflow_uri), INFO)
     for step in range(1, 6):
