@@ -51,6 +51,8 @@ def test_importing_a_light_module_imports_nothing_heavy(name: str) -> None:
         ("kernels", ("model", "training", "checkpoint", "data", "registry", "tracking", "cli")),
         ("model", ("training", "checkpoint", "registry", "tracking", "cli")),
         ("training", ("registry", "cli", "finetuning")),
+        ("tracking", ("training", "engine", "model", "checkpoint", "data", "registry", "cli")),
+        ("registry", ("finetuning", "cli")),
     ],
 )
 def test_arrows_point_down(package: str, forbidden: tuple[str, ...]) -> None:

@@ -15,7 +15,7 @@ from azneobert.recipe import Recipe, load_recipe
 app = typer.Typer(no_args_is_help=True, help="Runs, their points on the way to MLflow.")
 
 
-@app.callback()
+@app.callback()  # without it the one command would be the group itself
 def runs() -> None:
     """Runs, their points on the way to MLflow."""
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from azneobert.mlflow_store import ensure_experiment, find_run, mlflow_client, mlflow_errors, tracking_uri
 from azneobert.recipe import Tracking
 from azneobert.tracking.lock import folder_if_free
-from azneobert.tracking.points import POINTS
+from azneobert.tracking.points import POINTS, read_points
 from azneobert.tracking.record import (
     RUNNING,
     Record,
@@ -63,13 +63,17 @@ def deliver_folder(folder: Path, tracking: Tracking) -> int | None:
 
 def something_waits(folder: Path) -> bool:
     """Whether anything in a folder has not reached MLflow, as far as the folder knows."""
+    if not folder.is_dir():
+        return False
     with folder_if_free(folder) as free:
         if not free:
             return True
         record = repaired_record(folder)
         spool = Spool(folder)
         spool.close()
-        return record is None or not record.settled or any(True for _ in spool.undelivered())
+        if record is None:
+            return bool(read_points(folder))
+        return not record.settled or any(True for _ in spool.undelivered())
 
 
 def fresh_folder(run: Path) -> Path:
