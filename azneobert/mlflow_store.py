@@ -26,10 +26,12 @@ def mlflow_client(tracking: Tracking) -> MlflowClient:
     """A client of the recipe's store that gives up on a dead server in seconds, not minutes."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     from mlflow import MlflowClient
 
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line at each try, all through an outage
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     # Not mlflow.set_tracking_uri: it writes to the environment, which would then decide for every other recipe.

@@ -185,7 +185,7 @@ def _tracker(inputs: Inputs, position: Position, rows: dict[str, float]) -> Trac
             "tokenizer": recipe.tokenizer.model_dump(mode="json"),
             "rows": rows,
         },
-        tags={"azneobert.phase": inputs.phase, "azneobert.recipe": inputs.recipe_name, "azneobert.commit": commit[:10]},
+        tags={"azneobert.phase": inputs.phase, "azneobert.recipe": inputs.recipe_name, "azneobert.git_commit": commit},
         description=_description(inputs, commit),
         artifacts={"lineage.json": {**inputs.lineage, "started_from": position.started_from}},
         identity=position.identity,

@@ -76,11 +76,15 @@ def test_mlflow_holds_one_run_a_phase_with_curve_settings_and_lineage(reproduced
     assert set(runs) == {"sample-phase1", "sample-phase2", "sample-finetune"}
     phase1 = runs["sample-phase1"]
     assert phase1.info.status == "FINISHED"
+    assert all(run.info.end_time > run.info.start_time for run in runs.values())
+    assert "phase1 of recipe sample" in phase1.data.tags["mlflow.note.content"]
+    assert not [tag for run in runs.values() for tag in run.data.tags.values() if tag.startswith(("{", "["))]
     assert phase1.data.params["model.hidden_size"] == "32"
     assert len(phase1.data.tags["azneobert.git_commit"]) == 40
     history = client.get_metric_history(phase1.info.run_id, "train/loss")
     assert [point.step for point in history] == list(range(1, 13))
-    assert "phase1.png" in {artifact.path for artifact in client.list_artifacts(phase1.info.run_id)}
+    attached = {artifact.path for artifact in client.list_artifacts(phase1.info.run_id)}
+    assert {"phase1.png", "recipe.yaml", "lineage.json"} <= attached
 
 
 def test_the_reports_hold_documents_fertility_and_rows(reproduced: Reproduced) -> None:
