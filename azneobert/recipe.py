@@ -159,11 +159,6 @@ class Model(_Block):
         return self
 
 
-def swiglu_size(intermediate_size: int) -> int:
-    """The width of SwiGLU: two thirds of the plain feed-forward's, rounded up to a multiple of 8."""
-    return -(-(2 * intermediate_size // 3) // 8) * 8
-
-
 class Training(_Block):
     """What both phases share, and what decides the numbers that a run computes."""
 
@@ -232,7 +227,10 @@ class Phase(_Block):
 
 
 class Runtime(_Block):
-    """How a run is carried out. Nothing here changes what is computed, so a resumed run may differ in it."""
+    """How a run is carried out. Nothing here changes what is computed, so a resumed run may differ in it.
+
+    `changed_code` says what becomes of a finished run whose code has changed since: it is trained anew, or kept.
+    """
 
     engine: EngineName
     processes: Positive
@@ -245,6 +243,7 @@ class Runtime(_Block):
     log_every: Positive
     checkpoint_every: Positive
     keep_checkpoints: Positive
+    changed_code: Literal["retrain", "keep"] = "keep"
 
 
 class Evaluation(_Block):
@@ -313,7 +312,7 @@ class Recipe(_Block):
                     f"{name}.sequence_length {phase.sequence_length} exceeds model.max_position_embeddings {limit}; "
                     f"{limit} or less would do"
                 )
-            divide_batch(phase.global_batch, self.runtime.processes, self.runtime.max_micro_batch, f"{name}.")
+            check_division(phase.global_batch, self.runtime.processes, f"{name}.")
         if self.finetuning.max_length > limit:
             raise ValueError(
                 f"finetuning.max_length {self.finetuning.max_length} exceeds model.max_position_embeddings {limit}; "
@@ -328,13 +327,11 @@ class Recipe(_Block):
         return self.phase1 if name == "phase1" else self.phase2
 
 
-def divide_batch(global_batch: int, processes: int, max_micro_batch: int, where: str = "") -> tuple[int, int]:
-    """The micro-batch (rows) and the number of accumulation steps that make up a global batch.
-
-    The micro-batch is the largest that divides a process's share and does not exceed `max_micro_batch`.
+def check_division(global_batch: int, processes: int, where: str = "") -> None:
+    """See to it that a global batch divides over the processes.
 
     Raises:
-        ValueError: the batch does not divide over the processes; the message names the sizes that would do.
+        ValueError: it does not; the message names the sizes and numbers of processes to use.
     """
     if global_batch % processes:
         below = global_batch - global_batch % processes
@@ -344,9 +341,6 @@ def divide_batch(global_batch: int, processes: int, max_micro_batch: int, where:
             f"{where}global_batch {global_batch} does not divide over {processes} processes; "
             f"a batch of {sizes}, or {counts} processes would do"
         )
-    share = global_batch // processes
-    micro_batch = next(size for size in range(min(share, max_micro_batch), 0, -1) if share % size == 0)
-    return micro_batch, share // micro_batch
 
 
 def load_recipe(path: Path | str = "params.yaml", name: str | None = None) -> tuple[str, Recipe]:

@@ -10,28 +10,29 @@ from typing import Any
 import numpy as np
 
 from azneobert.data.duplicates import Duplicates, find_duplicates, remaining
+from azneobert.layout import Layout
 from azneobert.recipe import Recipe
-from stage import Paths, run_stage, write_json
+from stage import run_stage, write_json
 
 
-def deduplicate(name: str, recipe: Recipe, paths: Paths, options: Namespace) -> None:
+def deduplicate(name: str, recipe: Recipe, layout: Layout, options: Namespace) -> None:
     order = recipe.data.order
-    found = find_duplicates(paths.documents(collection) for collection in order)
+    found = find_duplicates(layout.documents(collection) for collection in order)
     lost = 0
     for collection, duplicates in zip(order, found, strict=True):
-        target = paths.duplicates(collection)
+        target = layout.duplicates(collection)
         target.parent.mkdir(parents=True, exist_ok=True)
         np.save(target, duplicates.all)
         lost += len(duplicates.all)
-        write_json(paths.metrics(f"documents/{collection}"), report(paths, collection, duplicates))
+        write_json(layout.metrics(f"documents/{collection}"), report(layout, collection, duplicates))
     print(f"{lost:,} documents stand elsewhere too and are left out")
 
 
-def report(paths: Paths, collection: str, duplicates: Duplicates) -> dict[str, Any]:
+def report(layout: Layout, collection: str, duplicates: Duplicates) -> dict[str, Any]:
     """What became of a collection's documents, from its source to its tokens."""
-    ingested = json.loads(paths.metrics(f"ingest/{collection}").read_text(encoding="utf-8"))
+    ingested = json.loads(layout.metrics(f"ingest/{collection}").read_text(encoding="utf-8"))
     dropped = ingested["dropped"] | {"duplicate": len(duplicates.within), "elsewhere": len(duplicates.across)}
-    kept = remaining(paths.documents(collection), duplicates)
+    kept = remaining(layout.documents(collection), duplicates)
     return {"documents": ingested["documents"], "kept": kept.pop("documents"), "dropped": dropped, **kept}
 
 

@@ -5,37 +5,34 @@ from argparse import Namespace
 
 import torch
 
-from azneobert.checkpoint.rotation import CheckpointFolder
-from azneobert.checkpoint.universal import all_weights, read_checkpoint
-from azneobert.engine.interface import world_of
-from azneobert.engine.make import make_accelerator
-from azneobert.errors import CheckpointError
+from azneobert.checkpoint.universal import all_weights, open_checkpoint
+from azneobert.engine.gpu import prepare_gpu
+from azneobert.engine.interface import World
+from azneobert.layout import Layout, finished_checkpoint
 from azneobert.model.backend import choose_backend
 from azneobert.model.encoder import build_model
 from azneobert.recipe import PHASES, Recipe
 from azneobert.training.evaluation import evaluate
-from azneobert.training.inputs import open_streams
-from pretrain import phase_inputs
-from stage import Paths, run_stage, write_json
+from azneobert.training.inputs import Inputs, open_streams
+from stage import run_stage, write_json
 
 
-def evaluate_phase(name: str, recipe: Recipe, paths: Paths, options: Namespace) -> None:
+def evaluate_phase(name: str, recipe: Recipe, layout: Layout, options: Namespace) -> None:
     phase = options.phase
-    newest = CheckpointFolder(paths.run(phase) / "checkpoints", recipe.runtime.keep_checkpoints).latest()
-    if newest is None:
-        raise CheckpointError(f"{paths.run(phase)}: no whole checkpoint there; run `dvc repro {phase}`")
-    state, _ = read_checkpoint(newest[0], moments=False)
-    world = world_of(make_accelerator())
+    checkpoint, _ = finished_checkpoint(layout.finished(phase))
+    state = open_checkpoint(checkpoint, moments=False)
+    prepare_gpu()
+    world = World(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = getattr(torch, recipe.training.compute_dtype)
     backend = choose_backend(recipe.runtime, recipe.model, world.device, dtype)
     model = build_model(recipe.model, recipe.seed, dtype, backend)
     model.load_state_dict(all_weights(state))
-    _, validation = open_streams(phase_inputs(name, recipe, paths, phase))
+    _, validation = open_streams(Inputs.of(name, recipe, layout, phase))
     rows = min(recipe.runtime.max_micro_batch, recipe.phase(phase).global_batch)
     limit = recipe.evaluation.max_rows_per_collection
     figures = evaluate(model.to(world.device), validation, rows, limit, world)
-    write_json(paths.metrics(f"evaluate/{phase}"), figures)
-    table = paths.plot(f"{phase}_collections.csv")
+    write_json(layout.metrics(f"evaluate/{phase}"), figures)
+    table = layout.plots / f"{phase}_collections.csv"
     table.parent.mkdir(parents=True, exist_ok=True)
     with table.open("w", newline="") as file:
         writer = csv.writer(file)

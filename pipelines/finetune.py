@@ -9,19 +9,20 @@ from pathlib import Path
 from azneobert.errors import RegistryError
 from azneobert.finetuning.classification import fine_tune
 from azneobert.finetuning.tasks import read_task
+from azneobert.layout import Layout
 from azneobert.recipe import Recipe
 from azneobert.registry.pull import pull
 from azneobert.registry.versions import find_version
 from azneobert.tracking.delivery import fresh_folder
 from azneobert.tracking.record import RunInfo
 from azneobert.tracking.tracker import Tracker
-from stage import Paths, run_stage, write_json
+from stage import run_stage, write_json
 
 
-def finetune(name: str, recipe: Recipe, paths: Paths, options: Namespace) -> None:
+def finetune(name: str, recipe: Recipe, layout: Layout, options: Namespace) -> None:
     settings = recipe.finetuning
     task = read_task(Path(settings.task))
-    check_version(recipe, paths)
+    check_version(recipe, layout)
     scores: dict[str, list[dict[str, float]]] = {"pretrained": [], "random": []}
     with tempfile.TemporaryDirectory() as scratch:
         encoder = pull(settings.model, Path(scratch) / "model", recipe.tracking)
@@ -34,8 +35,8 @@ def finetune(name: str, recipe: Recipe, paths: Paths, options: Namespace) -> Non
                 )
     figures = {weights: summary(found) for weights, found in scores.items()}
     figures["examples"] = {split: len(examples) for split, examples in task.splits.items()}
-    write_json(paths.metrics("finetune"), figures)
-    record(name, recipe, paths, scores)
+    write_json(layout.metrics("finetune"), figures)
+    record(name, recipe, layout, scores)
     for weights in scores:
         mean, deviation = figures[weights]["accuracy"], figures[weights]["accuracy_deviation"]
         print(
@@ -43,10 +44,10 @@ def finetune(name: str, recipe: Recipe, paths: Paths, options: Namespace) -> Non
         )
 
 
-def check_version(recipe: Recipe, paths: Paths) -> None:
+def check_version(recipe: Recipe, layout: Layout) -> None:
     """Refuse an alias that has moved on since this pipeline registered its version."""
     asked = recipe.finetuning.model
-    for registered in json.loads(paths.registered.read_text()).values():
+    for registered in json.loads(layout.registered.read_text()).values():
         found = find_version(asked, recipe.tracking).uri if asked == registered["alias"] else registered["uri"]
         if found != registered["uri"]:
             raise RegistryError(
@@ -65,7 +66,7 @@ def summary(found: list[dict[str, float]]) -> dict[str, float]:
     return figures
 
 
-def record(name: str, recipe: Recipe, paths: Paths, scores: dict[str, list[dict[str, float]]]) -> None:
+def record(name: str, recipe: Recipe, layout: Layout, scores: dict[str, list[dict[str, float]]]) -> None:
     """One MLflow run; the step is the number of the seed."""
     info = RunInfo(
         name=f"{name}-finetune",
@@ -73,7 +74,9 @@ def record(name: str, recipe: Recipe, paths: Paths, scores: dict[str, list[dict[
         tags={"azneobert.recipe": name, "azneobert.model": recipe.finetuning.model},
         description=f"Fine-tuning of {recipe.finetuning.model}, recipe {name}; the step is the number of the seed.",
     )
-    tracker = Tracker(fresh_folder(paths.root / "running" / "finetune") / "tracking", recipe.tracking, info)
+    run = layout.running("finetune")
+    fresh_folder(run.path)
+    tracker = Tracker(run.tracking, recipe.tracking, info)
     for number in range(len(recipe.finetuning.seeds)):
         values = {f"test/{key}/{weights}": v for weights, found in scores.items() for key, v in found[number].items()}
         tracker.log(number, values)

@@ -4,20 +4,22 @@ from argparse import Namespace
 from dataclasses import asdict
 
 from azneobert.data.ingest import ingest
+from azneobert.layout import Layout
+from azneobert.provenance import code_sha256
 from azneobert.recipe import Recipe
-from stage import INGEST_CODE, Paths, code_sha256, run_stage, write_json
+from stage import run_stage, write_json
 
 
-def ingest_collection(name: str, recipe: Recipe, paths: Paths, options: Namespace) -> None:
+def ingest_collection(name: str, recipe: Recipe, layout: Layout, options: Namespace) -> None:
     collection = options.collection
     report = ingest(
         recipe.data.sources[collection],
         recipe.data.cleaning,
-        paths.documents(collection),
-        paths.partial(f"documents/{collection}"),
-        code=code_sha256(INGEST_CODE),
+        layout.documents(collection),
+        layout.partial(f"documents/{collection}"),
+        code=code_sha256("pipelines/ingest.py"),
     )
-    write_json(paths.metrics(f"ingest/{collection}"), asdict(report))
+    write_json(layout.metrics(f"ingest/{collection}"), asdict(report))
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in report.dropped.items() if count) or "none"
     print(
         f"{collection}: {report.kept:,} of {report.documents:,} documents kept (dropped: {dropped}), "

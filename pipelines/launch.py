@@ -1,59 +1,51 @@
-"""Stage: one phase of pretraining, in this process or as several on this machine.
+"""Stage: one phase of pretraining, in as many processes as the recipe asks for.
 
 A run that stands half-finished in the phase's folder goes on; one of other data, model or settings is set aside.
 """
 
-import os
-import signal
-import subprocess
 import sys
 from argparse import Namespace
 
-from azneobert.engine.make import PROCESSES
 from azneobert.errors import TrainingError
+from azneobert.launching.local import GRACE_SECONDS, Rank, run_ranks
+from azneobert.launching.outcome import read_outcome
+from azneobert.layout import Layout
 from azneobert.recipe import PHASES, Recipe
-from azneobert.training.inputs import Inputs, stop_file
-from azneobert.training.report import write_report
-from azneobert.training.run import prepare_folder, pretrain
-from azneobert.training.stopping import EXIT_STOPPED
-from pretrain import ACCEPT_CHANGED, phase_inputs
-from stage import Paths, run_stage, write_json
+from azneobert.training.report import attach_report, publish, write_report
+from azneobert.training.stopping import EXIT_FORCED, EXIT_STOPPED
+from cache import bring_back
+from stage import ACCEPT_CHANGED, run_stage, write_json
 
 
-def launch(name: str, recipe: Recipe, paths: Paths, options: Namespace) -> None:
-    """Train the phase, then write its metrics and curves."""
-    inputs = phase_inputs(name, recipe, paths, options.phase)
-    accepted = tuple(options.accept_changed)
-    if prepare_folder(inputs, accepted):
-        print(f"{options.phase}: complete already; nothing that decides its numbers has changed")
-    elif not (pretrain(inputs, accepted) if recipe.runtime.processes == 1 else _several(inputs, accepted)):
-        print(f"{options.phase}: stopped as asked, with a checkpoint; start again to go on")
+def launch(name: str, recipe: Recipe, layout: Layout, options: Namespace) -> None:
+    """Train the phase, then leave what the stages after it take: its checkpoint, points, metrics and curves."""
+    phase, run = options.phase, layout.running(options.phase)
+    finished = layout.finished(phase)
+    bring_back(recipe, phase, run, finished)
+    run.outcome_file.unlink(missing_ok=True)  # what a rank says now is about now
+    command = [sys.executable, "pipelines/pretrain.py", phase]
+    command += [f"--accept-changed={key}" for key in options.accept_changed]
+    failed = run_ranks(command, recipe.runtime.processes, run.stop_file)
+    outcome = read_outcome(run)
+    if outcome.state == "failed":
+        raise TrainingError(_what_failed(phase, failed))
+    if outcome.state == "stopped":
+        print(f"{phase}: stopped as asked at step {outcome.step}, with a checkpoint; start again to go on")
         sys.exit(EXIT_STOPPED)
-    write_json(paths.metrics(options.phase), write_report(inputs, paths.root / "plots"))
+    publish(run, finished)
+    write_json(layout.metrics(phase), write_report(name, recipe, phase, finished, layout.plots))
+    attach_report(recipe, run, layout.plots / f"{phase}.png")
 
 
-def _several(inputs: Inputs, accepted: tuple[str, ...]) -> bool:
-    """Start the ranks with `accelerate launch`, which would kill them at a signal: a stop file tells them instead."""
-    processes = str(inputs.recipe.runtime.processes)
-    # On a CPU, too: with --cpu, Accelerate starts one process however many it is asked for.
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes", processes]
-    command += [
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-        "--multi_gpu",
-        "pipelines/pretrain.py",
-        inputs.phase,
-    ]
-    command += [f"--accept-changed={key}" for key in accepted]
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, lambda *_: stop_file(inputs.folder).touch())
-    environment = os.environ | {PROCESSES: processes}
-    code = subprocess.Popen(command, start_new_session=True, env=environment).wait()
-    if code and not stop_file(inputs.folder).exists():
-        raise TrainingError(f"{inputs.phase}: a rank ended with an error (exit code {code}); its message stands above")
-    return code == 0
+def _what_failed(phase: str, failed: Rank | None) -> str:
+    if failed is None:
+        return f"{phase}: the ranks have ended and left no checkpoint of that step; look at what they printed"
+    if failed.process.returncode == EXIT_FORCED:
+        return (
+            f"{phase}: asked to stop, rank {failed.number} had no checkpoint within {GRACE_SECONDS:.0f} s and was "
+            "ended; start again to go on from the one before"
+        )
+    return failed.error() if failed.number == 0 else f"rank {failed.number}: {failed.error()}"
 
 
 if __name__ == "__main__":

@@ -1,41 +1,27 @@
 """One rank of a phase of pretraining; pipelines/launch.py starts as many of them as the recipe asks for."""
 
 import os
-import sys
 from argparse import Namespace
 
-from azneobert.recipe import PHASES, PhaseName, Recipe
+from azneobert.launching.local import end_with_launcher
+from azneobert.layout import Layout
+from azneobert.provenance import run_provenance
+from azneobert.recipe import PHASES, Recipe
+from azneobert.training.folder import prepare_folder
 from azneobert.training.inputs import Inputs
 from azneobert.training.run import pretrain
-from azneobert.training.stopping import EXIT_STOPPED
-from stage import Paths, lineage, run_stage
-
-ACCEPT_CHANGED = {"accept-changed": "go on although this part of the run's identity has changed, such as training"}
+from stage import ACCEPT_CHANGED, lineage, run_stage
 
 
-def phase_inputs(name: str, recipe: Recipe, paths: Paths, phase: PhaseName) -> Inputs:
-    """Where this recipe's phase finds everything."""
-    before = recipe.phase(phase).start_from
-    return Inputs(
-        recipe_name=name,
-        recipe=recipe,
-        phase=phase,
-        tokens=paths.tokens,
-        rows=paths.rows(phase),
-        tokenizer=paths.tokenizer,
-        folder=paths.run(phase),
-        tracking=paths.tracking(phase),
-        start=paths.run(before) if before else None,
-        lineage=lineage(recipe, paths),
-    )
-
-
-def rank(name: str, recipe: Recipe, paths: Paths, options: Namespace) -> None:
+def rank(name: str, recipe: Recipe, layout: Layout, options: Namespace) -> None:
     """Train as the rank that the launcher's environment names."""
-    if os.environ.get("RANK", "0") != "0":
-        sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 - one rank's error line is enough
-    if not pretrain(phase_inputs(name, recipe, paths, options.phase), tuple(options.accept_changed)):
-        sys.exit(EXIT_STOPPED)
+    end_with_launcher()
+    more = {"lineage": lineage(recipe, layout), "provenance": run_provenance()}
+    inputs = Inputs.of(name, recipe, layout, options.phase, **more)
+    accepted = tuple(options.accept_changed)
+    if os.environ.get("RANK", "0") == "0" and prepare_folder(inputs, accepted):
+        print(f"{options.phase}: complete already; nothing that decides its numbers has changed", flush=True)
+    pretrain(inputs, accepted)
 
 
 if __name__ == "__main__":

@@ -3,33 +3,30 @@
 import json
 from argparse import Namespace
 
-from azneobert.checkpoint.rotation import CheckpointFolder
-from azneobert.errors import CheckpointError
+from azneobert.layout import Layout, finished_checkpoint
 from azneobert.recipe import PHASES, Recipe
 from azneobert.registry.push import push
 from azneobert.tracking.delivery import deliver_folder, tracking_folders
 from azneobert.tracking.record import read_run_id
-from stage import Paths, run_stage, write_json
+from stage import run_stage, write_json
 
 
-def register(name: str, recipe: Recipe, paths: Paths, options: Namespace) -> None:
+def register(name: str, recipe: Recipe, layout: Layout, options: Namespace) -> None:
     versions = {}
     for phase in PHASES:
-        newest = CheckpointFolder(paths.run(phase) / "checkpoints", recipe.runtime.keep_checkpoints).latest()
-        if newest is None:
-            raise CheckpointError(f"{paths.run(phase)}: no whole checkpoint there; run `dvc repro {phase}`")
-        figures = json.loads(paths.metrics(f"evaluate/{phase}").read_text())
-        run_id = delivered_run(recipe, paths, phase)
-        version = push(newest[0], recipe, figures, [paths.plot(f"{phase}.png")], [phase], run_id)
+        checkpoint, _ = finished_checkpoint(layout.finished(phase))
+        figures = json.loads(layout.metrics(f"evaluate/{phase}").read_text())
+        run_id = delivered_run(recipe, layout, phase)
+        version = push(checkpoint, recipe, figures, [layout.plots / f"{phase}.png"], [phase], run_id)
         versions[phase] = {"uri": version.uri, "alias": f"models:/{version.name}@{phase}", "run_id": version.run_id}
         print(f"{phase}: {version.uri}, also models:/{version.name}@{phase}")
-    write_json(paths.registered, versions)
+    write_json(layout.registered, versions)
 
 
-def delivered_run(recipe: Recipe, paths: Paths, phase: str) -> str | None:
+def delivered_run(recipe: Recipe, layout: Layout, phase: str) -> str | None:
     """The phase's MLflow run, which has every point now: MLflow may have been away when the training ended."""
     run_id = None
-    for folder in tracking_folders(paths.root, phase):
+    for folder in tracking_folders(layout.root, phase):
         deliver_folder(folder, recipe.tracking)
         run_id = read_run_id(folder) or run_id
     return run_id

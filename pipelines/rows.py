@@ -6,29 +6,30 @@ from argparse import Namespace
 from azneobert.data.rows import plan_facts, plan_rows, write_plan
 from azneobert.data.store import TokenStore
 from azneobert.errors import DataError
+from azneobert.layout import Layout
 from azneobert.recipe import PHASES, Recipe
-from stage import Paths, run_stage, write_json
+from stage import run_stage, write_json
 
 
-def rows(name: str, recipe: Recipe, paths: Paths, options: Namespace) -> None:
+def rows(name: str, recipe: Recipe, layout: Layout, options: Namespace) -> None:
     phase = recipe.phase(options.phase)
-    target = paths.rows(options.phase)
+    target = layout.rows(options.phase)
     shutil.rmtree(target, ignore_errors=True)
-    training = {collection: TokenStore.open(paths.tokens / collection / "train") for collection in recipe.data.sources}
+    training = {collection: TokenStore.open(layout.tokens / collection / "train") for collection in recipe.data.sources}
     plan = plan_rows(training, phase.sequence_length, recipe.seed, phase.pools)
     if not len(plan):
-        raise DataError(f"{paths.tokens}: no document to train on; a smaller validation_fraction would do")
+        raise DataError(f"{layout.tokens}: no document to train on; a smaller validation_fraction would do")
     write_plan(plan, target / "train")
     facts = plan_facts(plan)
     for collection in recipe.data.sources:
-        held_out = TokenStore.open(paths.tokens / collection / "validation")
+        held_out = TokenStore.open(layout.tokens / collection / "validation")
         if len(held_out):
             validation = plan_rows({collection: held_out}, phase.sequence_length, recipe.seed)
             write_plan(validation, target / "validation" / collection)
             facts[f"validation_rows/{collection}"] = len(validation)
     if not any(fact.startswith("validation_rows/") for fact in facts):
-        raise DataError(f"{paths.tokens}: no document is held out; a larger data.cleaning.validation_fraction would do")
-    write_json(paths.metrics(f"rows/{options.phase}"), facts)
+        raise DataError(f"{layout.tokens}: no document is held out; use a larger data.cleaning.validation_fraction")
+    write_json(layout.metrics(f"rows/{options.phase}"), facts)
     print(
         f"{options.phase}: {facts['rows']:,} rows of {phase.sequence_length}, {facts['fill']:.2%} full, "
         f"{facts['windows_per_row']} windows a row"

@@ -3,82 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import logging
-import platform
-import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from azneobert.errors import AzNeoBertError, RecipeError
+from azneobert.layout import Layout
 from azneobert.recipe import Recipe, load_recipe, recipe_fingerprint
 
-# What decides the numbers that training computes; a finished run made by other code is not finished.
-TRAINING_CODE = (
-    "azneobert/data/stream.py",
-    "azneobert/kernels",
-    "azneobert/model",
-    "azneobert/engine",
-    "azneobert/training",
-    "azneobert/checkpoint",
-)
-# What decides the documents that come out of a source; an interrupted ingest by other code starts anew.
-INGEST_CODE = tuple(
-    f"azneobert/data/{name}.py"
-    for name in ("records", "local_files", "hub", "sources", "cleaning", "documents", "ingest")
-)
-
-
-class Paths:
-    """The places of one recipe's outputs, as dvc.yaml names them."""
-
-    def __init__(self, recipe: str):
-        self.root = Path("outputs") / recipe
-        self.tokens = self.root / "tokens"
-        self.tokenizer = self.root / "tokenizer" / "tokenizer.json"
-        self.registered = self.root / "registered.json"
-
-    def documents(self, collection: str) -> Path:
-        """The cleaned documents of one collection."""
-        return self.root / "documents" / collection
-
-    def partial(self, stage: str) -> Path:
-        """What an interrupted stage has done so far. DVC does not know it, and so does not delete it."""
-        return self.root / "partial" / stage
-
-    def duplicates(self, collection: str) -> Path:
-        """Which of them another collection already holds."""
-        return self.root / "duplicates" / f"{collection}.npy"
-
-    def rows(self, phase: str) -> Path:
-        """The row plans of one phase: train, and validation by collection."""
-        return self.root / "rows" / phase
-
-    def run(self, phase: str) -> Path:
-        """The checkpoints of one phase."""
-        return self.root / phase
-
-    def tracking(self, phase: str) -> Path:
-        """The points of one phase's run, and which MLflow run it is."""
-        return self.root / "tracking" / phase
-
-    def metrics(self, stage: str) -> Path:
-        """The numbers that a stage leaves."""
-        return self.root / "metrics" / f"{stage}.json"
-
-    def plot(self, name: str) -> Path:
-        """A curve or a picture."""
-        return self.root / "plots" / name
+ACCEPT_CHANGED = {"accept-changed": "go on although this part of the run's identity has changed, such as training"}
 
 
 def run_stage(
-    stage: Callable[[str, Recipe, Paths, argparse.Namespace], None],
+    stage: Callable[[str, Recipe, Layout, argparse.Namespace], None],
     options: dict[str, str] | None = None,
     **arguments: Iterable[str] | Callable[[Recipe], Iterable[str]],
 ) -> None:
@@ -99,7 +41,7 @@ def run_stage(
         for argument, choices in arguments.items():
             if callable(choices):
                 _check_choice(argument, getattr(chosen, argument), list(choices(recipe)), name)
-        stage(name, recipe, Paths(name), chosen)
+        stage(name, recipe, Layout(name), chosen)
     except AzNeoBertError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
@@ -117,44 +59,20 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-_PACKAGES = ("azneobert", "torch", "accelerate", "deepspeed", "safetensors", "tokenizers", "numpy")
+def lineage(recipe: Recipe, layout: Layout) -> dict[str, Any]:
+    """What a checkpoint's data and settings are: DVC's hashes of the tokens, and the recipe."""
+    return {"tokens_md5": _tokens_md5(recipe.data.order, layout), "recipe_sha256": recipe_fingerprint(recipe)}
 
 
-def lineage(recipe: Recipe, paths: Paths) -> dict[str, Any]:
-    """What a checkpoint is made of: commit, DVC's hashes of the tokens, recipe, code and versions."""
-    return {
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "tokens_md5": _tokens_md5(recipe.data.order, paths),
-        "recipe_sha256": recipe_fingerprint(recipe),
-        "code_sha256": code_sha256(),
-        "versions": {
-            "python": platform.python_version(),
-            **{package: version(package) for package in _PACKAGES},
-        },
-    }
-
-
-def code_sha256(places: Iterable[str] = TRAINING_CODE) -> str:
-    """The sha256 of code, by default of that which decides what training computes."""
-    digest = hashlib.sha256()
-    for place in places:
-        path = Path(place)
-        for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def _tokens_md5(collections: Iterable[str], paths: Paths) -> dict[str, str]:
-    """DVC's hash of each collection's tokens, from dvc.lock, which DVC brings up to date after each stage."""
+def locked_hashes() -> dict[str, str]:
+    """DVC's hash of each output, by its path, from dvc.lock, which DVC brings up to date after each stage."""
     try:
-        stages = yaml.safe_load(Path("dvc.lock").read_text())["stages"]
+        stages = yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8"))["stages"]
+        return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
     except (OSError, KeyError, TypeError, yaml.YAMLError):
         return {}  # run without DVC
-    hashes = {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
-    return {c: hashes[str(paths.tokens / c)] for c in collections if str(paths.tokens / c) in hashes}
+
+
+def _tokens_md5(collections: Iterable[str], layout: Layout) -> dict[str, str]:
+    hashes = locked_hashes()
+    return {c: hashes[str(layout.tokens / c)] for c in collections if str(layout.tokens / c) in hashes}

@@ -9,46 +9,47 @@ from pathlib import Path
 from azneobert.data.documents import read_duplicates, training_texts
 from azneobert.data.fertility import compared, count_with, fertility, unknown_share
 from azneobert.data.tokenizer import load_tokenizer, train_tokenizer
+from azneobert.layout import Layout
 from azneobert.recipe import Recipe
-from stage import Paths, run_stage, write_json
+from stage import run_stage, write_json
 
 FERTILITY_CHARACTERS = 2_000_000  # of each collection, enough for the third digit
 
 
-def tokenizer(name: str, recipe: Recipe, paths: Paths, options: Namespace) -> None:
+def tokenizer(name: str, recipe: Recipe, layout: Layout, options: Namespace) -> None:
     settings = recipe.tokenizer
     others = compared(settings.compare)  # a missing file is said before an hour of training, not after it
-    characters = {collection: characters_of(paths, collection) for collection in recipe.data.order}
-    paths.tokenizer.parent.mkdir(parents=True, exist_ok=True)
+    characters = {collection: characters_of(layout, collection) for collection in recipe.data.order}
+    layout.tokenizer.parent.mkdir(parents=True, exist_ok=True)
     if settings.path is not None:
         load_tokenizer(Path(settings.path), settings.vocab_size)
-        paths.tokenizer.write_bytes(Path(settings.path).read_bytes())
+        layout.tokenizer.write_bytes(Path(settings.path).read_bytes())
     else:
         share = min(1.0, settings.max_characters / sum(characters.values()))
-        texts = (batch for collection in recipe.data.order for batch in texts_of(paths, collection, share))
+        texts = (batch for collection in recipe.data.order for batch in texts_of(layout, collection, share))
         trained = train_tokenizer(texts, settings.algorithm, settings.vocab_size, settings.lowercase)
-        trained.save(str(paths.tokenizer))
-    loaded = load_tokenizer(paths.tokenizer, settings.vocab_size)
+        trained.save(str(layout.tokenizer))
+    loaded = load_tokenizer(layout.tokenizer, settings.vocab_size)
     counters = {"azneobert": count_with(loaded)} | others
     figures = {}
     for collection, size in characters.items():
         share = min(1.0, FERTILITY_CHARACTERS / max(size, 1))
-        figures[collection] = fertility(counters, texts_of(paths, collection, share))
-        figures[collection]["unknown"] = unknown_share(loaded, texts_of(paths, collection, share))
-    write_json(paths.metrics("tokenizer"), figures)
-    write_plot(paths.plot("fertility.csv"), figures, list(counters))
+        figures[collection] = fertility(counters, texts_of(layout, collection, share))
+        figures[collection]["unknown"] = unknown_share(loaded, texts_of(layout, collection, share))
+    write_json(layout.metrics("tokenizer"), figures)
+    write_plot(layout.plots / "fertility.csv", figures, list(counters))
     words = sum(f["words"] for f in figures.values())
     means = (f"{n} {sum(f[n] * f['words'] for f in figures.values()) / words:.3f}" for n in counters)
     print(f"{loaded.get_vocab_size():,} tokens in the vocabulary; tokens a word: {', '.join(means)}")
 
 
-def characters_of(paths: Paths, collection: str) -> int:
-    report = json.loads(paths.metrics(f"documents/{collection}").read_text(encoding="utf-8"))
+def characters_of(layout: Layout, collection: str) -> int:
+    report = json.loads(layout.metrics(f"documents/{collection}").read_text(encoding="utf-8"))
     return int(report["characters"])
 
 
-def texts_of(paths: Paths, collection: str, share: float) -> Iterator[list[str]]:
-    return training_texts(paths.documents(collection), read_duplicates(paths.duplicates(collection)), share)
+def texts_of(layout: Layout, collection: str, share: float) -> Iterator[list[str]]:
+    return training_texts(layout.documents(collection), read_duplicates(layout.duplicates(collection)), share)
 
 
 def write_plot(file: Path, figures: dict[str, dict[str, float]], tokenizers: list[str]) -> None:

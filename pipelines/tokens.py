@@ -3,22 +3,23 @@
 from argparse import Namespace
 
 from azneobert.data.tokens import tokenize_collection
+from azneobert.layout import Layout
 from azneobert.recipe import Recipe
-from stage import Paths, run_stage, write_json
+from stage import run_stage, write_json
 
 
-def tokens(name: str, recipe: Recipe, paths: Paths, options: Namespace) -> None:
+def tokens(name: str, recipe: Recipe, layout: Layout, options: Namespace) -> None:
     collection = options.collection
     metas = tokenize_collection(
-        paths.documents(collection),
-        paths.duplicates(collection),
-        paths.tokenizer,
-        paths.tokens / collection,
-        paths.partial(f"tokens/{collection}"),
+        layout.documents(collection),
+        layout.duplicates(collection),
+        layout.tokenizer,
+        layout.tokens / collection,
+        layout.partial(f"tokens/{collection}"),
         vocab_size=recipe.model.vocab_size,
     )
     counts = {side: {"documents": meta.documents, "tokens": meta.tokens} for side, meta in metas.items()}
-    write_json(paths.metrics(f"tokens/{collection}"), counts)
+    write_json(layout.metrics(f"tokens/{collection}"), counts)
     print(f"{collection}: {metas['train'].tokens:,} tokens to train on, {metas['validation'].tokens:,} held out")
 
 

@@ -6,8 +6,9 @@ import yaml
 from pydantic import ValidationError
 from refusals import refused
 
+from azneobert.course import divide_batch
 from azneobert.errors import RecipeError
-from azneobert.recipe import divide_batch, load_recipe, recipe_fingerprint
+from azneobert.recipe import load_recipe, recipe_fingerprint
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
 

@@ -31,12 +31,15 @@ from azneobert.checkpoint.universal import Manifest, TrainState, read_checkpoint
 from azneobert.data.rows import plan_rows, write_plan
 from azneobert.data.store import TokenStore
 from azneobert.data.tokenizer import tokenizer_sha256, train_tokenizer
+from azneobert.layout import RunFolder
 from azneobert.model.encoder import MaskedLM, build_model
 from azneobert.recipe import Model, PhaseName, Recipe, load_recipe
 from azneobert.tracking.points import read_points
 from azneobert.training import run as run_module
-from azneobert.training.inputs import Inputs, stop_file
-from azneobert.training.run import prepare_folder, pretrain
+from azneobert.training.folder import prepare_folder
+from azneobert.training.inputs import Inputs
+from azneobert.training.report import publish
+from azneobert.training.run import pretrain
 from azneobert.training.stopping import StopRequest
 
 ROOT = Path(__file__).parents[1]
@@ -191,8 +194,12 @@ class Toy:
         changed = Recipe.model_validate(merged(self.recipe.model_dump(), overrides or {}))
         return replace(self, recipe=changed, corpus=corpus or self.corpus)
 
-    def inputs(self, phase: PhaseName = "phase1", lineage: dict[str, Any] | None = None) -> Inputs:
-        """What `pretrain` takes."""
+    def run(self, phase: PhaseName = "phase1") -> RunFolder:
+        """A phase in progress."""
+        return RunFolder(self.folder / "running" / phase)
+
+    def inputs(self, phase: PhaseName = "phase1", code: str = "toy") -> Inputs:
+        """What `pretrain` takes; `code` passes for the hash of the code that trains."""
         before = self.recipe.phase(phase).start_from
         return Inputs(
             recipe_name="toy",
@@ -201,26 +208,28 @@ class Toy:
             tokens=self.corpus / "tokens",
             rows=self.corpus / "rows" / str(self.recipe.phase(phase).sequence_length),
             tokenizer=self.corpus / "tokenizer.json",
-            folder=self.folder / phase,
-            tracking=self.folder / "tracking" / phase,
+            run=self.run(phase),
             start=self.folder / before if before else None,
-            lineage=lineage or {"code_sha256": "toy"},
+            provenance={"git_commit": "toy", "git_dirty": False, "code_sha256": code, "versions": {}},
         )
 
     def train(self, phase: PhaseName = "phase1", *, processes: int = 1, **options: Any) -> bool:
         """Start a phase, or go on with it, as the launcher does; whether it is complete."""
         inputs = self.inputs(phase)
-        stop_file(inputs.folder).unlink(missing_ok=True)
-        return run_ranks(train_rank, inputs, *options.items(), processes=processes, folder=self.folder)[0]
+        inputs.run.stop_file.unlink(missing_ok=True)
+        complete = run_ranks(train_rank, inputs, *options.items(), processes=processes, folder=self.folder)[0]
+        if complete:
+            publish(inputs.run, self.folder / phase)
+        return complete
 
     def losses(self, phase: PhaseName = "phase1", key: str = "train/loss") -> dict[int, float]:
         """The recorded values of a key by step."""
-        points = read_points(self.folder / "tracking" / phase)
+        points = read_points(self.run(phase).tracking)
         return {point["step"]: point["values"][key] for point in points if key in point["values"]}
 
     def checkpoints(self, phase: PhaseName = "phase1") -> CheckpointFolder:
         """The checkpoints of a phase."""
-        return CheckpointFolder(self.folder / phase / "checkpoints", 9)
+        return CheckpointFolder(self.run(phase).checkpoints, 9)
 
     def result(self, phase: PhaseName = "phase1") -> tuple[TrainState, Manifest]:
         """The newest checkpoint."""
@@ -230,12 +239,17 @@ class Toy:
 
     def wait_for_points(self, child: Any, count: int, phase: PhaseName = "phase1") -> None:
         """Until a training child has recorded so many points."""
-        points = self.folder / "tracking" / phase / "points.jsonl"
+        points = self.run(phase).tracking / "points.jsonl"
         deadline = time.monotonic() + 60
         while not (points.exists() and points.read_text().count("\n") >= count):
             assert time.monotonic() < deadline, "no progress"
             assert child.is_alive(), "the child has ended"
             time.sleep(0.02)
+
+    def take_phase1(self, other: Toy) -> None:
+        """Have another run's phase 1 as one's own."""
+        for part in ("phase1", "running/phase1"):
+            shutil.copytree(other.folder / part, self.folder / part)
 
     def copy_to(self, folder: Path) -> Toy:
         """The same run in another folder, to go on with it in another way; MLflow stays where it is."""
@@ -276,9 +290,9 @@ def train_rank(inputs: Inputs, *options: tuple[str, Any]) -> bool:
     return pretrain(inputs, accept_changed)
 
 
-def prepare(toy: Toy, phase: PhaseName = "phase1", lineage: dict[str, Any] | None = None) -> bool:
+def prepare(toy: Toy, phase: PhaseName = "phase1", code: str = "toy") -> bool:
     """`prepare_folder` for a toy run."""
-    return prepare_folder(toy.inputs(phase, lineage))
+    return prepare_folder(toy.inputs(phase, code))
 
 
 def run_ranks(function: Callable[..., Any], *arguments: Any, processes: int = 1, folder: Path) -> list[Any]:

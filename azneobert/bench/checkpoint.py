@@ -25,7 +25,8 @@ from azneobert.data.stream import SampleRange, micro_batch_loader
 from azneobert.engine.interface import Engine
 from azneobert.engine.make import make_accelerator, make_engine
 from azneobert.model.backend import choose_backend
-from azneobert.model.encoder import build_model, count_parameters
+from azneobert.model.encoder import build_model
+from azneobert.model.size import count_parameters
 from azneobert.recipe import EngineName, Model
 
 _ROWS, _ROW_LENGTH = 2, 128
@@ -245,7 +246,7 @@ def _engine(config: Model, name: EngineName) -> Engine:
 
 
 def _batches(folder: Path, step: int) -> Any:
-    samples = SampleRange(0, step, step + 100, _ROWS, _ROWS, 1, 0)
+    samples = SampleRange(range(step * _ROWS, (step + 100) * _ROWS, _ROWS), _ROWS, 1, 0)
     return micro_batch_loader(open_small_corpus(folder), samples, workers=0, pin_memory=False)
 
 

@@ -211,7 +211,7 @@ def _open_stream(folder: Path, names: list[str]) -> Stream:
 
 def _stream(folder: Path, names: list[str]) -> tuple[float, int, int]:
     stream = _open_stream(folder, names)
-    samples = SampleRange(0, 0, 10**9, 48, 48, 1, 0)
+    samples = SampleRange(range(0, 48 * 10**9, 48), 48, 1, 0)
     loader = micro_batch_loader(stream, samples, workers=1, pin_memory=False)
     for _ in range(50):
         next(loader)

@@ -80,7 +80,7 @@ def losses(run: Run, folder: Path) -> np.ndarray:
 def _rank(run: Run, folder: Path) -> None:
     micro_batch = run.rows // run.accumulation
     engine = build_engine(run.variant, run.model, micro_batch, run.accumulation)
-    samples = SampleRange(0, 0, run.steps, run.rows, micro_batch, run.accumulation, 0)
+    samples = SampleRange(range(0, run.steps * run.rows, run.rows), micro_batch, run.accumulation, 0)
     on_gpu = engine.world.device.type == "cuda"
     batches = micro_batch_loader(open_small_corpus(folder), samples, workers=0, pin_memory=on_gpu)
     warmup = max(1, run.steps // 10)

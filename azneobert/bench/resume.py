@@ -170,7 +170,8 @@ def _train(
         engine.scatter(read_checkpoint(start)[0])
     first, last = steps
     micro_batch = _ROWS // setting.world // setting.accumulation
-    samples = SampleRange(0, first, last, _ROWS, micro_batch, setting.accumulation, engine.world.rank)
+    first_samples = range(first * _ROWS, last * _ROWS, _ROWS)
+    samples = SampleRange(first_samples, micro_batch, setting.accumulation, engine.world.rank)
     batches = micro_batch_loader(open_small_corpus(scratch), samples, workers=0, pin_memory=False)
     losses = [engine.step(batches, learning_rate(step, 5, STEPS, 2e-3))[0].item() for step in range(first, last)]
     state = engine.gather()

@@ -29,7 +29,7 @@ from azneobert.data.stream import SampleRange, micro_batch_loader
 from azneobert.engine.interface import Engine
 from azneobert.errors import TrainingError
 from azneobert.kernels.flash import installed
-from azneobert.model.encoder import flops_per_token
+from azneobert.model.size import flops_per_token
 from azneobert.recipe import Model
 from azneobert.training.meter import PEAK_FLOPS, Feed
 
@@ -196,7 +196,8 @@ def _rank(job: Job, folder: Path, began: float) -> None:
     on_gpu = device.type == "cuda"
     rows = shape.micro_batch * shape.accumulation * engine.world.size
     extra = _WARM_STEPS + 2 + (job.profile is not None)
-    samples = SampleRange(0, 0, job.steps + extra, rows, shape.micro_batch, shape.accumulation, engine.world.rank)
+    first_samples = range(0, (job.steps + extra) * rows, rows)
+    samples = SampleRange(first_samples, shape.micro_batch, shape.accumulation, engine.world.rank)
     stream = open_small_corpus(folder)
     loader = micro_batch_loader(stream, samples, workers=4 if on_gpu else 0, pin_memory=on_gpu)
     batches = Feed(loader)

@@ -16,8 +16,10 @@ from azneobert.cli.bench import app as bench_app
 from azneobert.cli.checkpoint import app as checkpoint_app
 from azneobert.cli.console import console
 from azneobert.cli.runs import app as runs_app
+from azneobert.course import divide_batch
 from azneobert.errors import AzNeoBertError, RecipeError
-from azneobert.recipe import PHASES, Recipe, divide_batch, load_recipe
+from azneobert.layout import Layout
+from azneobert.recipe import PHASES, Recipe, load_recipe
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 data = typer.Typer(no_args_is_help=True, help="Token stores and row plans.")
@@ -46,7 +48,7 @@ def main() -> None:
 def recipe(name: RecipeName = None) -> None:
     """Check a recipe and its sources before any work starts, and show what it comes to."""
     from azneobert.data.local_files import source_files
-    from azneobert.model.encoder import count_parameters
+    from azneobert.model.size import count_parameters
 
     chosen, loaded = load_recipe(name=name)
     for source in loaded.data.sources.values():
@@ -65,7 +67,7 @@ def recipe(name: RecipeName = None) -> None:
 def where_next(name: RecipeName = None) -> None:
     """Say where to look after `dvc repro`."""
     chosen, loaded = load_recipe(name=name)
-    root = Path("outputs") / chosen
+    root = Layout(chosen).root
     console.print(f"\n[bold]recipe {chosen} is done[/bold]\n")
     console.print(_versions_table(loaded))
     tuned = json.loads((root / "metrics" / "finetune.json").read_text())
@@ -113,7 +115,7 @@ def verify_data(name: RecipeName = None) -> None:
     from azneobert.data.store import TokenStore
 
     chosen, loaded = load_recipe(name=name)
-    root = Path("outputs") / chosen
+    root = Layout(chosen).root
     stores: dict[str, dict[str, TokenStore]] = {"train": {}, "validation": {}}
     table = Table(
         "what", Column("documents", justify="right"), Column("tokens", justify="right"), "sha256", title=str(root)

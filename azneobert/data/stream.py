@@ -236,20 +236,20 @@ class _MicroBatches(IterableDataset):
 
 @dataclass(frozen=True)
 class SampleRange:
-    """Where each micro-batch of one rank starts: arithmetic on the global sample index, and nothing else."""
+    """Where each micro-batch of one rank starts: arithmetic on the global sample index, and nothing else.
 
-    first_sample: int
-    first_step: int
-    steps: int
-    global_batch: int
+    `steps` holds the first sample of each step: `course.Course.steps` makes it.
+    """
+
+    steps: range
     micro_batch: int
     accumulation: int
     rank: int
 
     def __iter__(self) -> Iterator[int]:
         share = self.micro_batch * self.accumulation
-        for step in range(self.first_step, self.steps):
-            base = self.first_sample + step * self.global_batch + self.rank * share
+        for first_sample in self.steps:
+            base = first_sample + self.rank * share
             yield from range(base, base + share, self.micro_batch)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-CACHE = "AZNEOBERT_CACHE"  # in the environment: where compiled kernels are kept; default: ~/.cache/azneobert
+from azneobert.environment import CACHE
 
 
 def prepare_gpu() -> None:

@@ -13,11 +13,10 @@ from accelerate.utils import InitProcessGroupKwargs
 from azneobert.engine.gpu import prepare_gpu
 from azneobert.engine.interface import Engine
 from azneobert.engine.plain import PlainEngine
+from azneobert.environment import PROCESSES
 from azneobert.errors import TrainingError
 from azneobert.model.encoder import MaskedLM
 from azneobert.recipe import EngineName, Runtime, Training
-
-PROCESSES = "AZNEOBERT_PROCESSES"  # in the environment: how many ranks were asked for
 
 
 def make_accelerator(engine: EngineName = "plain", device: str | None = None) -> Accelerator:

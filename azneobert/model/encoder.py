@@ -17,7 +17,8 @@ from torch.nn import functional as F  # noqa: N812
 from azneobert.model.attention import Attention
 from azneobert.model.backend import REFERENCE, Backend
 from azneobert.model.fused import fused_forward, fused_weights, inverse_root_mean_square
-from azneobert.recipe import Model, swiglu_size
+from azneobert.model.size import swiglu_size
+from azneobert.recipe import Model
 
 
 @dataclass(frozen=True)
@@ -215,25 +216,3 @@ def build_model(
             if parameter.ndim >= 2:
                 parameter.uniform_(-config.initializer_range, config.initializer_range, generator=generator)
     return model
-
-
-def count_parameters(config: Model) -> int:
-    """The number of parameters of a MaskedLM with this configuration; a tied head counts once."""
-    hidden, inner = config.hidden_size, swiglu_size(config.intermediate_size)
-    block = 4 * hidden * hidden + 3 * hidden * inner + 2 * hidden
-    embeddings = config.vocab_size * hidden * (1 if config.tie_embeddings else 2)
-    return config.num_hidden_layers * block + hidden + embeddings
-
-
-def flops_per_token(config: Model, attended: float, masking_rate: float) -> float:
-    """Floating-point operations of forward and backward for each token, which attends to `attended` in the mean.
-
-    Matrix multiplications count 2 a weight forward and twice that backward; the head runs on masked tokens; attention
-    counts 4 x tokens seen x hidden forward (scores and mixing), twice that backward. What is computed once more in the
-    backward does not count.
-    """
-    hidden, inner = config.hidden_size, swiglu_size(config.intermediate_size)
-    block = 4 * hidden * hidden + 3 * hidden * inner
-    head = masking_rate * config.vocab_size * hidden
-    attention = 2 * attended * hidden * config.num_hidden_layers
-    return 6 * (config.num_hidden_layers * block + head + attention)

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from azneobert.data.tokenizer import CLS, MASK, PAD, SEP, UNK, load_tokenizer, special_ids
-from azneobert.recipe import Model, swiglu_size
+from azneobert.model.size import swiglu_size
+from azneobert.recipe import Model
 
 _OUTER = {
     "encoder.embedding.weight": "model.embed_tokens.weight",

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from azneobert.checkpoint.universal import Manifest
-from azneobert.model.encoder import count_parameters
+from azneobert.model.size import count_parameters
 from azneobert.recipe import Recipe
 
 _CARD = """# AzNeoBERT, {phase} of recipe `{recipe_name}`

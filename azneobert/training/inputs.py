@@ -15,6 +15,7 @@ from azneobert.data.store import TokenStore
 from azneobert.data.stream import Stream
 from azneobert.data.tokenizer import load_tokenizer, special_ids, tokenizer_sha256
 from azneobert.errors import DataError
+from azneobert.layout import Layout, RunFolder
 from azneobert.recipe import PhaseName, Recipe
 
 
@@ -22,8 +23,8 @@ from azneobert.recipe import PhaseName, Recipe
 class Inputs:
     """Where a phase finds what it needs and leaves what it makes.
 
-    `folder` is for checkpoints, `tracking` for the points on their way to MLflow; `start` is the folder of the phase
-    that this one starts from. `lineage` goes into every checkpoint as it is.
+    `run` is its folder in progress; `start` is what the phase that this one starts from has left. `lineage` and
+    `provenance` go into every checkpoint: what the data are, and what trains the steps from here on.
     """
 
     recipe_name: str
@@ -32,15 +33,31 @@ class Inputs:
     tokens: Path
     rows: Path
     tokenizer: Path
-    folder: Path
-    tracking: Path
+    run: RunFolder
     start: Path | None
     lineage: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, recipe_name: str, recipe: Recipe, layout: Layout, phase: PhaseName, **more: dict[str, Any]) -> Inputs:
+        """What a phase of a recipe takes, where the stages before it have left it."""
+        before = recipe.phase(phase).start_from
+        return cls(
+            recipe_name=recipe_name,
+            recipe=recipe,
+            phase=phase,
+            tokens=layout.tokens,
+            rows=layout.rows(phase),
+            tokenizer=layout.tokenizer,
+            run=layout.running(phase),
+            start=layout.finished(before) if before else None,
+            **more,
+        )
 
     @property
     def checkpoints(self) -> CheckpointFolder:
         """The checkpoints of this phase."""
-        return CheckpointFolder(self.folder / "checkpoints", self.recipe.runtime.keep_checkpoints)
+        return CheckpointFolder(self.run.checkpoints, self.recipe.runtime.keep_checkpoints)
 
 
 def open_streams(inputs: Inputs) -> tuple[Stream, dict[str, Stream]]:
@@ -77,21 +94,16 @@ def open_streams(inputs: Inputs) -> tuple[Stream, dict[str, Stream]]:
 
 
 @contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
+def run_lock(run: RunFolder) -> Iterator[None]:
     """One training at a time in a folder; a second one waits, so that a run that lost its launcher is not doubled."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("a+") as file:
+    run.lock_file.parent.mkdir(parents=True, exist_ok=True)
+    with run.lock_file.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"{folder}: another process is training here; waiting for it", flush=True)
+            print(f"{run.path}: another process is training here; waiting for it", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def stop_file(folder: Path) -> Path:
-    """The file whose appearance asks the run in `folder` to save a checkpoint and stop."""
-    return folder.with_name(f"{folder.name}.stop")
 
 
 def _check_plan(inputs: Inputs, plan: RowPlan) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from azneobert.course import Course
 from azneobert.data.stream import PackedBatch, Stream
 from azneobert.engine.interface import Engine
 from azneobert.engine.optim import learning_rate
@@ -30,48 +31,50 @@ class Run:
     micro_batch: int
     validation: dict[str, Stream]
     first_step: int
+    course: Course
     schedule_offset: int
     meter: Meter
     tracker: Tracker | None  # on the main rank only
     saver: Saver
 
 
-def train(run: Run, stop: StopRequest) -> bool:
+def train(run: Run, stop: StopRequest) -> int:
     """Train to the last step, or until somebody asks to stop; the step where this returns is saved.
 
-    Returns whether the run is complete.
+    Returns how many steps the phase has behind it.
     """
     phase, runtime = run.phase, run.runtime
-    tokens_per_step = phase.global_batch * phase.sequence_length
     last_rate_step = run.schedule_offset + phase.steps
+    run.meter.start(run.course.tokens(run.first_step))
     with Progress(run.name, phase.steps, run.first_step, visible=run.engine.world.is_main) as progress:
         if run.first_step == 0:
-            _validate(run, 0, progress)
+            with run.meter.paused():
+                _validate(run, 0, progress)
         for step in range(run.first_step, phase.steps):
             rate = learning_rate(
                 run.schedule_offset + step, phase.warmup_steps, last_rate_step, phase.peak_learning_rate
             )
             run.saver.check()
-            run.meter.start()
             loss, grad_norm = run.engine.step(run.micro_batches, rate)
-            run.meter.stop(tokens_per_step)
 
             done = step + 1
             finished = done == phase.steps
             if finished or done % runtime.log_every == 0:
                 figures = {"train/loss": loss.item(), "train/grad_norm": grad_norm.item(), "train/lr": rate}
-                figures |= run.meter.read() | {"train/tokens": done * tokens_per_step}
+                figures |= run.meter.read(run.course.tokens(done)) | {"train/tokens": run.course.tokens(done)}
                 progress.update(done, figures)
                 if run.tracker:
                     run.tracker.log(done, figures)
             if finished or done % run.evaluation.every == 0:
-                _validate(run, done, progress)
+                with run.meter.paused():
+                    _validate(run, done, progress)
             stopping = stop.agreed()
             if finished or stopping or done % runtime.checkpoint_every == 0:
-                run.saver.save(done)
-            if stopping and not finished:
-                return False
-    return True
+                with run.meter.paused():
+                    run.saver.save(done)
+            if stopping:
+                return done
+    return phase.steps
 
 
 def _validate(run: Run, step: int, progress: Progress) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from azneobert.data.stream import PackedBatch
-from azneobert.model.encoder import flops_per_token
+from azneobert.model.size import flops_per_token
 from azneobert.recipe import Model
 
 # Dense bf16 peak by the vendor's data sheet, FLOP/s; a device that is not listed reports no utilisation.
@@ -44,7 +45,11 @@ class Feed:
 
 
 class Meter:
-    """Time spent in steps since the last reading; evaluation and checkpoints do not count."""
+    """Wall-clock time and tokens from one reading to the next; evaluation and checkpoints do not count.
+
+    A reading follows upon the loss, for which the host waits for the GPU, so that the clock is the GPU's own. Steps are
+    only queued when the loop has gone through them: time taken around each of them would be the host's.
+    """
 
     def __init__(self, model: Model, masking_rate: float, feed: Feed, device: torch.device, world: int):
         self._model = model
@@ -53,27 +58,34 @@ class Meter:
         self._device = device
         self._world = world
         self._peak = PEAK_FLOPS.get(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-        self._seconds = 0.0
         self._tokens = 0
-        self._began = 0.0
+        self._began = self._paused = 0.0
 
-    def start(self) -> None:
-        """A step begins."""
-        self._began = time.perf_counter()
+    def start(self, tokens: int) -> None:
+        """The clock begins; so many tokens were trained on before."""
+        self._began, self._paused, self._tokens = time.perf_counter(), 0.0, tokens
 
-    def stop(self, tokens: int) -> None:
-        """A step of this many tokens, over all ranks, has ended."""
-        self._seconds += time.perf_counter() - self._began
-        self._tokens += tokens
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done meanwhile does not count. The steps that a GPU still has in its queue do."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        began = time.perf_counter()
+        yield
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self._paused += time.perf_counter() - began
 
-    def read(self) -> dict[str, float]:
-        """The figures since the last reading; `train/tokens_per_second` is of all ranks together.
+    def read(self, tokens: int) -> dict[str, float]:
+        """The figures since the last reading, when `tokens` have been trained on, over all ranks.
 
-        `train/loader_share` is the part of the time for which the host waited for the next micro-batch.
+        `train/tokens_per_second` is of all ranks together; `train/loader_share` is the part of the time for which the
+        host waited for the next micro-batch.
         """
-        seconds = max(self._seconds, 1e-9)
-        rate = self._tokens / seconds
-        self._seconds, self._tokens = 0.0, 0
+        now = time.perf_counter()
+        seconds = max(now - self._began - self._paused, 1e-9)
+        rate = (tokens - self._tokens) / seconds
+        self._began, self._paused, self._tokens = now, 0.0, tokens
         waited, attended = self._feed.read()
         figures = {
             "train/tokens_per_second": rate,

@@ -9,11 +9,12 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from azneobert.checkpoint.rotation import CheckpointFolder
 from azneobert.checkpoint.universal import Manifest, TrainState, differences, open_checkpoint
+from azneobert.course import Course
 from azneobert.data.stream import Stream
 from azneobert.data.tokenizer import tokenizer_sha256
 from azneobert.errors import AzNeoBertError, CheckpointError
+from azneobert.layout import finished_checkpoint
 from azneobert.recipe import recipe_fingerprint
 from azneobert.training.inputs import Inputs
 
@@ -28,7 +29,7 @@ class Position:
     checkpoint: Path | None
     moments: bool
     step: int
-    first_sample: int
+    course: Course
     schedule_offset: int
     started_from: dict[str, Any] | None
     identity: dict[str, Any]
@@ -70,10 +71,9 @@ def find_position(inputs: Inputs, stream: Stream, accept_changed: tuple[str, ...
     if newest is not None:
         return _resumed(inputs, identity, newest, accept_changed)
     if inputs.start is None:
-        return Position(None, False, 0, 0, 0, None, identity)
-    if before is None:
         phase = inputs.recipe.phase(inputs.phase)
-        raise CheckpointError(f"{inputs.start}: no whole checkpoint there; run `dvc repro {phase.start_from}`")
+        return Position(None, False, 0, Course.through(phase, 0, 0, 0), 0, None, identity)
+    assert before is not None
     return _carried_over(inputs, identity, before)
 
 
@@ -102,8 +102,13 @@ def _identity(inputs: Inputs, stream: Stream, before: tuple[Path, Manifest] | No
     }
 
 
+def code_changed(inputs: Inputs, manifest: Manifest) -> bool:
+    """Whether a checkpoint was made by other code than today's."""
+    return bool(manifest.lineage.get("code_sha256") != inputs.provenance.get("code_sha256"))
+
+
 def _phase_before(inputs: Inputs) -> tuple[Path, Manifest] | None:
-    return CheckpointFolder(inputs.start / "checkpoints", 1).latest() if inputs.start else None
+    return finished_checkpoint(inputs.start) if inputs.start else None
 
 
 def _resumed(
@@ -120,8 +125,9 @@ def _resumed(
         checkpoint=folder,
         moments=True,
         step=manifest.step,
-        # Where the next sample is, were every step of this phase as large as it is now.
-        first_sample=manifest.stream["sample_index"] - manifest.step * inputs.recipe.phase(inputs.phase).global_batch,
+        course=Course.through(
+            inputs.recipe.phase(inputs.phase), manifest.step, manifest.stream["sample_index"], manifest.tokens
+        ),
         schedule_offset=manifest.schedule["offset"],
         started_from=manifest.lineage["started_from"],
         identity=identity,
@@ -139,7 +145,7 @@ def _carried_over(inputs: Inputs, identity: dict[str, Any], before: tuple[Path, 
         checkpoint=folder,
         moments=carry.moments,
         step=0,
-        first_sample=manifest.samples if carry.position else 0,
+        course=Course.through(inputs.recipe.phase(inputs.phase), 0, manifest.samples if carry.position else 0, 0),
         schedule_offset=manifest.schedule["offset"] + manifest.step if carry.schedule else 0,
         started_from={
             "phase": manifest.phase,

@@ -4,54 +4,92 @@ from __future__ import annotations
 
 import csv
 import logging
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from azneobert.errors import RegistryError, TrainingError
+from azneobert.checkpoint.rotation import CheckpointFolder
+from azneobert.checkpoint.universal import verify_checkpoint
+from azneobert.errors import CheckpointError, RegistryError, TrainingError
+from azneobert.layout import CHECKPOINT, POINTS, RunFolder
 from azneobert.mlflow_store import attach_files
-from azneobert.model.encoder import count_parameters
+from azneobert.model.size import count_parameters
+from azneobert.recipe import PhaseName, Recipe
 from azneobert.tracking.points import read_points
 from azneobert.tracking.record import read_run_id
-from azneobert.training.inputs import Inputs
 
 log = logging.getLogger(__name__)
 
 
-def write_report(inputs: Inputs, plots: Path) -> dict[str, Any]:
-    """Write `<phase>.csv`, `<phase>_held_out.csv` and `<phase>.png` into `plots`; return the phase's metrics.
+def publish(run: RunFolder, target: Path) -> None:
+    """Copy what a finished run leaves for the stages after it, its last checkpoint and its points, into `target`.
 
-    The picture and the recipe are attached to the MLflow run as well, where MLflow answers.
+    Copies, not links: outputs become links into DVC's cache, and what is written in the run's folder, or damaged there,
+    must not reach it.
 
     Raises:
-        TrainingError: the run's points are not here, as when its checkpoints came from another machine without them.
+        CheckpointError: there is no whole checkpoint, or the copy is not the same.
     """
-    points = read_points(inputs.tracking)
+    newest = CheckpointFolder(run.checkpoints, 1).latest()
+    if newest is None:
+        raise CheckpointError(f"{run.checkpoints}: no whole checkpoint there; start the phase again")
+    target.mkdir(parents=True, exist_ok=True)
+    partial = target / f".partial-{CHECKPOINT}"
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(newest[0], partial, copy_function=shutil.copyfile)
+    verify_checkpoint(partial)
+    shutil.rmtree(target / CHECKPOINT, ignore_errors=True)
+    partial.rename(target / CHECKPOINT)
+    if (run.tracking / POINTS).exists():
+        shutil.copyfile(run.tracking / POINTS, target / POINTS)
+
+
+def write_report(recipe_name: str, recipe: Recipe, phase: PhaseName, finished: Path, plots: Path) -> dict[str, Any]:
+    """Write `<phase>.csv`, `<phase>_held_out.csv` and `<phase>.png` into `plots`; return the phase's metrics.
+
+    finished: the folder with the points that the phase has left.
+
+    Raises:
+        TrainingError: there are no points.
+    """
+    points = read_points(finished)
     training = _table(points, "train/")
     held_out = _table(points, "eval/", with_parts=False)
     if not training or not held_out:
         raise TrainingError(
-            f"{inputs.tracking}: holds no points of the run in {inputs.folder}; bring that folder along, "
-            f"or move {inputs.folder} away to train anew"
+            f"{finished / POINTS}: holds no points of the run; bring the run's folder along whole, "
+            f"or move it away to train anew"
         )
     plots.mkdir(parents=True, exist_ok=True)
-    _write_csv(plots / f"{inputs.phase}.csv", training)
-    _write_csv(plots / f"{inputs.phase}_held_out.csv", held_out)
-    picture = plots / f"{inputs.phase}.png"
-    draw_losses(picture, f"{inputs.recipe_name}: {inputs.phase}", training, held_out)
-    _attach(inputs, picture)
+    _write_csv(plots / f"{phase}.csv", training)
+    _write_csv(plots / f"{phase}_held_out.csv", held_out)
+    draw_losses(plots / f"{phase}.png", f"{recipe_name}: {phase}", training, held_out)
     last = training[-1]
     return {
         "steps": last["step"],
         "tokens": last["tokens"],
-        "parameters": count_parameters(inputs.recipe.model),
+        "parameters": count_parameters(recipe.model),
         "train_loss": last["loss"],
         "held_out_loss": held_out[-1]["loss"],
         "held_out_accuracy": held_out[-1]["accuracy"],
         "tokens_per_second": round(statistics.median(row["tokens_per_second"] for row in training), 1),
     }
+
+
+def attach_report(recipe: Recipe, run: RunFolder, picture: Path) -> None:
+    """Attach the picture and the recipe to the MLflow run, where MLflow answers."""
+    run_id = read_run_id(run.tracking)
+    if run_id is None:
+        return
+    settings = run.tracking / "recipe.yaml"
+    settings.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    try:
+        attach_files(recipe.tracking, run_id, [picture, settings])
+    except RegistryError as error:
+        log.warning("%s: the loss curve is not attached to the run, it is in %s", error, picture)
 
 
 def draw_losses(picture: Path, title: str, training: list[dict[str, float]], held_out: list[dict[str, float]]) -> None:
@@ -93,18 +131,9 @@ def _running_mean(values: list[float], width: int = 20) -> list[float]:
 
 
 def _write_csv(file: Path, rows: list[dict[str, float]]) -> None:
-    with file.open("w", newline="") as opened:
-        writer = csv.DictWriter(opened, fieldnames=list(rows[0]), restval="")
+    # A run that goes on on another machine may gain or lose a figure, such as the utilisation of a GPU.
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with file.open("w", newline="", encoding="utf-8") as opened:
+        writer = csv.DictWriter(opened, fieldnames=names, restval="")
         writer.writeheader()
         writer.writerows(rows)
-
-
-def _attach(inputs: Inputs, picture: Path) -> None:
-    run_id = read_run_id(inputs.tracking)
-    recipe = inputs.tracking / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(inputs.recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-    try:
-        if run_id:
-            attach_files(inputs.recipe.tracking, run_id, [picture, recipe])
-    except RegistryError as error:
-        log.warning("%s: the loss curve is not attached to the run, it is in %s", error, picture)

@@ -1,54 +1,32 @@
-"""One phase of pretraining from its inputs: what is resumed, what is refused, what starts anew."""
+"""One phase of pretraining, from its inputs to its last checkpoint."""
 
 from __future__ import annotations
 
-import time
+import json
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 
 import torch
 from accelerate import Accelerator
 
+from azneobert.course import divide_batch
 from azneobert.data.rows import plan_facts
 from azneobert.data.stream import SampleRange, micro_batch_loader
 from azneobert.engine.interface import Engine, World, world_of
 from azneobert.engine.make import make_accelerator, make_engine
 from azneobert.errors import RecipeError
 from azneobert.model.backend import choose_backend
-from azneobert.model.encoder import build_model, count_parameters
-from azneobert.recipe import PhaseName, Recipe, divide_batch
+from azneobert.model.encoder import build_model
+from azneobert.model.size import count_parameters
+from azneobert.recipe import PhaseName, Recipe, check_division
 from azneobert.tracking.record import RunInfo
 from azneobert.tracking.tracker import Tracker
-from azneobert.training.inputs import Inputs, open_streams, run_lock, stop_file
+from azneobert.training.inputs import Inputs, open_streams, run_lock
 from azneobert.training.loop import Run, train
 from azneobert.training.meter import Feed, Meter
-from azneobert.training.position import Position, agree_on_position, changes, run_identity
+from azneobert.training.position import Position, agree_on_position
 from azneobert.training.saving import Saver
 from azneobert.training.stopping import StopRequest
-
-
-def prepare_folder(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool:
-    """Make a run's folder ready: set aside what another run left there, refuse what cannot be trained.
-
-    Returns whether the run is complete already, by this very code.
-
-    Raises:
-        AzNeoBertError: an input is missing, damaged, or does not fit the others.
-    """
-    with run_lock(inputs.folder):
-        stop_file(inputs.folder).unlink(missing_ok=True)
-        identity = run_identity(inputs, open_streams(inputs)[0])
-        newest = inputs.checkpoints.latest()
-        if newest is None:
-            return False
-        _, manifest = newest
-        changed = changes(manifest.identity, identity, accept_changed)
-        complete = manifest.step >= inputs.recipe.phase(inputs.phase).steps
-        if not changed and complete and manifest.lineage.get("code_sha256") != inputs.lineage.get("code_sha256"):
-            changed = ["it is complete, and the code has changed since"]
-        if changed:
-            _set_aside(inputs, changed)
-        return complete and not changed
 
 
 def pretrain(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool:
@@ -64,25 +42,18 @@ def pretrain(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool:
     accelerator = make_accelerator(recipe.runtime.engine)
     world = world_of(accelerator)
     micro_batch, accumulation = _divide(recipe, inputs.phase, world.size)
-    with run_lock(inputs.folder) if world.is_main else nullcontext():
+    with run_lock(inputs.run) if world.is_main else nullcontext():
         accelerator.wait_for_everyone()
         train_stream, validation = open_streams(inputs)
         position = agree_on_position(inputs, train_stream, accelerator, accept_changed)
         if position.step >= phase.steps:
+            _say_how_it_ended(inputs, world, position.step)
             return True
         engine = _build_engine(inputs, accelerator, micro_batch, accumulation)
         state = position.open()
         if state is not None:
             engine.scatter(state)
-        samples = SampleRange(
-            first_sample=position.first_sample,
-            first_step=position.step,
-            steps=phase.steps,
-            global_batch=phase.global_batch,
-            micro_batch=micro_batch,
-            accumulation=accumulation,
-            rank=world.rank,
-        )
+        samples = SampleRange(position.course.steps(position.step, phase.steps), micro_batch, accumulation, world.rank)
         loader = micro_batch_loader(
             train_stream, samples, workers=recipe.runtime.workers, pin_memory=world.device.type == "cuda"
         )
@@ -92,7 +63,7 @@ def pretrain(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool:
         with (
             closing(loader),
             _tracked(inputs, position, plan_facts(train_stream.plan), world) as tracked,
-            StopRequest(stop_file(inputs.folder)) as stop,
+            StopRequest(inputs.run.stop_file) as stop,
             Saver(inputs, engine, position, tracked.run_id) as saver,
         ):
             run = Run(
@@ -105,12 +76,15 @@ def pretrain(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool:
                 micro_batch=micro_batch,
                 validation=validation,
                 first_step=position.step,
+                course=position.course,
                 schedule_offset=position.schedule_offset,
                 meter=Meter(recipe.model, recipe.training.masking_rate, feed, world.device, world.size),
                 tracker=tracked.tracker,
                 saver=saver,
             )
-            tracked.complete = train(run, stop)
+            last_step = train(run, stop)
+            tracked.complete = last_step == phase.steps
+        _say_how_it_ended(inputs, world, last_step)
         accelerator.end_training()  # leaves the process group, where there is one
         return tracked.complete
 
@@ -120,8 +94,11 @@ class _Tracked:
 
     def __init__(self, tracker: Tracker | None):
         self.tracker = tracker
-        self.run_id = tracker.run_id if tracker else None
         self.complete = False
+
+    def run_id(self) -> str | None:
+        """The MLflow run, if MLflow has answered by now."""
+        return self.tracker.run_id if self.tracker else None
 
 
 @contextmanager
@@ -137,28 +114,12 @@ def _tracked(inputs: Inputs, position: Position, rows: dict[str, float], world: 
             tracked.tracker.finish(status)
 
 
-def _set_aside(inputs: Inputs, changed: list[str]) -> None:
-    """Move a run out of the way of another one; nothing in it is lost."""
-    folders = (inputs.folder, inputs.tracking)
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    while any(folder.with_name(f"{folder.name}.aside-{stamp}").exists() for folder in folders):
-        time.sleep(0.1)
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-    for folder in folders:
-        if folder.exists():
-            folder.rename(folder.with_name(f"{folder.name}.aside-{stamp}"))
-    print(
-        f"{inputs.folder} holds another run ({'; '.join(changed[:3])}): kept in {inputs.folder.name}.aside-{stamp}, "
-        "starting anew",
-        flush=True,
-    )
-
-
 def _divide(recipe: Recipe, phase: PhaseName, processes: int) -> tuple[int, int]:
     try:
-        return divide_batch(recipe.phase(phase).global_batch, processes, recipe.runtime.max_micro_batch, f"{phase}.")
+        check_division(recipe.phase(phase).global_batch, processes, f"{phase}.")
     except ValueError as error:
         raise RecipeError(str(error)) from None
+    return divide_batch(recipe.phase(phase).global_batch, processes, recipe.runtime.max_micro_batch)
 
 
 def _build_engine(inputs: Inputs, accelerator: Accelerator, micro_batch: int, accumulation: int) -> Engine:
@@ -173,7 +134,8 @@ def _build_engine(inputs: Inputs, accelerator: Accelerator, micro_batch: int, ac
 
 def _tracker(inputs: Inputs, position: Position, rows: dict[str, float]) -> Tracker:
     recipe = inputs.recipe
-    commit = str(inputs.lineage.get("git_commit") or "unknown")
+    made_of = inputs.lineage | inputs.provenance
+    commit = str(made_of.get("git_commit") or "unknown")
     info = RunInfo(
         name=f"{inputs.recipe_name}-{inputs.phase}",
         params={
@@ -187,10 +149,10 @@ def _tracker(inputs: Inputs, position: Position, rows: dict[str, float]) -> Trac
         },
         tags={"azneobert.phase": inputs.phase, "azneobert.recipe": inputs.recipe_name, "azneobert.git_commit": commit},
         description=_description(inputs, commit),
-        artifacts={"lineage.json": {**inputs.lineage, "started_from": position.started_from}},
+        artifacts={"lineage.json": {**made_of, "started_from": position.started_from}},
         identity=position.identity,
     )
-    return Tracker(inputs.tracking, recipe.tracking, info, system_metrics=True)
+    return Tracker(inputs.run.tracking, recipe.tracking, info, system_metrics=True)
 
 
 def _description(inputs: Inputs, commit: str) -> str:
@@ -201,6 +163,13 @@ def _description(inputs: Inputs, commit: str) -> str:
         f"{phase.steps:,} steps of {phase.global_batch:,} rows of {phase.sequence_length:,} tokens.\n\n"
         f"Commit {commit}."
     )
+
+
+def _say_how_it_ended(inputs: Inputs, world: World, step: int) -> None:
+    """Leave word for who started the ranks: the checkpoint of this step stands, every byte of it on disk."""
+    if world.is_main:
+        state = "complete" if step >= inputs.recipe.phase(inputs.phase).steps else "stopped"
+        inputs.run.outcome_file.write_text(json.dumps({"state": state, "step": step}) + "\n", encoding="utf-8")
 
 
 def _announce(inputs: Inputs, engine: Engine, micro_batch: int, position: Position) -> None:

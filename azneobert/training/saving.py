@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from azneobert.checkpoint.rotation import BackgroundWriter
 from azneobert.checkpoint.universal import KINDS, Manifest
 from azneobert.engine.interface import Engine
-from azneobert.model.encoder import count_parameters
+from azneobert.model.size import count_parameters
 from azneobert.training.inputs import Inputs
 from azneobert.training.position import Position
 
@@ -16,7 +18,7 @@ class Saver:
     Use as a context manager: on leaving, what is being written is waited for.
     """
 
-    def __init__(self, inputs: Inputs, engine: Engine, position: Position, run_id: str | None):
+    def __init__(self, inputs: Inputs, engine: Engine, position: Position, run_id: Callable[[], str | None]):
         self._inputs = inputs
         self._engine = engine
         self._position = position
@@ -50,19 +52,20 @@ class Saver:
     def _manifest(self, step: int) -> Manifest:
         recipe, position = self._inputs.recipe, self._position
         phase = recipe.phase(self._inputs.phase)
-        sample_index = position.first_sample + step * phase.global_batch
+        sample_index = position.course.samples(step)
         return Manifest(
             phase=self._inputs.phase,
             step=step,
             samples=sample_index,
-            tokens=step * phase.global_batch * phase.sequence_length,
+            tokens=position.course.tokens(step),
             recipe_name=self._inputs.recipe_name,
             recipe=recipe.model_dump(mode="json"),
             identity=position.identity,
             lineage={
                 **self._inputs.lineage,
+                **self._inputs.provenance,
                 "engine": {"name": recipe.runtime.engine, "world_size": self._engine.world.size},
-                "mlflow_run_id": self._run_id,
+                "mlflow_run_id": self._run_id(),  # now: MLflow may not have answered at the start
                 "started_from": position.started_from,
             },
             schedule={
@@ -71,5 +74,5 @@ class Saver:
                 "steps": phase.steps,
                 "peak_learning_rate": phase.peak_learning_rate,
             },
-            stream={"seed": recipe.seed, "first_sample": position.first_sample, "sample_index": sample_index},
+            stream={"seed": recipe.seed, "first_sample": position.course.samples(0), "sample_index": sample_index},
         )

@@ -11,12 +11,15 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: asked to stop, state saved, start again to go on
+EXIT_STOPPED = 75  # of a launcher; EX_TEMPFAIL of sysexits.h: asked to stop, state saved, start again to go on
+EXIT_FORCED = 124  # of a rank, as of timeout(1): asked to stop, and no checkpoint within the grace time
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopRequest:
     """Whether somebody asked the run to stop. A handler only sets the flag; a timer bounds what follows.
+
+    The timer runs from the signal, and in a rank that got none from when all agree.
 
     Use as a context manager; the former handlers come back on leaving.
     """
@@ -48,12 +51,16 @@ class StopRequest:
             flag = torch.tensor([int(asked)])
             dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
             asked = bool(flag.item())
+        if asked:
+            self._arm()
         return asked
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:
-            return
         self._asked = True
-        self._timer = threading.Timer(self._grace_seconds, os._exit, [EXIT_STOPPED])
-        self._timer.daemon = True
-        self._timer.start()
+        self._arm()
+
+    def _arm(self) -> None:
+        if self._timer is None:
+            self._timer = threading.Timer(self._grace_seconds, os._exit, [EXIT_FORCED])
+            self._timer.daemon = True
+            self._timer.start()

@@ -161,7 +161,12 @@ def test_any_number_of_ranks_and_workers_trains_on_the_same_samples(either, rank
     loaders = [
         micro_batch_loader(
             either,
-            SampleRange(first_sample, 1, steps, global_batch, micro_batch, accumulation, rank),
+            SampleRange(
+                range(first_sample + global_batch, first_sample + steps * global_batch, global_batch),
+                micro_batch,
+                accumulation,
+                rank,
+            ),
             workers=workers,
             pin_memory=False,
         )
@@ -497,7 +502,7 @@ def test_a_batch_far_along_is_the_same_however_it_is_cut(either):
     whole = either.batch(start, 24)
     for size in (1, 3, 8):
         assert joined(either.batch(start + cut, size) for cut in range(0, 24, size)) == joined([whole])
-    loader = micro_batch_loader(either, SampleRange(start - 160, 10, 11, 16, 4, 2, 1), workers=0, pin_memory=False)
+    loader = micro_batch_loader(either, SampleRange(range(start, start + 16, 16), 4, 2, 1), workers=0, pin_memory=False)
     assert joined(batch.to(torch.device("cpu")) for batch in loader) == joined([either.batch(start + 8, 8)])
 
 

@@ -25,7 +25,7 @@ SETTINGS = {
 }
 PROGRAM = """
 import json, os, torch
-from azneobert.training.gpu import prepare_gpu
+from azneobert.engine.gpu import prepare_gpu
 before = dict(os.environ)
 {call}
 changed = {{name: value for name, value in os.environ.items() if before.get(name) != value}}

@@ -69,7 +69,7 @@ def through_step_weights(
     model: MaskedLM, first: int = 0, step: MicroBatches | None = None
 ) -> tuple[torch.Tensor, Gradients]:
     """The mean loss and what the parameters get, as the engines do it."""
-    total, delivery = (step or runner(model)).run(Weights(model)(), iter(batches(first)))
+    total, delivery = (step or runner(model)).run(Weights(model)(None), iter(batches(first)))
     delivery.backward()
     gradients = gradients_of(model)
     model.zero_grad()
@@ -209,7 +209,7 @@ def test_a_step_trains_on_the_parameters_as_they_are_then(fused: bool) -> None:
     with torch.no_grad():
         for parameter, other in zip(model.parameters(), moved.parameters(), strict=True):
             parameter.copy_(other)
-    total, delivery = batches_of.run(Weights(model)(), iter(batches()))
+    total, delivery = batches_of.run(Weights(model)(None), iter(batches()))
     delivery.backward()
     assert_same((total, gradients_of(model)), through_step_weights(moved))
 
@@ -240,5 +240,5 @@ def test_the_model_computes_with_the_weights_that_it_is_given(fused: bool) -> No
 def test_only_as_many_micro_batches_are_taken_as_a_step_has() -> None:
     model = model_of(FP32)
     source = iter([*batches(), *batches(20)])
-    runner(model).run(Weights(model)(), source)
+    runner(model).run(Weights(model)(None), source)
     assert len(list(source)) == COUNT

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import torch
 from accelerate import PartialState
+from engines import new_engine, steps
 from mlflow import MlflowClient
-from test_engine import new_engine, steps
 from toy import STEPS, Toy, equal_states, largest_difference, run_ranks
 
 from azneobert.checkpoint.universal import Manifest, TrainState, read_checkpoint, read_manifest
+from azneobert.course import Course
 from azneobert.engine import zero2
 from azneobert.engine.interface import Engine
 from azneobert.engine.make import make_accelerator, make_engine
@@ -69,7 +70,7 @@ def train(toy: Toy, side: Side, phase: PhaseName = "phase1", **options: Any) -> 
 def cut_at(run: Toy, step: int, make_toy: MakeToy) -> Toy:
     """A run of its own that begins with nothing but the checkpoint which `run` left on its way at this step."""
     toy = make_toy()
-    name = f"phase1/checkpoints/step-{step:08d}"
+    name = f"running/phase1/checkpoints/step-{step:08d}"
     shutil.copytree(run.folder / name, toy.folder / name)
     changed = run.recipe.model_copy(update={"tracking": toy.recipe.tracking})
     return Toy(run.corpus, toy.folder, changed)
@@ -195,7 +196,7 @@ def accelerated(recipe: Recipe, accelerator: Any, seed: int) -> Engine:
 def saved_and_gathered(inputs: Inputs) -> TrainState | None:
     engine = new_engine(inputs.recipe, rows=ROWS)
     steps(engine, open_streams(inputs)[0], range(3), rows=ROWS)
-    with Saver(inputs, engine, Position(None, False, 0, 0, 0, None, {}), None) as saver:
+    with Saver(inputs, engine, Position(None, False, 0, Course(8, 32), 0, None, {}), lambda: None) as saver:
         saver.save(3)
     return engine.gather()
 
@@ -361,7 +362,7 @@ def test_a_phase_2_under_zero2_begins_from_a_plain_phase_1_and_records_what_it_t
     runs = {}
     for side in (("plain", 1), ("zero2", 2)):
         toy = make_toy({"phase2": {"carry": carry}})
-        shutil.copytree(phase1.folder / "phase1", toy.folder / "phase1")
+        toy.take_phase1(phase1)
         runs[side] = train(toy, side, "phase2")
     plain, zero2 = runs.values()
     assert zero2.losses("phase2") == pytest.approx(plain.losses("phase2"), abs=REORDERED)
@@ -375,7 +376,7 @@ def test_a_phase_2_under_zero2_begins_from_a_plain_phase_1_and_records_what_it_t
 
 
 def lineage_in_mlflow(toy: Toy, manifest: Manifest) -> dict[str, Any]:
-    run_id = read_run_id(toy.folder / "tracking" / "phase2")
+    run_id = read_run_id(toy.run("phase2").tracking)
     assert run_id == manifest.lineage["mlflow_run_id"]
     client = MlflowClient(toy.recipe.tracking.mlflow_uri)
     return json.loads(Path(client.download_artifacts(run_id, "lineage.json")).read_text())

@@ -11,8 +11,9 @@ from toy import ROOT, lively, packed, random_ids, toy_recipe
 
 from azneobert.model.attention import Attention, reference
 from azneobert.model.backend import Backend
-from azneobert.model.encoder import MaskedLM, build_model, count_parameters, flops_per_token
-from azneobert.recipe import Model, load_recipe, swiglu_size
+from azneobert.model.encoder import MaskedLM, build_model
+from azneobert.model.size import count_parameters, flops_per_token, swiglu_size
+from azneobert.recipe import Model, load_recipe
 
 
 def toy_model(**overrides: object) -> Model:

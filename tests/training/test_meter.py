@@ -10,7 +10,7 @@ import torch
 from toy import toy_recipe
 
 from azneobert.data.stream import PackedBatch
-from azneobert.model.encoder import flops_per_token
+from azneobert.model.size import flops_per_token
 from azneobert.training.meter import PEAK_FLOPS, Feed, Meter
 
 
@@ -33,36 +33,60 @@ def meter() -> Meter:
     return Meter(toy_recipe().model, 0.2, Feed(iter([])), torch.device("cpu"), 1)
 
 
-def take(meter: Meter, seconds: float, tokens: int) -> None:
-    meter.start()
+def read_after(meter: Meter, seconds: float, tokens: int) -> dict[str, float]:
+    """The figures of so many more tokens, taken in so many seconds."""
+    meter.start(0)
     time.sleep(seconds)
-    meter.stop(tokens)
+    return meter.read(tokens)
 
 
-def test_time_between_steps_does_not_count(meter: Meter) -> None:
+def test_the_rate_is_wall_clock_from_one_reading_to_the_next_without_the_pauses(meter: Meter) -> None:
+    meter.start(500)
     began = time.perf_counter()
-    take(meter, 0.05, 1000)
-    inside = time.perf_counter() - began
-    time.sleep(0.5)  # a checkpoint, say
-    began = time.perf_counter()
-    take(meter, 0.05, 1000)
-    inside += time.perf_counter() - began
-    rate = meter.read()["train/tokens_per_second"]
-    assert 2000 / inside <= rate <= 2000 / 0.1
+    time.sleep(0.05)
+    with meter.paused():
+        time.sleep(0.5)  # a checkpoint, say
+    time.sleep(0.05)
+    rate = meter.read(2500)["train/tokens_per_second"]
+    whole = time.perf_counter() - began
+    assert 2000 / (whole - 0.5) <= rate <= 2000 / 0.1
 
 
 def test_each_reading_is_of_the_steps_since_the_last(meter: Meter) -> None:
-    take(meter, 0.1, 10)
-    slow = meter.read()["train/tokens_per_second"]
-    take(meter, 0.01, 10_000)
-    fast = meter.read()["train/tokens_per_second"]
+    meter.start(0)
+    time.sleep(0.1)
+    slow = meter.read(10)["train/tokens_per_second"]
+    time.sleep(0.01)
+    fast = meter.read(10_010)["train/tokens_per_second"]
     assert slow <= 100
     assert fast > 1000 * slow / 10
 
 
+def test_a_pause_counts_in_no_later_reading(meter: Meter) -> None:
+    meter.start(0)
+    with meter.paused():
+        time.sleep(0.3)
+    meter.read(1)
+    time.sleep(0.01)
+    assert meter.read(1001)["train/tokens_per_second"] > 1000 / 0.2
+
+
+@pytest.mark.parametrize("every", [1, 20])
+def test_a_queue_of_steps_that_is_waited_for_at_the_end_is_timed_whole(every: int, meter: Meter) -> None:
+    # What a GPU does: the host goes through 20 steps at once and then waits for them, here 10 ms each. The loop waits
+    # at a reading, so the mean rate is the same however often that is.
+    rates = []
+    meter.start(0)
+    for step in range(1, 21):
+        if step % every == 0:
+            time.sleep(0.01 * every)
+            rates.append(meter.read(100 * step)["train/tokens_per_second"])
+    assert len(rates) == 20 // every
+    assert all(100 / 0.02 < rate <= 100 / 0.01 for rate in rates)
+
+
 def test_a_device_without_a_known_peak_reports_memory_and_no_utilisation(meter: Meter) -> None:
-    take(meter, 0.01, 10)
-    figures = meter.read()
+    figures = read_after(meter, 0.01, 10)
     assert "train/mfu" not in figures
     assert 0.01 < figures["train/memory_gib"] < 64
 
@@ -112,15 +136,14 @@ def test_only_the_time_in_which_the_feed_is_waited_for_is_its_own() -> None:
 def test_the_loader_s_share_is_of_the_time_in_steps() -> None:
     feed = Feed(slowly([batch_of([0, 16])] * 2, 0.1))
     meter = Meter(toy_recipe().model, 0.2, feed, torch.device("cpu"), 1)
+    meter.start(0)
     for _ in range(2):
-        meter.start()
         next(feed)
         time.sleep(0.1)
-        meter.stop(16)
-    time.sleep(0.5)  # a checkpoint, say
-    assert 0.3 < meter.read()["train/loader_share"] < 0.75  # a half; of all the time it would be 0.22
-    take(meter, 0.01, 16)
-    assert meter.read()["train/loader_share"] == 0
+    with meter.paused():
+        time.sleep(0.5)  # a checkpoint, say
+    assert 0.3 < meter.read(32)["train/loader_share"] < 0.75  # a half; of all the time it would be 0.22
+    assert read_after(meter, 0.01, 16)["train/loader_share"] == 0
 
 
 @pytest.mark.gpu
@@ -132,8 +155,7 @@ def test_utilisation_on_a_gpu_with_a_known_peak_is_flops_over_the_peak() -> None
     feed = Feed(iter([batch_of([0, 4, 16])]))
     meter = Meter(model, 0.2, feed, torch.device("cuda"), 2)
     next(feed)
-    take(meter, 0.05, 1000)
-    figures = meter.read()
+    figures = read_after(meter, 0.05, 1000)
     peak = 2 * PEAK_FLOPS[torch.cuda.get_device_name()]
     expected = figures["train/tokens_per_second"] * flops_per_token(model, 10, 0.2) / peak
     assert figures["train/mfu"] == pytest.approx(expected)
@@ -146,8 +168,7 @@ def test_utilisation_is_of_the_windows_that_were_trained_on(monkeypatch: pytest.
     feed = Feed(iter([batch_of([0, 4, 16])]))
     meter = Meter(model, 0.2, feed, torch.device("cuda"), 2)
     next(feed)
-    take(meter, 0.01, 1000)
-    figures = meter.read()
+    figures = read_after(meter, 0.01, 1000)
     expected = figures["train/tokens_per_second"] * flops_per_token(model, 10, 0.2) / (2 * 989e12)
     assert figures["train/mfu"] == pytest.approx(expected)
     assert figures["train/memory_gib"] == 2

@@ -1,35 +1,91 @@
-"""What a phase leaves for a person."""
+"""What a phase leaves for the stages after it, and for a person."""
 
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 from refusals import refused
 from toy import STEPS, Toy
 
-from azneobert.errors import TrainingError
-from azneobert.training.report import write_report
+from azneobert.checkpoint.universal import verify_checkpoint
+from azneobert.errors import CheckpointError, TrainingError
+from azneobert.layout import finished_checkpoint
+from azneobert.training.report import publish, write_report
 
 
-def test_the_report_holds_every_recorded_step_and_a_picture(make_toy: Callable[..., Toy], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def finished(make_toy: Callable[..., Toy]) -> Toy:
     toy = make_toy()
     assert toy.train()
-    metrics = write_report(toy.inputs(), tmp_path / "plots")
-    with (tmp_path / "plots" / "phase1.csv").open() as file:
+    return toy
+
+
+def report(toy: Toy, folder: Path, plots: Path) -> dict[str, Any]:
+    return write_report("toy", toy.recipe, "phase1", folder, plots)
+
+
+def test_the_report_holds_every_recorded_step_and_a_picture(finished: Toy, tmp_path: Path) -> None:
+    metrics = report(finished, finished.folder / "phase1", tmp_path)
+    with (tmp_path / "phase1.csv").open() as file:
         losses = {int(row["step"]): float(row["loss"]) for row in csv.DictReader(file)}
-    assert losses == toy.losses()
+    assert losses == finished.losses()
     assert metrics["steps"] == STEPS
     assert metrics["train_loss"] == losses[STEPS]
-    assert (tmp_path / "plots" / "phase1.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "phase1.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_complete_run_without_its_points_is_refused_in_one_line(make_toy: Callable[..., Toy], tmp_path: Path) -> None:
-    toy = make_toy()
-    assert toy.train()
-    shutil.rmtree(toy.inputs().tracking)
-    with refused(TrainingError, "tracking/phase1", "no points", "bring that folder along"):
-        write_report(toy.inputs(), tmp_path / "plots")
+def test_points_may_gain_and_lose_a_figure_on_the_way(finished: Toy, tmp_path: Path) -> None:
+    # As when a run goes on on a GPU whose peak is known, and then on another.
+    points = [json.loads(line) for line in (finished.folder / "phase1" / "points.jsonl").read_text().splitlines()]
+    for point in points:
+        point.pop("crc", None)
+        if point["step"] in (4, 5) and "train/loss" in point["values"]:
+            point["values"]["train/mfu"] = 0.5
+        if point["step"] == 7:
+            point["values"].pop("train/loader_share", None)
+    (tmp_path / "points.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
+    report(finished, tmp_path, tmp_path / "plots")
+    with (tmp_path / "plots" / "phase1.csv").open() as file:
+        rows = {int(row["step"]): row for row in csv.DictReader(file)}
+    assert [rows[step]["mfu"] for step in (3, 4, 5, 6)] == ["", "0.5", "0.5", ""]
+    assert rows[7]["loader_share"] == ""
+    assert set(rows) == set(range(1, STEPS + 1))
+
+
+def test_a_run_without_its_points_is_refused_in_one_line(finished: Toy, tmp_path: Path) -> None:
+    with refused(TrainingError, "points.jsonl", "no points", "bring the run's folder along"):
+        report(finished, tmp_path / "nothing", tmp_path / "plots")
     assert not (tmp_path / "plots").exists()
+
+
+def test_what_a_finished_run_leaves_is_its_last_checkpoint_and_its_points_and_no_link(
+    finished: Toy, tmp_path: Path
+) -> None:
+    publish(finished.run(), tmp_path)
+    checkpoint, manifest = finished_checkpoint(tmp_path)
+    assert manifest.step == STEPS
+    assert verify_checkpoint(checkpoint) == finished.result()[1]
+    assert (tmp_path / "points.jsonl").read_bytes() == (finished.run().tracking / "points.jsonl").read_bytes()
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert all(file.stat().st_nlink == 1 for file in files)
+    assert {file.parent.name for file in files} == {"checkpoint", tmp_path.name}
+    publish(finished.run(), tmp_path)  # once more, over it
+    assert finished_checkpoint(tmp_path)[1] == manifest
+
+
+def test_a_finished_checkpoint_that_is_damaged_or_absent_is_refused_by_name(finished: Toy, tmp_path: Path) -> None:
+    with refused(CheckpointError, "phase1/checkpoint", "no finished checkpoint", "dvc repro phase1"):
+        finished_checkpoint(tmp_path / "phase1")
+    shutil.copytree(finished.folder / "phase1", tmp_path / "phase1")
+    weights = tmp_path / "phase1" / "checkpoint" / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-9] ^= 1
+    weights.write_bytes(content)
+    with refused(CheckpointError, "weights.safetensors", "changed"):
+        finished_checkpoint(tmp_path / "phase1")

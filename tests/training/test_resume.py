@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -32,7 +31,7 @@ from azneobert.engine.interface import World
 from azneobert.errors import CheckpointError, DataError, RecipeError
 from azneobert.model.encoder import build_model
 from azneobert.training.evaluation import evaluate
-from azneobert.training.inputs import open_streams, stop_file
+from azneobert.training.inputs import open_streams
 from azneobert.training.position import find_position
 
 # The same sums in another order, in fp32: one unit in the last place of a loss near 5.7 is 4.8e-7.
@@ -54,7 +53,7 @@ def two_phases(uninterrupted: Toy, make_toy: MakeToy) -> Callable[..., Toy]:
 
     def make(phase2: dict) -> Toy:
         toy = make_toy()
-        shutil.copytree(uninterrupted.folder / "phase1", toy.folder / "phase1")
+        toy.take_phase1(uninterrupted)
         return toy.with_({"phase2": phase2})
 
     return make
@@ -204,15 +203,15 @@ def test_a_resumed_run_is_the_same_mlflow_run_with_each_point_once(make_toy: Mak
         assert sorted(point.step for point in history) == list(steps), key
     recorded = {p.step: p.value for p in client.get_metric_history(runs[0].info.run_id, "train/loss")}
     assert recorded == toy.losses()
-    assert len(list((toy.folder / "tracking" / "phase1").glob("run.json"))) == 1
+    assert len(list((toy.run("phase1").tracking).glob("run.json"))) == 1
 
 
 def test_a_finished_run_that_starts_again_trains_nothing(uninterrupted: Toy, make_toy: MakeToy) -> None:
     toy = make_toy()
     assert toy.train()
-    before = {file: file.stat().st_mtime_ns for file in toy.folder.rglob("*.safetensors")}
+    before = {file: file.stat().st_mtime_ns for file in toy.run().path.rglob("*.safetensors")}
     assert toy.train()
-    assert {file: file.stat().st_mtime_ns for file in toy.folder.rglob("*.safetensors")} == before
+    assert {file: file.stat().st_mtime_ns for file in toy.run().path.rglob("*.safetensors")} == before
 
 
 # Phase 2
@@ -303,11 +302,11 @@ def test_phase_2_starts_anew_once_phase_1_is_another(two_phases: Callable[..., T
     assert not prepare(changed, "phase1")
     assert changed.train("phase1")
     assert not prepare(toy, "phase2")
-    assert list(toy.inputs("phase2").folder.parent.glob("phase2.aside-*/checkpoints/step-*"))
+    assert list(toy.run("phase2").path.parent.glob("phase2.aside-*/checkpoints/step-*"))
 
 
 def test_phase_2_without_phase_1_is_refused_in_one_line(make_toy: MakeToy) -> None:
-    with pytest.raises(CheckpointError, match=r"no whole checkpoint there; run `dvc repro phase1`$") as caught:
+    with pytest.raises(CheckpointError, match=r"no finished checkpoint there; run `dvc repro phase1`$") as caught:
         make_toy().train("phase2")
     assert "\n" not in str(caught.value)
 
@@ -393,7 +392,11 @@ def test_insisting_on_another_global_batch_goes_on_behind_the_samples_already_se
     toy = stopped.copy_to(tmp_path / "run").with_({"phase1": {"global_batch": 4}})
     seen = stopped.result()[1].stream["sample_index"]
     assert toy.train(accept_changed=("phase",))
-    assert toy.result()[1].stream["sample_index"] == seen + (STEPS - 4) * 4
+    manifest = toy.result()[1]
+    assert manifest.stream["sample_index"] == manifest.samples == seen + (STEPS - 4) * 4
+    # Tokens are counted as they were trained: 4 steps of 8 rows, the others of 4.
+    assert manifest.tokens == manifest.samples * 32
+    assert toy.losses(key="train/tokens")[STEPS] == manifest.tokens
 
 
 @pytest.mark.parametrize("overrides", [{"model": {"num_hidden_layers": 3}}, {"model": {"intermediate_size": 96}}])
@@ -426,25 +429,29 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
+def aside_of(toy: Toy) -> list[Path]:
+    return sorted(toy.run().path.parent.glob("phase1.aside-*"))
+
+
 def test_preparing_the_folder_leaves_a_run_that_can_go_on_as_it_is(stopped: Toy, tmp_path: Path) -> None:
     toy = stopped.copy_to(tmp_path / "run")
-    before = files_in(toy.folder / "phase1")
-    stop_file(toy.inputs().folder).touch()
+    before = files_in(toy.run().path)
+    assert json.loads(before.pop("outcome.json")) == {"state": "stopped", "step": 4}
+    del before["stop"]
     assert not prepare(toy)
-    assert files_in(toy.folder / "phase1") == before
-    assert not stop_file(toy.inputs().folder).exists()
+    # What was said of an earlier end, and what asked for it, is gone.
+    assert files_in(toy.run().path) == before
 
 
 def test_preparing_the_folder_sets_another_run_aside_and_loses_nothing(
     stopped: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     toy = stopped.copy_to(tmp_path / "run").with_({"seed": 5})
-    checkpoints, points = files_in(toy.folder / "phase1"), files_in(toy.folder / "tracking" / "phase1")
+    former = files_in(toy.run().path)
+    del former["stop"], former["outcome.json"]
     assert not prepare(toy)
     assert "seed: 1337 there, 5 here" in capsys.readouterr().out
-    aside = list(toy.folder.glob("phase1.aside-*"))
-    assert [files_in(folder) for folder in aside] == [checkpoints]
-    assert [files_in(f) for f in (toy.folder / "tracking").glob("phase1.aside-*")] == [points]
+    assert [files_in(folder) for folder in aside_of(toy)] == [former]
     assert toy.train()
     assert min(toy.losses()) == 1
 
@@ -455,9 +462,9 @@ def test_two_runs_set_aside_within_one_second_lie_beside_each_other(stopped: Toy
         time.sleep(0.02)
     prepare(toy.with_({"seed": 5}))
     stopped_again = stopped.copy_to(tmp_path / "again")
-    (stopped_again.folder / "phase1").rename(toy.folder / "phase1")
+    stopped_again.run().path.rename(toy.run().path)
     prepare(toy.with_({"seed": 5}))
-    aside = list(toy.folder.glob("phase1.aside-*"))
+    aside = aside_of(toy)
     assert len(aside) == 2
     assert all((folder / "checkpoints" / "latest").is_file() for folder in aside)
 
@@ -467,8 +474,23 @@ def test_a_complete_run_is_kept_by_the_same_code_and_set_aside_by_other_code(
 ) -> None:
     toy = uninterrupted.copy_to(tmp_path / "run")
     assert prepare(toy)
-    assert not prepare(toy, lineage={"code_sha256": "edited"})
-    assert len(list(toy.folder.glob("phase1.aside-*"))) == 1
+    assert not prepare(toy, code="edited")
+    assert len(aside_of(toy)) == 1
+
+
+def test_a_complete_run_is_kept_whatever_the_code_where_the_recipe_says_so(
+    uninterrupted: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy = uninterrupted.copy_to(tmp_path / "run").with_({"runtime": {"changed_code": "keep"}})
+    assert prepare(toy, code="edited")
+    assert "complete, by other code than today's; kept" in capsys.readouterr().out
+    assert aside_of(toy) == []
+
+
+def test_an_unfinished_run_goes_on_whatever_the_code(stopped: Toy, tmp_path: Path) -> None:
+    toy = stopped.copy_to(tmp_path / "run")
+    assert not prepare(toy, code="edited")
+    assert aside_of(toy) == []
 
 
 def test_a_damaged_newest_checkpoint_costs_only_the_steps_since_the_one_before(
@@ -499,7 +521,7 @@ def test_a_second_training_in_a_folder_waits_for_the_first(make_toy: MakeToy, un
     both = [start_ranks(train_rank, toy.inputs(), folder=toy.folder)[0] for _ in range(2)]
     assert [outcome(*each) for each in both] == [True, True]
     assert_same_run(toy, uninterrupted)
-    lines = (toy.folder / "tracking" / "phase1" / "points.jsonl").read_text().splitlines()
+    lines = (toy.run("phase1").tracking / "points.jsonl").read_text().splitlines()
     assert len({(json.loads(line)["step"], *json.loads(line)["values"]) for line in lines}) == len(lines)
 
 

@@ -18,19 +18,20 @@ from typing import Any
 
 import pytest
 import torch
+from engines import new_engine, steps
 from mlflow import MlflowClient
 from refusals import refused
-from test_engine import new_engine, steps
 from toy import CheckpointMaker, Toy, equal_states, outcome, run_ranks, start_ranks, train_rank
 
 from azneobert.checkpoint.rotation import BackgroundWriter, CheckpointFolder
 from azneobert.checkpoint.universal import TrainState, read_checkpoint, verify_checkpoint
+from azneobert.course import Course
 from azneobert.errors import CheckpointError
 from azneobert.training.inputs import Inputs, open_streams
 from azneobert.training.position import Position
 from azneobert.training.saving import Saver
 
-START = Position(None, False, 0, 0, 0, None, {})
+START = Position(None, False, 0, Course(8, 32), 0, None, {})
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def trains_on_while_it_is_saved(inputs: Inputs) -> tuple[TrainState | None, Trai
     steps(engine, stream, range(1))
     at_the_save = engine.gather()
     with (
-        Saver(inputs, engine, START, None) as saver,
+        Saver(inputs, engine, START, lambda: None) as saver,
         held(inputs.checkpoints.path) if engine.world.is_main else nullcontext(),
     ):
         saver.save(1)
@@ -92,7 +93,7 @@ def saves_twice(inputs: Inputs) -> list[TrainState | None]:
     engine = new_engine(inputs.recipe)
     stream = open_streams(inputs)[0]
     states = []
-    with Saver(inputs, engine, START, None) as saver:
+    with Saver(inputs, engine, START, lambda: None) as saver:
         second = threading.Thread(target=saver.save, args=(2,))
         with held(inputs.checkpoints.path):
             for step in (1, 2):
@@ -217,7 +218,11 @@ def test_a_tokenizer_that_is_not_there_is_said_by_the_writer(maker: CheckpointMa
 
 
 def on_disk(toy: Toy, disk: Path) -> Inputs:
-    return dataclasses.replace(toy.inputs(), folder=disk / "phase1")
+    """A toy run whose checkpoints, and nothing else, lie on another disk."""
+    inputs = toy.inputs()
+    inputs.run.path.mkdir(parents=True)
+    inputs.run.checkpoints.symlink_to(disk)
+    return inputs
 
 
 @pytest.mark.parametrize(("engine", "processes"), [("plain", 1), ("zero2", 2)])

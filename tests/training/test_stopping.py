@@ -13,7 +13,7 @@ import pytest
 from toy import ENDLESS, Toy, equal_states, outcome, run_ranks, start_ranks, train_rank
 
 from azneobert.training.inputs import Inputs
-from azneobert.training.stopping import EXIT_STOPPED, StopRequest
+from azneobert.training.stopping import EXIT_FORCED, StopRequest
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -48,7 +48,20 @@ def stuck(folder: Path) -> None:
 
 def test_a_run_that_does_not_get_to_its_checkpoint_is_ended_when_the_grace_is_over(tmp_path: Path) -> None:
     began = time.monotonic()
-    assert run_ranks(stuck, tmp_path, folder=tmp_path) == [EXIT_STOPPED]
+    assert run_ranks(stuck, tmp_path, folder=tmp_path) == [EXIT_FORCED]
+    assert time.monotonic() - began < 30
+
+
+def stuck_after_the_stop_file(folder: Path) -> None:
+    with StopRequest(folder / "stop", grace_seconds=0.3) as stop:
+        (folder / "stop").touch()
+        stop.agreed()
+        time.sleep(60)
+
+
+def test_the_forced_exit_is_armed_by_the_stop_itself_and_not_by_a_signal_alone(tmp_path: Path) -> None:
+    began = time.monotonic()
+    assert run_ranks(stuck_after_the_stop_file, tmp_path, folder=tmp_path) == [EXIT_FORCED]
     assert time.monotonic() - began < 30
 
 

@@ -1,0 +1,1 @@
+"""How a phase's ranks are started, stopped and found again, and what became of them."""

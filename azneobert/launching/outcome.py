@@ -1,0 +1,30 @@
+"""What became of a phase: read from its folder, not from an exit code."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+from azneobert.checkpoint.universal import read_manifest
+from azneobert.errors import CheckpointError
+from azneobert.layout import RunFolder
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a phase ended, and at which step; a failed one has neither said so nor left a checkpoint of that step."""
+
+    state: Literal["complete", "stopped", "failed"]
+    step: int | None = None
+
+
+def read_outcome(folder: RunFolder) -> Outcome:
+    """What the run in a folder says of its end, if the checkpoint of that step bears it out."""
+    try:
+        said = json.loads(folder.outcome_file.read_text(encoding="utf-8"))
+        state, step = said["state"], said["step"]
+        manifest = read_manifest(folder.checkpoints / f"step-{step:08d}")
+    except (OSError, ValueError, KeyError, TypeError, CheckpointError):
+        return Outcome("failed")
+    return Outcome(state, step) if manifest.step == step and state in ("complete", "stopped") else Outcome("failed")

@@ -1,0 +1,95 @@
+"""Where a recipe's outputs lie, and what a finished phase left there. Imports no torch: a login node can ask it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from azneobert.checkpoint.universal import MANIFEST, Manifest, verify_checkpoint
+from azneobert.errors import CheckpointError
+
+CHECKPOINT = "checkpoint"
+POINTS = "points.jsonl"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A phase in progress. DVC does not know this folder, so it neither deletes it nor links anything in it."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """The checkpoints, one folder each."""
+        return self.path / "checkpoints"
+
+    @property
+    def tracking(self) -> Path:
+        """The points on their way to MLflow, and which run it is."""
+        return self.path / "tracking"
+
+    @property
+    def stop_file(self) -> Path:
+        """The file whose appearance asks the run to save a checkpoint and stop."""
+        return self.path / "stop"
+
+    @property
+    def outcome_file(self) -> Path:
+        """What the run says of its end."""
+        return self.path / "outcome.json"
+
+    @property
+    def lock_file(self) -> Path:
+        """Held by the process that trains here; beside the folder, which may be moved aside meanwhile."""
+        return self.path.with_name(f".{self.path.name}.lock")
+
+
+class Layout:
+    """The places of one recipe's outputs, as dvc.yaml names them."""
+
+    def __init__(self, recipe: str, outputs: Path = Path("outputs")):
+        self.root = outputs / recipe
+        self.tokens = self.root / "tokens"
+        self.tokenizer = self.root / "tokenizer" / "tokenizer.json"
+        self.registered = self.root / "registered.json"
+        self.plots = self.root / "plots"
+
+    def documents(self, collection: str) -> Path:
+        """The cleaned documents of one collection."""
+        return self.root / "documents" / collection
+
+    def partial(self, stage: str) -> Path:
+        """What an interrupted stage has done so far. DVC does not know it, and so does not delete it."""
+        return self.root / "partial" / stage
+
+    def duplicates(self, collection: str) -> Path:
+        """Which of them another collection already holds."""
+        return self.root / "duplicates" / f"{collection}.npy"
+
+    def rows(self, phase: str) -> Path:
+        """The row plans of one phase: train, and validation by collection."""
+        return self.root / "rows" / phase
+
+    def running(self, phase: str) -> RunFolder:
+        """One phase while it is trained, and after it: what a killed run goes on from."""
+        return RunFolder(self.root / "running" / phase)
+
+    def finished(self, phase: str) -> Path:
+        """What a finished phase leaves for the stages after it: `checkpoint/` and `points.jsonl`."""
+        return self.root / phase
+
+    def metrics(self, stage: str) -> Path:
+        """The numbers that a stage leaves."""
+        return self.root / "metrics" / f"{stage}.json"
+
+
+def finished_checkpoint(folder: Path) -> tuple[Path, Manifest]:
+    """The checkpoint that a finished phase left in its folder, every byte of it verified.
+
+    Raises:
+        CheckpointError: the phase is not finished, or its checkpoint is damaged.
+    """
+    checkpoint = folder / CHECKPOINT
+    if not (checkpoint / MANIFEST).exists():
+        raise CheckpointError(f"{checkpoint}: no finished checkpoint there; run `dvc repro {folder.name}`")
+    return checkpoint, verify_checkpoint(checkpoint)

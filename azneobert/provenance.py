@@ -1,0 +1,141 @@
+"""What a number is made of: the commit, the code that decides it, the versions of what it stands on."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import platform
+import subprocess
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import azneobert
+
+ROOT = Path(azneobert.__file__).parents[1]  # of the project: files are named from here
+UNKNOWN = "unknown"
+
+# What a stage imports and what does not decide its outputs. Everything else that it imports is in its `deps`.
+NOT_DECIDING = {
+    "azneobert/errors.py": "the kinds of errors",
+    "azneobert/recipe.py": "each setting that a stage reads is one of its parameters",
+    "azneobert/provenance.py": "says what a number is made of",
+    "azneobert/mlflow_store.py": "where runs are recorded",
+    "azneobert/tracking": "how points reach MLflow, not what they are",
+    "azneobert/layout.py": "where outputs lie, not what they are",
+    "azneobert/environment.py": "the names of variables",
+    "azneobert/launching": "how ranks are started, and found again",
+    "azneobert/data/progress.py": "what an interrupted stage goes on from, to the same end",
+    "azneobert/training/progress.py": "what a person sees of a run",
+    "azneobert/training/stopping.py": "when a run stops: it goes on to the last bit",
+    "azneobert/training/folder.py": "which run goes on and which is set aside",
+    "pipelines/stage.py": "reads the recipe, prints errors",
+    "pipelines/cache.py": "brings back what a stage has made already",
+}
+# These start another program, which no import shows.
+_STARTS = {"pipelines/launch.py": ("pipelines/pretrain.py",)}
+_PACKAGES = ("azneobert", "torch", "accelerate", "deepspeed", "safetensors", "tokenizers", "numpy")
+_GPU_PACKAGES = ("triton", "flash-attn-4", "quack-kernels")  # recorded where they are installed
+
+
+def deciding_files(*entries: str, root: Path = ROOT) -> list[str]:
+    """The files of this project that decide what some of its files compute: all that they import but NOT_DECIDING.
+
+    `entries` and the result are paths from the project's root. Imports inside functions count, those for type checkers
+    alone do not.
+    """
+    found: set[str] = set()
+    waiting = [*entries, *(started for entry in entries for started in _STARTS.get(entry, ()))]
+    while waiting:
+        name = waiting.pop()
+        if name not in found and not _is_excluded(name):
+            found.add(name)
+            waiting += imported_files(root / name, root)
+    return sorted(found)
+
+
+def imported_files(file: Path, root: Path = ROOT) -> set[str]:
+    """The files of this project that a file imports, as paths from the root; a package stands for none of its own."""
+    names = set()
+    for module in _imported_modules(ast.parse(file.read_text(encoding="utf-8"))):
+        beside = file.parent / f"{module}.py"
+        inside = root / f"{module.replace('.', '/')}.py"
+        for candidate in (beside, inside):
+            if candidate.is_file():
+                names.add(candidate.relative_to(root).as_posix())
+    return names
+
+
+def code_sha256(*entries: str, root: Path = ROOT) -> str:
+    """The sha256 of the files that decide what some files compute, names and bytes."""
+    digest = hashlib.sha256()
+    for name in deciding_files(*entries, root=root):
+        digest.update(f"{name}\n".encode())
+        digest.update((root / name).read_bytes())
+    return digest.hexdigest()
+
+
+def git_state(root: Path = ROOT) -> tuple[str, bool | None]:
+    """The commit, and whether a file differs from it. Where git does not answer, both are unknown, never clean.
+
+    params.yaml and dvc.lock do not count: every checkpoint holds the whole recipe, and DVC writes its lock as it runs.
+    """
+    commit = _git(root, "rev-parse", "HEAD")
+    status = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!params.yaml", ":!dvc.lock")
+    return (commit or UNKNOWN), (None if status is None or not commit else bool(status))
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that decide numbers."""
+    return {"python": platform.python_version(), **_versions_of(_PACKAGES + _GPU_PACKAGES)}
+
+
+def _versions_of(packages: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            if package not in _GPU_PACKAGES:
+                found[package] = UNKNOWN
+    return found
+
+
+def run_provenance() -> dict[str, Any]:
+    """What trains a run: commit, whether it is changed, code, versions."""
+    commit, dirty = git_state()
+    return {
+        "git_commit": commit,
+        "git_dirty": dirty,
+        "code_sha256": code_sha256("azneobert/training/run.py"),
+        "versions": versions(),
+    }
+
+
+def _is_excluded(name: str) -> bool:
+    return any(name == excluded or name.startswith(f"{excluded}/") for excluded in NOT_DECIDING)
+
+
+def _imported_modules(tree: ast.AST) -> Iterator[str]:
+    """Dotted names that a file's imports may stand for: `from a.b import c` is a.b, and a.b.c if that is a module."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        else:
+            yield from _imported_modules(node)
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    # In a container the folder may belong to another user, and git would refuse to answer.
+    command = ["git", "-c", f"safe.directory={root}", *arguments]
+    try:
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

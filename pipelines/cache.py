@@ -1,0 +1,59 @@
+"""A finished phase that DVC has deleted, before it runs the stage again, comes back from DVC's cache."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+from azneobert.checkpoint.universal import read_manifest
+from azneobert.layout import CHECKPOINT, POINTS, RunFolder
+from azneobert.recipe import PhaseName, Recipe
+from stage import locked_hashes
+
+
+def bring_back(recipe: Recipe, phase: PhaseName, run: RunFolder, finished: Path) -> None:
+    """Where the phase has no folder in progress, make one of what it left: in a clone, or in a folder of `dvc exp run`.
+
+    So that a stage which is out of date for its code alone does not train anew. Whether the run is today's is for
+    `prepare_folder` to say; one of other settings stays in the cache.
+    """
+    hashes = locked_hashes()
+    wanted = [finished / CHECKPOINT, finished / POINTS]
+    if run.path.exists() or not all(str(path) in hashes for path in wanted):
+        return
+    cache = Path(subprocess.run(["dvc", "cache", "dir"], capture_output=True, text=True, check=False).stdout.strip())
+    files = _cached_files(cache, hashes[str(wanted[0])])
+    points = _cached(cache, hashes[str(wanted[1])])
+    if not files or not all(file.is_file() for file in (*files.values(), points)):
+        return
+    partial = RunFolder(run.path.with_name(f".{run.path.name}.partial"))
+    shutil.rmtree(partial.path, ignore_errors=True)
+    checkpoint = partial.checkpoints / "brought-back"
+    for name, file in files.items():
+        (checkpoint / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, checkpoint / name)
+    manifest = read_manifest(checkpoint)
+    present = recipe.model_dump(mode="json")
+    if all(manifest.recipe.get(part) == present[part] for part in ("seed", "model", "training", phase)):
+        checkpoint.rename(partial.checkpoints / f"step-{manifest.step:08d}")
+        partial.tracking.mkdir()
+        shutil.copyfile(points, partial.tracking / POINTS)
+        record = {"run_id": manifest.lineage.get("mlflow_run_id"), "described": True, "identity": manifest.identity}
+        (partial.tracking / "run.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
+        (partial.tracking / "points.delivered").write_text(str(points.stat().st_size))
+        partial.path.rename(run.path)
+        print(f"{phase}: what it left is in DVC's cache: brought back from there", flush=True)
+    shutil.rmtree(partial.path, ignore_errors=True)
+
+
+def _cached(cache: Path, md5: str) -> Path:
+    return cache / "files" / "md5" / md5[:2] / md5[2:]
+
+
+def _cached_files(cache: Path, md5: str) -> dict[str, Path]:
+    """The files of a folder that DVC has hashed, by their path in it; none where the cache lacks it."""
+    try:
+        listed = json.loads(_cached(cache, md5).read_text(encoding="utf-8"))
+        return {entry["relpath"]: _cached(cache, entry["md5"]) for entry in listed}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
