@@ -21,6 +21,7 @@ setup: $(VENV)/.ready .dvc/plots/offline.html ## make .venv and the offline page
 repro: setup ## run the whole recipe that params.yaml names, and say where to look next
 	azneobert recipe
 	dvc repro
+	azneobert runs deliver
 	azneobert next
 
 test: setup ## run the tests

@@ -8,7 +8,7 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,18 +53,41 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+class FileLock:
+    """The lock of a file or folder that is there. It excludes other processes, and other holders in this one."""
+
+    def __init__(self, path: Path):
+        self._descriptor = os.open(path, os.O_RDONLY)
+
+    def acquire(self, waiting: Callable[[], None] | None = None) -> bool:
+        """Take the lock; where another holds it, call `waiting` and wait, or give up if there is no such call.
+
+        Raises:
+            OSError: the file system has no locks.
+        """
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting is None:
+                return False
+            waiting()
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        return True
+
+    def release(self) -> None:
+        """Give the lock back, if it is held, and close the file."""
+        # Closing alone would leave the lock to a data loader's worker that was forked meanwhile.
+        with suppress(OSError):
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        os.close(self._descriptor)
+
+
 @contextmanager
 def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold the lock of a file or folder that is there; `waiting` is called once if another process holds it."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Hold the lock of a file or folder; `waiting` is called once if another process holds it."""
+    lock = FileLock(path)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock.acquire(waiting)
         yield
     finally:
-        # Closing alone would leave the lock to a data loader's worker that was forked meanwhile.
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-        os.close(descriptor)
+        lock.release()

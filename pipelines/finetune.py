@@ -12,8 +12,11 @@ from azneobert.finetuning.classification import fine_tune
 from azneobert.finetuning.tasks import read_task
 from azneobert.layout import Layout
 from azneobert.recipe import Recipe
-from azneobert.registry import find_version, pull
-from azneobert.tracking import RunInfo, Tracker
+from azneobert.registry.pull import pull
+from azneobert.registry.versions import find_version
+from azneobert.tracking.delivery import fresh_folder
+from azneobert.tracking.record import RunInfo
+from azneobert.tracking.tracker import Tracker
 from stage import run_stage
 
 
@@ -70,15 +73,15 @@ def record(name: str, recipe: Recipe, layout: Layout, scores: dict[str, list[dic
         name=f"{name}-finetune",
         params={"finetuning": recipe.finetuning.model_dump(mode="json")},
         tags={"azneobert.recipe": name, "azneobert.model": recipe.finetuning.model},
+        description=f"Fine-tuning of {recipe.finetuning.model}, recipe {name}; the step is the number of the seed.",
     )
-    with tempfile.TemporaryDirectory() as scratch:
-        tracker = Tracker(Path(scratch), recipe.tracking, info)
-        for number in range(len(recipe.finetuning.seeds)):
-            values = {
-                f"test/{key}/{weights}": v for weights, found in scores.items() for key, v in found[number].items()
-            }
-            tracker.log(number, values)
-        tracker.finish("FINISHED")
+    run = layout.running("finetune")
+    fresh_folder(run.path)
+    tracker = Tracker(run.tracking, recipe.tracking, info)
+    for number in range(len(recipe.finetuning.seeds)):
+        values = {f"test/{key}/{weights}": v for weights, found in scores.items() for key, v in found[number].items()}
+        tracker.log(number, values)
+    tracker.finish("FINISHED")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ from argparse import Namespace
 from azneobert.files import write_json
 from azneobert.layout import Layout, finished_checkpoint
 from azneobert.recipe import PHASES, Recipe
-from azneobert.registry import push
+from azneobert.registry.push import push
+from azneobert.tracking.delivery import deliver_folder, tracking_folders
+from azneobert.tracking.record import read_run_id
 from stage import run_stage
 
 
@@ -15,10 +17,20 @@ def register(name: str, recipe: Recipe, layout: Layout, options: Namespace) -> N
     for phase in PHASES:
         checkpoint, _ = finished_checkpoint(layout.finished(phase))
         figures = json.loads(layout.metrics(f"evaluate/{phase}").read_text())
-        version = push(checkpoint, recipe, figures, [layout.plots / f"{phase}.png"], [phase])
+        run_id = delivered_run(recipe, layout, phase)
+        version = push(checkpoint, recipe, figures, [layout.plots / f"{phase}.png"], [phase], run_id)
         versions[phase] = {"uri": version.uri, "alias": f"models:/{version.name}@{phase}", "run_id": version.run_id}
         print(f"{phase}: {version.uri}, also models:/{version.name}@{phase}")
     write_json(layout.registered, versions)
+
+
+def delivered_run(recipe: Recipe, layout: Layout, phase: str) -> str | None:
+    """The phase's MLflow run, which has every point now: MLflow may have been away when the training ended."""
+    run_id = None
+    for folder in tracking_folders(layout.root, phase):
+        deliver_folder(folder, recipe.tracking)
+        run_id = read_run_id(folder) or run_id
+    return run_id
 
 
 if __name__ == "__main__":

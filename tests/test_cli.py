@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from azneobert.cli import app
 from azneobert.errors import RecipeError
-from azneobert.registry import push
+from azneobert.registry.push import push
 
 COMMAND = Path(sys.executable).with_name("azneobert")
 
@@ -291,5 +291,5 @@ def test_the_installed_command_fills_a_mask_without_noise(project: Project) -> N
 
 def test_help_shows_what_there_is(project: Project) -> None:
     _, shown, _ = project.run("--help")
-    for command in ("recipe", "checkpoint", "data", "registry", "fill-mask"):
+    for command in ("recipe", "checkpoint", "data", "registry", "runs", "fill-mask"):
         assert command in shown

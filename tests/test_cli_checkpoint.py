@@ -49,7 +49,8 @@ def test_a_folder_of_steps_means_its_newest_whole_one(checkpoints: Path) -> None
 
 def test_inspect_shows_the_numbers_the_groups_and_where_it_came_from(checkpoints: Path) -> None:
     assert run(checkpoints.parent, "convert", "run", "zero2", "--to", "zero2")[0] == 0
-    for folder, shown in (("run", ("phase1", "lineage.git_commit")), ("zero2", ("source.world_size", "source.bf16"))):
+    history = ("from step 0", "commit abc, changed or not is unknown; code def")
+    for folder, shown in (("run", ("phase1", *history)), ("zero2", ("source.world_size", "source.bf16"))):
         code, printed, _ = run(checkpoints.parent, "inspect", folder)
         assert code == 0
         for text in (*shown, "248 in 2 tensors", "head.weight = encoder.embedding.weight", "weight_decay 0.01"):

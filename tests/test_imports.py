@@ -34,7 +34,9 @@ def test_every_module_imports_and_says_what_it_is(name: str) -> None:
     assert module.__doc__
 
 
-@pytest.mark.parametrize("name", ["azneobert", "azneobert.recipe", "azneobert.errors", "azneobert.cli"])
+@pytest.mark.parametrize(
+    "name", ["azneobert", "azneobert.recipe", "azneobert.errors", "azneobert.cli", "azneobert.tracking.tracker"]
+)
 def test_importing_a_light_module_imports_nothing_heavy(name: str) -> None:
     program = f"import json, sys, {name}; print(json.dumps(sorted(sys.modules)))"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
@@ -49,6 +51,8 @@ def test_importing_a_light_module_imports_nothing_heavy(name: str) -> None:
         ("kernels", ("model", "training", "checkpoint", "data", "registry", "tracking", "cli")),
         ("model", ("training", "checkpoint", "registry", "tracking", "cli")),
         ("training", ("registry", "cli", "finetuning")),
+        ("tracking", ("training", "engine", "model", "checkpoint", "data", "registry", "cli")),
+        ("registry", ("finetuning", "cli")),
     ],
 )
 def test_arrows_point_down(package: str, forbidden: tuple[str, ...]) -> None:

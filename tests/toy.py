@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from stores import write_store
 
-from azneobert.checkpoint.manifest import Manifest
+from azneobert.checkpoint.manifest import Manifest, Segment
 from azneobert.checkpoint.rotation import CheckpointFolder
 from azneobert.checkpoint.universal import TrainState, read_checkpoint
 from azneobert.data.rows import plan_rows, write_plan
@@ -35,7 +35,7 @@ from azneobert.data.tokenizer import tokenizer_sha256, train_tokenizer
 from azneobert.layout import RunFolder
 from azneobert.model.encoder import MaskedLM, build_model
 from azneobert.recipe import Model, PhaseName, Recipe, load_recipe
-from azneobert.tracking import read_points
+from azneobert.tracking.points import read_points
 from azneobert.training import run as run_module
 from azneobert.training.folder import prepare_folder
 from azneobert.training.inputs import Inputs
@@ -219,7 +219,7 @@ class Toy:
         inputs = self.inputs(phase)
         inputs.run.stop_file.unlink(missing_ok=True)
         complete = run_ranks(train_rank, inputs, *options.items(), processes=processes, folder=self.folder)[0]
-        if complete:
+        if complete is True:  # not the number of a signal
             publish(inputs.run, self.folder / phase)
         return complete
 
@@ -457,7 +457,8 @@ class CheckpointMaker:
             recipe_name="toy",
             recipe={"seed": 1337},
             identity={"seed": 1337, "model": {"hidden_size": 8}},
-            lineage={"git_commit": "abc", "started_from": None},
+            lineage={"mlflow_run_id": "f00", "started_from": None},
+            segments=(Segment(0, "abc", code_sha256="def"),),
             schedule={"offset": 0, "steps": 10},
             stream={"seed": 1337, "first_sample": 0, "sample_index": 8 * step},
         )

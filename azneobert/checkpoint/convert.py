@@ -55,7 +55,9 @@ def open_any(source: Path, parameter_names: Path | None = None, *, verified: boo
             raise CheckpointError(f"{source}: holds no whole checkpoint")
         source = newest[0]
     if (source / MANIFEST).exists():
-        state, manifest = read_checkpoint(source) if verified else (open_checkpoint(source), read_manifest(source))
+        manifest = read_manifest(source)
+        read = _read_verified if verified else open_checkpoint
+        state = read(source, moments=manifest.moments)
         facts = manifest.lineage.get("imported_from") or {}
         return Opened("universal", source, Foreign(state, manifest.step, facts), manifest)
     try:
@@ -70,6 +72,10 @@ def open_any(source: Path, parameter_names: Path | None = None, *, verified: boo
         f"{source}: holds no checkpoint; a folder with {MANIFEST} (universal), model.safetensors (Accelerate's "
         "save_state) or latest (DeepSpeed) would do"
     )
+
+
+def _read_verified(folder: Path, *, moments: bool) -> TrainState:
+    return read_checkpoint(folder, moments=moments)[0]
 
 
 def convert(

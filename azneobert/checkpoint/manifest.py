@@ -83,6 +83,11 @@ class Manifest:
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
 
+    @property
+    def last_segment(self) -> Segment:
+        """What trained the last steps; of an imported checkpoint nothing is known."""
+        return self.segments[-1] if self.segments else Segment(0)
+
 
 _TYPES = {
     **dict.fromkeys(("phase", "recipe_name"), str),

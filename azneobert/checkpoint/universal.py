@@ -57,10 +57,11 @@ class TrainState:
 
 def write_checkpoint(folder: Path, state: TrainState, manifest: Manifest, tokenizer: Path | None) -> None:
     """Write a checkpoint into an empty folder, every byte of it durable when this returns."""
+    kinds = KINDS if manifest.moments else KINDS[:1]
     with ThreadPoolExecutor(len(KINDS)) as pool:  # hashing and writing leave the interpreter free
         writing = {
             f"{kind}.safetensors": pool.submit(write_safetensors, folder / f"{kind}.safetensors", getattr(state, kind))
-            for kind in KINDS
+            for kind in kinds
         }
     files = {name: written.result() for name, written in writing.items()}
     if state.buffers:

@@ -15,6 +15,7 @@ from rich.table import Column, Table
 from azneobert.cli.bench import app as bench_app
 from azneobert.cli.checkpoint import app as checkpoint_app
 from azneobert.cli.console import console
+from azneobert.cli.runs import app as runs_app
 from azneobert.course import divide_batch
 from azneobert.errors import AzNeoBertError, RecipeError
 from azneobert.layout import Layout
@@ -27,6 +28,7 @@ app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(data, name="data")
 app.add_typer(bench_app, name="bench")
 app.add_typer(registry, name="registry")
+app.add_typer(runs_app, name="runs")
 
 RecipeName = Annotated[str | None, typer.Option("--recipe", help="A recipe of params.yaml; default: the one it picks.")]
 
@@ -92,7 +94,7 @@ def fill_mask(
 ) -> None:
     """What a registered model puts in the place of [MASK]."""
     from azneobert.filling import fill_masks
-    from azneobert.registry import pull
+    from azneobert.registry.pull import pull
 
     _, loaded = load_recipe()
     uri = model or f"models:/{loaded.registry.name}@phase2"
@@ -146,7 +148,7 @@ def list_registered(name: RecipeName = None) -> None:
 @registry.command(name="pull")
 def pull_version(uri: str, folder: Path, name: RecipeName = None) -> None:
     """Bring a version into a new folder, every file's hash verified."""
-    from azneobert.registry import pull
+    from azneobert.registry.pull import pull
 
     pull(uri, folder, load_recipe(name=name)[1].tracking)
     console.print(f"{uri} is in {folder}, every file verified")
@@ -164,8 +166,8 @@ def _phase_line(loaded: Recipe, name: Any) -> str:
 
 
 def _versions_table(loaded: Recipe) -> Table:
-    from azneobert.registry import list_versions
-    from azneobert.tracking import tracking_uri
+    from azneobert.mlflow_store import tracking_uri
+    from azneobert.registry.versions import list_versions
 
     table = Table(
         "version", "aliases", "recipe", "step", "commit", title=f"registered in {tracking_uri(loaded.tracking)}"

@@ -15,6 +15,7 @@ from azneobert.errors import CheckpointError
 
 if TYPE_CHECKING:
     from azneobert.checkpoint.convert import Opened
+    from azneobert.checkpoint.manifest import Segment
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -159,11 +160,24 @@ def _facts_table(opened: Opened) -> Table:
         for group in ("lineage", "stream", "schedule"):
             kept = getattr(manifest, group).items()
             facts |= {f"{group}.{key}": json.dumps(value, ensure_ascii=False) for key, value in kept}
+        for segment in manifest.segments:
+            facts[f"from step {segment.from_step:,}"] = _segment_line(segment)
         for file, stated in manifest.files.items():
             facts[file] = f"{stated['size']:,} bytes, sha256 {stated['sha256'][:16]}…"
     for key, value in facts.items():
         table.add_row(key, f"{value:,}" if isinstance(value, int) else str(value))
     return table
+
+
+def _segment_line(segment: Segment) -> str:
+    """What trained the steps from there on, in a line."""
+    changed = {True: ", changed", False: "", None: ", changed or not is unknown"}[segment.git_dirty]
+    world = "an unknown world" if segment.world_size is None else f"{segment.world_size} processes"
+    versions = ", ".join(f"{package} {version}" for package, version in segment.versions.items())
+    return (
+        f"commit {segment.git_commit}{changed}; code {segment.code_sha256[:12]}; engine {segment.engine}, {world}; "
+        f"image {segment.image or 'none'}; {versions or 'unknown versions'}"
+    )
 
 
 def _groups_table(opened: Opened) -> Table:

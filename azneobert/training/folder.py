@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from azneobert.checkpoint.manifest import Manifest
+from azneobert.tracking.points import read_points
+from azneobert.tracking.record import read_record
 from azneobert.training.inputs import Inputs, open_streams, run_lock
-from azneobert.training.position import changes, code_changed, run_identity
+from azneobert.training.position import Position, changes, code_changed, run_identity
+
+LINEAGE = "lineage.json"  # of a run in MLflow
 
 
 def prepare_folder(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool:
@@ -38,6 +44,32 @@ def prepare_folder(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool
                 flush=True,
             )
         return complete and not changed
+
+
+def settle_tracking(inputs: Inputs, position: Position) -> None:
+    """Have the run's tracking folder hold points of this run or none; those of another run are set aside.
+
+    A folder of before, which knows no identity, is this run's if its MLflow run is the checkpoint's.
+    """
+    folder, resumed = inputs.run.tracking, position.resumed
+    record = read_record(folder)
+    if record is None:
+        ours = resumed is not None or not read_points(folder)
+    elif record.info.identity is None:
+        ours = resumed is not None and record.run_id == resumed.lineage.get("mlflow_run_id")
+    elif resumed is not None:
+        ours = record.info.identity in (resumed.identity, position.identity)
+    else:  # it was stopped before its first checkpoint, and begins anew: as it began then?
+        began = record.info.artifacts.get(LINEAGE) == lineage_document(inputs, position)
+        ours = began and not changes(record.info.identity, position.identity, ())
+    if folder.exists() and not ours:
+        print(f"{folder} holds points of another run: kept in {set_aside(folder).name}", flush=True)
+
+
+def lineage_document(inputs: Inputs, position: Position) -> dict[str, Any]:
+    """What MLflow keeps of a run's making, beside its settings."""
+    segments = [asdict(segment) for segment in position.segments]
+    return {**inputs.lineage, "started_from": position.started_from, "segments": segments}
 
 
 def set_aside(folder: Path) -> Path:

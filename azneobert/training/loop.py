@@ -10,7 +10,7 @@ from azneobert.data.stream import PackedBatch, Stream
 from azneobert.engine.interface import Engine
 from azneobert.engine.optim import learning_rate
 from azneobert.recipe import Evaluation, Phase, Runtime
-from azneobert.tracking import Tracker
+from azneobert.tracking.tracker import Tracker
 from azneobert.training.evaluation import evaluate
 from azneobert.training.meter import Meter
 from azneobert.training.progress import Progress

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from pydantic import ValidationError
 
-from azneobert.checkpoint.manifest import Manifest
+from azneobert.checkpoint.manifest import Manifest, Segment
 from azneobert.checkpoint.universal import TrainState, open_checkpoint
 from azneobert.course import Course
 from azneobert.data.stream import Stream
@@ -17,7 +18,7 @@ from azneobert.data.tokenizer import tokenizer_sha256
 from azneobert.dotted import differences
 from azneobert.errors import AzNeoBertError, CheckpointError
 from azneobert.layout import finished_checkpoint
-from azneobert.recipe import recipe_fingerprint
+from azneobert.recipe import Model, Phase, Training, recipe_fingerprint
 from azneobert.training.inputs import Inputs
 
 
@@ -25,7 +26,8 @@ from azneobert.training.inputs import Inputs
 class Position:
     """The checkpoint to take over, if any, the step to go on from, and what carries over from an earlier phase.
 
-    `identity` is the run's, as its checkpoints record it.
+    `identity` is the run's, as its checkpoints record it, and `segments` its history, of which the last is about to
+    begin or to go on. `resumed` is the manifest of the checkpoint if that is of this run.
     """
 
     checkpoint: Path | None
@@ -35,6 +37,8 @@ class Position:
     schedule_offset: int
     started_from: dict[str, Any] | None
     identity: dict[str, Any]
+    segments: tuple[Segment, ...] = ()
+    resumed: Manifest | None = None
 
     def open(self) -> TrainState | None:
         """The state to take over, read when it is asked for; the checkpoint has been verified."""
@@ -52,7 +56,7 @@ def agree_on_position(
     found: list[Position | AzNeoBertError | None] = [None]
     if accelerator.is_main_process:
         try:
-            found[0] = find_position(inputs, stream, accept_changed)
+            found[0] = find_position(inputs, stream, accept_changed, accelerator.num_processes)
         except AzNeoBertError as error:
             found[0] = error
     [position] = broadcast_object_list(found)
@@ -61,7 +65,9 @@ def agree_on_position(
     return position
 
 
-def find_position(inputs: Inputs, stream: Stream, accept_changed: tuple[str, ...] = ()) -> Position:
+def find_position(
+    inputs: Inputs, stream: Stream, accept_changed: tuple[str, ...] = (), world_size: int = 1
+) -> Position:
     """Resume this phase, begin it from the phase before, or begin from random weights.
 
     Raises:
@@ -69,14 +75,20 @@ def find_position(inputs: Inputs, stream: Stream, accept_changed: tuple[str, ...
     """
     before = _phase_before(inputs)
     identity = _identity(inputs, stream, before)
+    present = Segment(
+        from_step=0,
+        engine=inputs.recipe.runtime.engine,
+        world_size=world_size,
+        settings=recipe_fingerprint(identity),
+        **inputs.provenance,
+    )
     newest = inputs.checkpoints.latest()
     if newest is not None:
-        return _resumed(inputs, identity, newest, accept_changed)
-    if inputs.start is None:
-        phase = inputs.recipe.phase(inputs.phase)
-        return Position(None, False, 0, Course.through(phase, 0, 0, 0), 0, None, identity)
-    assert before is not None
-    return _carried_over(inputs, identity, before)
+        return _resumed(inputs, identity, newest, accept_changed, present)
+    if before is not None:
+        return _carried_over(inputs, identity, before, present)
+    course = Course.through(inputs.recipe.phase(inputs.phase), 0, 0, 0)
+    return Position(None, False, 0, course, 0, None, identity, (present,))
 
 
 def run_identity(inputs: Inputs, stream: Stream) -> dict[str, Any]:
@@ -86,7 +98,18 @@ def run_identity(inputs: Inputs, stream: Stream) -> dict[str, Any]:
 
 def changes(recorded: dict[str, Any], present: dict[str, Any], accept_changed: tuple[str, ...]) -> list[str]:
     """How two identities differ, but for the keys that a person accepts."""
-    return [d for d in differences(recorded, present) if not _accepted(d, accept_changed)]
+    return [d for d in differences(with_defaults(recorded), present) if not _accepted(d, accept_changed)]
+
+
+def with_defaults(recorded: dict[str, Any]) -> dict[str, Any]:
+    """An identity in which a setting that was not there yet when it was recorded counts as its default."""
+    complete = dict(recorded)
+    for key, block in (("model", Model), ("training", Training), ("phase", Phase)):
+        try:
+            complete[key] = block.model_validate(recorded[key]).model_dump(mode="json")
+        except (KeyError, ValidationError):
+            continue  # it will be named as it is
+    return complete
 
 
 def _identity(inputs: Inputs, stream: Stream, before: tuple[Path, Manifest] | None) -> dict[str, Any]:
@@ -106,7 +129,7 @@ def _identity(inputs: Inputs, stream: Stream, before: tuple[Path, Manifest] | No
 
 def code_changed(inputs: Inputs, manifest: Manifest) -> bool:
     """Whether a checkpoint was made by other code than today's."""
-    return bool(manifest.lineage.get("code_sha256") != inputs.provenance.get("code_sha256"))
+    return manifest.last_segment.code_sha256 != inputs.provenance["code_sha256"]
 
 
 def _phase_before(inputs: Inputs) -> tuple[Path, Manifest] | None:
@@ -114,7 +137,11 @@ def _phase_before(inputs: Inputs) -> tuple[Path, Manifest] | None:
 
 
 def _resumed(
-    inputs: Inputs, identity: dict[str, Any], newest: tuple[Path, Manifest], accept_changed: tuple[str, ...]
+    inputs: Inputs,
+    identity: dict[str, Any],
+    newest: tuple[Path, Manifest],
+    accept_changed: tuple[str, ...],
+    present: Segment,
 ) -> Position:
     folder, manifest = newest
     changed = changes(manifest.identity, identity, accept_changed)
@@ -133,16 +160,31 @@ def _resumed(
         schedule_offset=manifest.schedule["offset"],
         started_from=manifest.lineage["started_from"],
         identity=identity,
+        segments=_history(manifest, present),
+        resumed=manifest,
     )
 
 
-def _carried_over(inputs: Inputs, identity: dict[str, Any], before: tuple[Path, Manifest]) -> Position:
+def _history(manifest: Manifest, present: Segment) -> tuple[Segment, ...]:
+    """The segments up to now: another one, where anything but the step has changed since the checkpoint was written."""
+    if present.continues(manifest.last_segment):
+        return manifest.segments
+    return (*manifest.segments, replace(present, from_step=manifest.step))
+
+
+def _carried_over(
+    inputs: Inputs, identity: dict[str, Any], before: tuple[Path, Manifest], present: Segment
+) -> Position:
     folder, manifest = before
     carry = inputs.recipe.phase(inputs.phase).carry
     assert carry is not None  # the recipe has `start_from` and `carry` together
-    changed = differences(manifest.identity["model"], identity["model"])
+    changed = differences(with_defaults(manifest.identity)["model"], identity["model"])
     if changed or manifest.identity["tokenizer"] != identity["tokenizer"]:
         raise CheckpointError(f"{folder} is of another model: {'; '.join(changed) or 'another tokenizer'}")
+    if carry.moments and not manifest.moments:
+        raise CheckpointError(
+            f"{folder}: holds no moments; use another checkpoint, or {inputs.phase}.carry.moments: false"
+        )
     return Position(
         checkpoint=folder,
         moments=carry.moments,
@@ -156,6 +198,7 @@ def _carried_over(inputs: Inputs, identity: dict[str, Any], before: tuple[Path, 
             "carry": carry.model_dump(),
         },
         identity=identity,
+        segments=(present,),
     )
 
 

@@ -15,9 +15,11 @@ from azneobert.checkpoint.manifest import verify_checkpoint
 from azneobert.checkpoint.rotation import CheckpointFolder
 from azneobert.errors import CheckpointError, RegistryError, TrainingError
 from azneobert.layout import CHECKPOINT, POINTS, RunFolder
+from azneobert.mlflow_store import attach_files
 from azneobert.model.size import count_parameters
 from azneobert.recipe import PhaseName, Recipe
-from azneobert.tracking import attach_files, read_points, read_run_id
+from azneobert.tracking.points import read_points
+from azneobert.tracking.record import read_run_id
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 
@@ -20,7 +19,9 @@ from azneobert.model.backend import choose_backend
 from azneobert.model.encoder import build_model
 from azneobert.model.size import count_parameters
 from azneobert.recipe import PhaseName, Recipe, check_division
-from azneobert.tracking import RunInfo, Tracker
+from azneobert.tracking.record import RunInfo
+from azneobert.tracking.tracker import Tracker
+from azneobert.training.folder import LINEAGE, lineage_document, settle_tracking
 from azneobert.training.inputs import Inputs, open_streams, run_lock
 from azneobert.training.loop import Run, train
 from azneobert.training.meter import Feed, Meter
@@ -133,12 +134,7 @@ def _build_engine(inputs: Inputs, accelerator: Accelerator, micro_batch: int, ac
 
 
 def _tracker(inputs: Inputs, position: Position, rows: dict[str, float]) -> Tracker:
-    recipe = inputs.recipe
-    made_of = inputs.lineage | inputs.provenance
-    tags = {f"azneobert.{key}": json.dumps(v) if isinstance(v, dict) else str(v) for key, v in made_of.items()}
-    tags |= {"azneobert.phase": inputs.phase, "azneobert.recipe": inputs.recipe_name}
-    if position.started_from:
-        tags["azneobert.started_from"] = json.dumps(position.started_from)
+    recipe, segment = inputs.recipe, position.segments[-1]
     info = RunInfo(
         name=f"{inputs.recipe_name}-{inputs.phase}",
         params={
@@ -150,9 +146,30 @@ def _tracker(inputs: Inputs, position: Position, rows: dict[str, float]) -> Trac
             "tokenizer": recipe.tokenizer.model_dump(mode="json"),
             "rows": rows,
         },
-        tags=tags,
+        tags={
+            "azneobert.phase": inputs.phase,
+            "azneobert.recipe": inputs.recipe_name,
+            "azneobert.git_commit": segment.git_commit,
+        },
+        description=_description(inputs, segment.git_commit),
+        artifacts={LINEAGE: lineage_document(inputs, position)},
+        identity=position.identity,
     )
-    return Tracker(inputs.run.tracking, recipe.tracking, info)
+    settle_tracking(inputs, position)
+    number = len(position.segments) - 1
+    return Tracker(
+        inputs.run.tracking, recipe.tracking, info, segment=number, from_step=segment.from_step, system_metrics=True
+    )
+
+
+def _description(inputs: Inputs, commit: str) -> str:
+    """The run in a few plain lines, as MLflow shows them above it."""
+    phase = inputs.recipe.phase(inputs.phase)
+    return (
+        f"{inputs.phase} of recipe {inputs.recipe_name}, {count_parameters(inputs.recipe.model):,} parameters.\n\n"
+        f"{phase.steps:,} steps of {phase.global_batch:,} rows of {phase.sequence_length:,} tokens.\n\n"
+        f"Commit {commit}."
+    )
 
 
 def _say_how_it_ended(inputs: Inputs, world: World, step: int) -> None:

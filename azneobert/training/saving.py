@@ -64,11 +64,10 @@ class Saver:
             identity=position.identity,
             lineage={
                 **self._inputs.lineage,
-                **self._inputs.provenance,
-                "engine": {"name": recipe.runtime.engine, "world_size": self._engine.world.size},
                 "mlflow_run_id": self._run_id(),  # now: MLflow may not have answered at the start
                 "started_from": position.started_from,
             },
+            segments=position.segments,
             schedule={
                 "offset": position.schedule_offset,
                 "warmup_steps": phase.warmup_steps,

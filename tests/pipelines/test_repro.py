@@ -15,7 +15,8 @@ import pytest
 from project import Project, Reproduced
 
 from azneobert.checkpoint.manifest import read_manifest
-from azneobert.tracking import read_points, read_run_id
+from azneobert.tracking.points import read_points
+from azneobert.tracking.record import read_run_id
 from azneobert.training.stopping import EXIT_STOPPED
 
 STAGES_OF_A_REPRO = 11 + 1 + 1 + 11 + 2 + 2 + 2 + 1 + 1
@@ -60,7 +61,7 @@ def test_mlflow_itself_downloads_the_same_bytes(reproduced: Reproduced, tmp_path
 def test_the_checkpoint_names_commit_tokens_and_run(reproduced: Reproduced) -> None:
     folder = reproduced.project.folder
     manifest = read_manifest(folder / "outputs/sample/phase2/checkpoint")
-    assert len(manifest.lineage["git_commit"]) == 40
+    assert len(manifest.segments[-1].git_commit) == 40
     assert set(manifest.lineage["tokens_md5"]) == set(manifest.recipe["data"]["sources"])
     assert all(md5.endswith(".dir") for md5 in manifest.lineage["tokens_md5"].values())
     assert manifest.lineage["mlflow_run_id"] == read_run_id(folder / "outputs/sample/running/phase2/tracking")
@@ -75,11 +76,15 @@ def test_mlflow_holds_one_run_a_phase_with_curve_settings_and_lineage(reproduced
     assert set(runs) == {"sample-phase1", "sample-phase2", "sample-finetune"}
     phase1 = runs["sample-phase1"]
     assert phase1.info.status == "FINISHED"
+    assert all(run.info.end_time > run.info.start_time for run in runs.values())
+    assert "phase1 of recipe sample" in phase1.data.tags["mlflow.note.content"]
+    assert not [tag for run in runs.values() for tag in run.data.tags.values() if tag.startswith(("{", "["))]
     assert phase1.data.params["model.hidden_size"] == "32"
     assert len(phase1.data.tags["azneobert.git_commit"]) == 40
     history = client.get_metric_history(phase1.info.run_id, "train/loss")
     assert [point.step for point in history] == list(range(1, 13))
-    assert "phase1.png" in {artifact.path for artifact in client.list_artifacts(phase1.info.run_id)}
+    attached = {artifact.path for artifact in client.list_artifacts(phase1.info.run_id)}
+    assert {"phase1.png", "recipe.yaml", "lineage.json"} <= attached
 
 
 def test_the_reports_hold_documents_fertility_and_rows(reproduced: Reproduced) -> None:
@@ -207,7 +212,7 @@ def test_two_zero2_ranks_stop_at_sigterm_with_a_checkpoint_and_one_plain_process
     (checkpoint,) = (running / "checkpoints").glob("step-*")
     manifest = read_manifest(checkpoint)
     assert 5 <= manifest.step < 500
-    assert manifest.lineage["engine"] == {"name": "zero2", "world_size": 2}
+    assert [(each.engine, each.world_size) for each in manifest.segments] == [("zero2", 2)]
     project.change({"runtime": {"engine": "plain", "processes": 1}})
     project.run("python", "pipelines/launch.py", "phase1")
     steps = [p["step"] for p in read_points(running / "tracking") if "train/loss" in p["values"]]

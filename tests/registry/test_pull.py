@@ -4,92 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from mlflow import MlflowClient
+from pushed import artifacts_of, digests, push_newest
 from refusals import refused
 from toy import Toy
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from azneobert.checkpoint.manifest import verify_checkpoint
-from azneobert.checkpoint.universal import all_weights, read_checkpoint
-from azneobert.errors import CheckpointError, RegistryError
+from azneobert.checkpoint.universal import all_weights
+from azneobert.errors import RegistryError
 from azneobert.model.export import to_eurobert
-from azneobert.registry import Version, find_version, list_versions, pull, push
-
-FIGURES = {
-    "eval/loss": 5.25,
-    "eval/accuracy": 0.125,
-    "eval/loss/news": 5.5,
-    "eval/accuracy/news": 0.0625,
-}
-
-
-@pytest.fixture(scope="module")
-def trained(make_toy: Callable[..., Toy]) -> Toy:
-    toy = make_toy()
-    assert toy.train()
-    return toy
-
-
-@pytest.fixture
-def toy(trained: Toy, mlflow_uri: str, tmp_path: Path) -> Iterator[Toy]:
-    """A finished run and a store of the test's own that holds it."""
-    shutil.copy(trained.folder / "mlflow.db", tmp_path / "mlflow.db")
-    yield trained.copy_to(tmp_path / "run").with_({"tracking": {"mlflow_uri": mlflow_uri}})
-    shutil.rmtree(
-        trained.folder / "mlruns", ignore_errors=True
-    )  # the copied run keeps its artifacts in the first place
-
-
-def push_newest(toy: Toy, aliases: list[str], figures: dict[str, float] = FIGURES) -> Version:
-    picture = toy.folder / "phase1.png"
-    picture.write_bytes(b"\x89PNG a picture")
-    return push(toy.checkpoints().steps()[-1], toy.recipe, figures, [picture], aliases)
-
-
-def artifacts_of(toy: Toy, version: Version) -> Path:
-    """Where the store keeps a version's files."""
-    uri = MlflowClient(toy.recipe.tracking.mlflow_uri).get_model_version_download_uri(version.name, str(version.number))
-    match = re.fullmatch(r"runs:/(?P<run>\w+)/(?P<place>.+)", uri)
-    assert match
-    run = MlflowClient(toy.recipe.tracking.mlflow_uri).get_run(match["run"])
-    return Path(run.info.artifact_uri.removeprefix("file://")) / match["place"]
-
-
-def digests(folder: Path) -> dict[str, str]:
-    files = [file for file in folder.rglob("*") if file.is_file()]
-    return {file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-
-
-def test_a_pushed_checkpoint_is_a_version_with_alias_lineage_and_run(toy: Toy) -> None:
-    version = push_newest(toy, ["phase1", "champion"])
-    manifest = toy.result()[1]
-    assert (version.name, version.number, set(version.aliases)) == ("toybert", 1, {"phase1", "champion"})
-    assert version.run_id == manifest.lineage["mlflow_run_id"]
-    assert version.tags["azneobert.step"] == str(manifest.step)
-    assert version.tags["azneobert.tokenizer_sha256"] == manifest.identity["tokenizer"]
-    assert version.tags["azneobert.phase"] == "phase1"
-    assert list_versions(toy.recipe.tracking, "toybert") == [version]
-    assert find_version("models:/toybert@champion", toy.recipe.tracking) == version
-    assert find_version("models:/toybert/1", toy.recipe.tracking) == version
-
-
-def test_pushing_the_same_again_finds_the_same_version_and_moves_the_alias(toy: Toy) -> None:
-    first = push_newest(toy, ["phase1"])
-    again = push_newest(toy, ["champion"])
-    assert again.number == first.number
-    assert set(again.aliases) == {"phase1", "champion"}
-    other = push_newest(toy, ["champion"], FIGURES | {"eval/loss": 5.0})
-    assert other.number == first.number + 1
-    assert find_version("models:/toybert@champion", toy.recipe.tracking).number == other.number
-    assert find_version("models:/toybert@phase1", toy.recipe.tracking).number == first.number
-    assert [v.number for v in list_versions(toy.recipe.tracking, "toybert")] == [1, 2]
+from azneobert.registry.pull import pull
 
 
 def test_a_pulled_version_is_what_was_pushed_and_what_mlflow_hands_out(toy: Toy, tmp_path: Path) -> None:
@@ -115,51 +43,6 @@ def test_a_pulled_version_loads_with_transformers_and_as_a_checkpoint(toy: Toy, 
     expected = to_eurobert(all_weights(toy.result()[0]))
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in expected.items())
     assert model(**AutoTokenizer.from_pretrained(folder)("bakı [MASK]", return_tensors="pt")).logits.isfinite().all()
-
-
-def test_the_model_card_has_the_results_the_curve_and_the_lineage(toy: Toy, tmp_path: Path) -> None:
-    push_newest(toy, ["phase1"])
-    folder = pull("models:/toybert@phase1", tmp_path / "pulled", toy.recipe.tracking)
-    card = (folder / "README.md").read_text()
-    assert (folder / "phase1.png").read_bytes() == b"\x89PNG a picture"
-    for part in (
-        "5.2500",
-        "12.50%",
-        "| news | 5.5000 | 6.25% |",
-        "](phase1.png)",
-        toy.result()[1].lineage["mlflow_run_id"],
-    ):
-        assert part in card
-    assert "{" not in card.split("```json")[0].replace("{folder}", ""), "a placeholder was left in the card"
-
-
-def test_a_version_without_moments_holds_a_checkpoint_whose_weights_can_be_read(toy: Toy, tmp_path: Path) -> None:
-    light = toy.with_({"registry": {"with_moments": False}})
-    push_newest(light, ["phase1"])
-    folder = pull("models:/toybert@phase1", tmp_path / "pulled", toy.recipe.tracking)
-    assert not list(folder.rglob("exp_avg*"))
-    state, _ = read_checkpoint(folder / "checkpoint", moments=False)
-    assert all(torch.equal(state.weights[name], tensor) for name, tensor in toy.result()[0].weights.items())
-
-
-def test_a_damaged_checkpoint_is_not_registered(toy: Toy) -> None:
-    (toy.checkpoints().steps()[-1] / "weights.safetensors").write_bytes(b"torn")
-    with refused(CheckpointError, "weights.safetensors", "4 bytes found"):
-        push_newest(toy, ["phase1"])
-    assert list_versions(toy.recipe.tracking, "toybert") == []
-
-
-def test_a_checkpoint_whose_run_the_store_does_not_know_gets_a_run_of_its_own(
-    trained: Toy, mlflow_uri: str, tmp_path: Path
-) -> None:
-    elsewhere = trained.copy_to(tmp_path / "run").with_({"tracking": {"mlflow_uri": mlflow_uri}})
-    version = push_newest(elsewhere, ["phase1"])
-    assert version.run_id
-    assert version.run_id != elsewhere.result()[1].lineage["mlflow_run_id"]
-    pull(version.uri, tmp_path / "pulled", elsewhere.recipe.tracking)
-
-
-# What is refused
 
 
 def refuse_pull(toy: Toy, uri: str, *parts: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 from azneobert.checkpoint.manifest import Manifest
@@ -52,6 +53,7 @@ def model_card(recipe: Recipe, manifest: Manifest, figures: dict[str, Any], pict
     """The card in Markdown. `figures` are the metrics of `training.evaluation.evaluate`."""
     names = [key.removeprefix("eval/loss/") for key in figures if key.startswith("eval/loss/")]
     rows = [f"| {n} | {figures[f'eval/loss/{n}']:.4f} | {figures[f'eval/accuracy/{n}']:.2%} |" for n in names]
+    made_of = {**manifest.lineage, "segments": [asdict(segment) for segment in manifest.segments]}
     return _CARD.format(
         phase=manifest.phase,
         recipe_name=manifest.recipe_name,
@@ -66,5 +68,5 @@ def model_card(recipe: Recipe, manifest: Manifest, figures: dict[str, Any], pict
         accuracy=figures["eval/accuracy"],
         pictures="\n".join(f"![loss curve]({name})" for name in pictures),
         collections="\n".join(rows),
-        lineage=json.dumps(manifest.lineage, indent=1, ensure_ascii=False),
+        lineage=json.dumps(made_of, indent=1, ensure_ascii=False),
     )

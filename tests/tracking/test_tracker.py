@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
@@ -9,90 +10,15 @@ import time
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 from refusals import refused
-from toy import run_ranks, toy_recipe
+from stores_of_runs import DOWN, INFO, history, runs_of, tracking_at
+from toy import run_ranks
 
-from azneobert.dotted import flat_params
 from azneobert.errors import RegistryError
-from azneobert.recipe import Tracking
-from azneobert.tracking import RunInfo, Spool, Tracker, mlflow_client, read_points, tracking_uri
-
-DOWN = "http://127.0.0.1:9"  # nobody listens there
-INFO = RunInfo("toy-phase1", {"model": {"layers": 2}, "seed": 7}, {"azneobert.phase": "phase1"})
-
-
-def tracking_at(uri: str, **overrides: object) -> Tracking:
-    return toy_recipe({"tracking": {"mlflow_uri": uri, "experiment": "tested", **overrides}}).tracking
-
-
-def history(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
-    return [(m.step, m.value) for m in MlflowClient(uri).get_metric_history(run_id, key)]
-
-
-def runs_of(uri: str) -> list:
-    client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name("tested")
-    return list(client.search_runs([experiment.experiment_id])) if experiment else []
-
-
-# The spool
-
-
-def test_points_survive_on_disk_in_order(tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
-    spool.append(1, {"train/loss": 5.5})
-    spool.append(2, {"train/loss": 5.25, "train/lr": 0.125})
-    points = read_points(tmp_path)  # while the spool is open: every point is on disk as soon as it is recorded
-    assert [(p["step"], p["values"]) for p in points] == [
-        (1, {"train/loss": 5.5}),
-        (2, {"train/loss": 5.25, "train/lr": 0.125}),
-    ]
-    assert abs(points[0]["time_ms"] / 1000 - time.time()) < 60
-    spool.close()
-
-
-@pytest.mark.parametrize("torn", ['{"step": 3, "time_ms": 17', "{", '{"step": 3, "time_ms": 1, "values": {"a": 1.0}}'])
-def test_a_torn_last_line_costs_that_point_and_no_other(torn: str, tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
-    spool.append(1, {"a": 1.0})
-    spool.append(2, {"a": 2.0})
-    spool.close()
-    with (tmp_path / "points.jsonl").open("a") as file:
-        file.write(torn)  # the process died before the end of the line
-    again = Spool(tmp_path)
-    assert again.append(3, {"a": 3.0}) == {"a": 3.0}
-    again.close()
-    assert [(p["step"], p["values"]["a"]) for p in read_points(tmp_path)] == [(1, 1.0), (2, 2.0), (3, 3.0)]
-
-
-def test_a_step_that_is_recorded_already_stays_as_it_is(tmp_path: Path) -> None:
-    first = Spool(tmp_path)
-    first.append(4, {"train/loss": 4.0})
-    first.append(5, {"train/loss": 5.0})
-    first.close()
-    resumed = Spool(tmp_path)
-    assert resumed.append(4, {"train/loss": 9.0}) == {}
-    assert resumed.append(5, {"train/loss": 9.0, "eval/loss": 1.0}) == {"eval/loss": 1.0}
-    assert resumed.append(6, {"train/loss": 6.0}) == {"train/loss": 6.0}
-    resumed.close()
-    losses = [(p["step"], p["values"]["train/loss"]) for p in read_points(tmp_path) if "train/loss" in p["values"]]
-    assert losses == [(4, 4.0), (5, 5.0), (6, 6.0)]
-
-
-def test_what_is_delivered_is_not_offered_again_and_batches_stay_under_mlflows_limit(tmp_path: Path) -> None:
-    spool = Spool(tmp_path)
-    for step in range(1, 1001):
-        spool.append(step, {f"key{i}": float(step) for i in range(7)})
-    batches = list(spool.undelivered())
-    assert [p["step"] for batch, _ in batches for p in batch] == list(range(1, 1001))
-    assert max(sum(len(p["values"]) for p in batch) for batch, _ in batches) <= 1000
-    spool.set_delivered(batches[2][1])
-    assert next(spool.undelivered())[0][0]["step"] == batches[2][0][-1]["step"] + 1
-    spool.set_delivered(batches[-1][1])
-    spool.close()
-    assert list(Spool(tmp_path).undelivered()) == []
-
+from azneobert.mlflow_store import mlflow_client, tracking_uri
+from azneobert.tracking.points import read_points
+from azneobert.tracking.record import RunInfo
+from azneobert.tracking.tracker import Tracker
 
 # MLflow
 
@@ -114,7 +40,7 @@ def test_a_run_has_its_name_parameters_tags_points_and_end(mlflow_uri: str, tmp_
 def test_points_are_delivered_while_the_run_goes_on(
     mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("azneobert.tracking._SECONDS_BETWEEN_DELIVERIES", 0.1)
+    monkeypatch.setattr("azneobert.tracking.tracker._SECONDS_BETWEEN_DELIVERIES", 0.1)
     tracker = Tracker(tmp_path / "run", tracking_at(mlflow_uri), INFO)
     assert tracker.run_id is not None
     tracker.log(1, {"train/loss": 5.0})
@@ -140,6 +66,21 @@ def test_a_tracker_on_the_same_folder_continues_the_same_run(mlflow_uri: str, tm
     [run] = runs_of(mlflow_uri)
     assert run.info.status == "FINISHED"
     assert history(mlflow_uri, run.info.run_id, "train/loss") == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
+
+
+def test_a_new_segment_records_its_steps_anew_in_the_same_run(mlflow_uri: str, tmp_path: Path) -> None:
+    first = Tracker(tmp_path / "run", tracking_at(DOWN), INFO)
+    for step in (1, 2, 3):
+        first.log(step, {"train/loss": 1.0})
+    first.finish("KILLED")
+    second = Tracker(tmp_path / "run", tracking_at(mlflow_uri), INFO, segment=1, from_step=2)
+    for step in (3, 4):
+        second.log(step, {"train/loss": 2.0})
+    second.finish("FINISHED")
+    stands = [(p["segment"], p["step"]) for p in read_points(tmp_path / "run")]
+    assert stands == [(0, 1), (0, 2), (1, 3), (1, 4)]
+    [run] = runs_of(mlflow_uri)
+    assert history(mlflow_uri, run.info.run_id, "train/loss") == [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]
 
 
 def test_points_whose_delivery_was_not_noted_arrive_once_all_the_same(mlflow_uri: str, tmp_path: Path) -> None:
@@ -205,11 +146,27 @@ def test_mlflow_that_is_down_is_one_warning_that_says_where_the_points_wait(
     with refused(RegistryError, "MLflow at http://127.0.0.1:9"):
         tracker.deliver()
     tracker.finish("FINISHED")
-    warnings = [r for r in caplog.records if r.name == "azneobert.tracking"]
+    warnings = [r for r in caplog.records if r.name == "azneobert.tracking.tracker"]
     assert 1 <= len(warnings) <= 2
     for warning in warnings:
         assert "\n" not in warning.getMessage()
         assert str(tmp_path / "run") in warning.getMessage()
+
+
+def test_the_end_reaches_mlflow_from_a_disk_that_is_full(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = Tracker(tmp_path / "run", tracking_at(mlflow_uri), INFO)
+    tracker.log(1, {"train/loss": 5.0})
+
+    def full(self: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    tracker.finish("FAILED")
+    [run] = runs_of(mlflow_uri)
+    assert run.info.status == "FAILED"
+    assert history(mlflow_uri, run.info.run_id, "train/loss") == [(1, 5.0)]
 
 
 def test_two_stores_in_one_process_do_not_get_mixed_up(mlflow_uri: str, tmp_path: Path) -> None:
@@ -241,10 +198,6 @@ def test_a_run_that_mlflow_will_not_take_the_description_of_is_still_made_only_o
             tracker.deliver()
     tracker.finish("FAILED")
     assert len(runs_of(mlflow_uri)) == 1
-
-
-def test_nested_settings_become_dotted_parameters() -> None:
-    assert flat_params({"a": {"b": {"c": 1}, "d": [1, 2]}, "e": None}) == {"a.b.c": 1, "a.d": [1, 2], "e": None}
 
 
 # wandb

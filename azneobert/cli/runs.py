@@ -1,0 +1,57 @@
+"""`azneobert runs`: what the runs of a recipe have recorded, and MLflow has not."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from azneobert.cli.console import console
+from azneobert.errors import RegistryError
+from azneobert.recipe import Recipe, load_recipe
+
+app = typer.Typer(no_args_is_help=True, help="Runs, their points on the way to MLflow.")
+
+
+@app.callback()  # without it the one command would be the group itself
+def runs() -> None:
+    """Runs, their points on the way to MLflow."""
+
+
+@app.command()
+def deliver(
+    name: Annotated[
+        str | None, typer.Option("--recipe", help="A recipe of params.yaml; default: the one it picks.")
+    ] = None,
+) -> None:
+    """Send MLflow the points, descriptions and ends of runs that it does not have yet."""
+    from azneobert.mlflow_store import check_store
+    from azneobert.tracking.delivery import tracking_folders
+
+    chosen, recipe = load_recipe(name=name)
+    folders = tracking_folders(Path("outputs") / chosen)
+    if not folders:
+        console.print(f"outputs/{chosen}: no runs there")
+        return
+    check_store(recipe.tracking)
+    arrived = [_delivered(folder, recipe) for folder in folders]
+    if not all(arrived):
+        sys.exit(1)
+
+
+def _delivered(folder: Path, recipe: Recipe) -> bool:
+    """Deliver from one folder and say so; one that fails does not keep back the others."""
+    from azneobert.tracking.delivery import deliver_folder
+
+    try:
+        points = deliver_folder(folder, recipe.tracking)
+    except RegistryError as error:
+        print(f"error: {folder}: {error}", file=sys.stderr)
+        return False
+    if points is None:
+        console.print(f"{folder}: a process that is at work here delivers them itself", markup=False)
+    else:
+        console.print(f"{folder}: {f'delivered {points:,} points' if points else 'all there'}", markup=False)
+    return True

@@ -1,0 +1,62 @@
+"""A version comes back into a new folder, every file's hash verified."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path, PurePosixPath
+
+from azneobert.checkpoint.manifest import verify_files
+from azneobert.errors import CheckpointError, RegistryError
+from azneobert.files import sha256_file
+from azneobert.mlflow_store import mlflow_errors, tracking_uri
+from azneobert.recipe import Tracking
+from azneobert.registry.versions import DIGEST_TAG, find_version
+
+
+def pull(uri: str, target: Path, tracking: Tracking) -> Path:
+    """Bring a version into the new folder `target`, every file's hash verified.
+
+    Raises:
+        RegistryError: the URI names nothing, MLflow does not answer, a file was changed, or `target` is in the way.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise RegistryError(f"{target}: is there already and not an empty folder; name a new one")
+    version = find_version(uri, tracking)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".pull-") as scratch:
+        with mlflow_errors(tracking_uri(tracking)):
+            from mlflow.artifacts import download_artifacts
+
+            folder = Path(download_artifacts(uri, dst_path=scratch, tracking_uri=tracking_uri(tracking)))
+        verify_version(uri, folder, version.tags.get(DIGEST_TAG))
+        if target.exists():
+            target.rmdir()
+        folder.rename(target)
+    return target
+
+
+def verify_version(uri: str, folder: Path, manifest_sha256: str | None = None) -> None:
+    """Check every file of a pulled version against its manifest.
+
+    Raises:
+        RegistryError: a file is missing or changed, or the manifest names a path outside the folder.
+    """
+    try:
+        files = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
+        files = {name: {"sha256": stated["sha256"], "size": stated["size"]} for name, stated in files.items()}
+    except (AttributeError, OSError, KeyError, TypeError, ValueError):
+        raise RegistryError(f"{uri}: has no readable manifest.json; it was not made by `azneobert`") from None
+    for name in files:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise RegistryError(f"{uri}: its manifest names {name}, which leaves the folder; do not use this version")
+    if manifest_sha256 and sha256_file(folder / "manifest.json") != manifest_sha256:
+        raise RegistryError(f"{uri}: its manifest.json is not the one that was registered; do not use this version")
+    found = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    if unknown := sorted(found - files.keys() - {"manifest.json"}):
+        raise RegistryError(f"{uri}: holds {unknown[0]}, which its manifest does not name; do not use this version")
+    try:
+        verify_files(folder, files)
+    except CheckpointError as error:
+        raise RegistryError(f"{uri}: {error}") from None

@@ -1,0 +1,116 @@
+"""A checkpoint becomes a version: one folder, put into MLflow and pointed at by aliases."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from azneobert.checkpoint.manifest import Manifest
+from azneobert.checkpoint.universal import all_weights, copy_without_moments, read_checkpoint
+from azneobert.files import sha256_file
+from azneobert.mlflow_store import ensure_experiment, find_run, mlflow_client, mlflow_errors, tracking_uri
+from azneobert.model.export import export_transformers
+from azneobert.recipe import Recipe, Tracking
+from azneobert.registry.card import model_card
+from azneobert.registry.versions import DIGEST_TAG, Version, version_of
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+def push(
+    checkpoint: Path,
+    recipe: Recipe,
+    figures: dict[str, Any],
+    pictures: list[Path],
+    aliases: list[str],
+    run_id: str | None = None,
+) -> Version:
+    """Register a universal checkpoint and point aliases at it. Pushing the same content again finds the same version.
+
+    `figures` (held-out results by name) and `pictures` go into the model card. `run_id` is the MLflow run
+    where the store does not have the one that the checkpoint names.
+
+    Raises:
+        RegistryError: MLflow does not answer.
+        CheckpointError: the checkpoint is missing or damaged.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "version"
+        manifest = assemble(checkpoint, recipe, figures, pictures, folder)
+        digest = sha256_file(folder / "manifest.json")
+        tracking, name = recipe.tracking, recipe.registry.name
+        with mlflow_errors(tracking_uri(tracking)):
+            client = mlflow_client(tracking)
+            _ensure_model(client, name)
+            number = _find(client, name, digest)
+            if number is None:
+                run = _run_of(client, tracking, manifest, run_id)
+                number = _create(client, name, run, folder, manifest, digest)
+            for alias in aliases:
+                client.set_registered_model_alias(name, alias, str(number))
+            return version_of(client, name, str(number))
+
+
+def assemble(checkpoint: Path, recipe: Recipe, figures: dict[str, Any], pictures: list[Path], folder: Path) -> Manifest:
+    """Make the folder of a version."""
+    state, manifest = read_checkpoint(checkpoint, moments=False)
+    export_transformers(all_weights(state), recipe.model, checkpoint / "tokenizer.json", folder)
+    target = folder / "checkpoint"
+    target.mkdir()
+    if recipe.registry.with_moments:
+        shutil.copytree(checkpoint, target, copy_function=shutil.copyfile, dirs_exist_ok=True)
+    else:
+        manifest = copy_without_moments(checkpoint, target)
+    for picture in pictures:
+        shutil.copyfile(picture, folder / picture.name)
+    card = model_card(recipe, manifest, figures, [picture.name for picture in pictures])
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    files = {
+        file.relative_to(folder).as_posix(): {"sha256": sha256_file(file), "size": file.stat().st_size}
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+    content = {"format": "azneobert-version", "format_version": 1, "phase": manifest.phase, "files": files}
+    (folder / "manifest.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return manifest
+
+
+def _ensure_model(client: MlflowClient, name: str) -> None:
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name, description="Azerbaijani NeoBERT encoder")
+
+
+def _find(client: MlflowClient, name: str, digest: str) -> int | None:
+    found = client.search_model_versions(f"name = '{name}' and tags.`{DIGEST_TAG}` = '{digest}'")
+    return int(found[0].version) if found else None
+
+
+def _run_of(client: MlflowClient, tracking: Tracking, manifest: Manifest, run_id: str | None) -> str:
+    """The run that trained the checkpoint, or one made for the version where the store has none of it."""
+    for candidate in (manifest.lineage.get("mlflow_run_id"), run_id):
+        if candidate and find_run(client, candidate) is not None:
+            return candidate
+    run = client.create_run(ensure_experiment(client, tracking), run_name=f"register-{manifest.phase}")
+    client.set_terminated(run.info.run_id)
+    return run.info.run_id
+
+
+def _create(client: MlflowClient, name: str, run_id: str, folder: Path, manifest: Manifest, digest: str) -> int:
+    place = f"version-{digest[:12]}"  # its own place in the run, so that no later version can change it
+    client.log_artifacts(run_id, str(folder), place)
+    # What has structure stands in the version's own checkpoint and model card: a tag is a line.
+    lineage = {k: str(v) for k, v in manifest.lineage.items() if not isinstance(v, dict | list)}
+    lineage |= {
+        "git_commit": manifest.last_segment.git_commit,
+        "phase": manifest.phase,
+        "step": str(manifest.step),
+        "tokens": str(manifest.tokens),
+    }
+    lineage |= {"recipe": manifest.recipe_name, "tokenizer_sha256": manifest.identity["tokenizer"]}
+    tags = {f"azneobert.{key}": value for key, value in lineage.items()} | {DIGEST_TAG: digest}
+    created = client.create_model_version(name, source=f"runs:/{run_id}/{place}", run_id=run_id, tags=tags)
+    return int(created.version)

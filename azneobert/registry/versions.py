@@ -1,0 +1,69 @@
+"""Registered versions: all of a model, or the one that a URI names."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from azneobert.errors import RegistryError
+from azneobert.mlflow_store import mlflow_client, mlflow_errors, tracking_uri
+from azneobert.recipe import Tracking
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+DIGEST_TAG = "azneobert.manifest_sha256"
+_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<number>\d+))")
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version, as `list_versions` and `push` report it."""
+
+    name: str
+    number: int
+    aliases: tuple[str, ...]
+    run_id: str
+    tags: dict[str, str]
+
+    @property
+    def uri(self) -> str:
+        """The URI under which MLflow and this project find it."""
+        return f"models:/{self.name}/{self.number}"
+
+
+def list_versions(tracking: Tracking, name: str) -> list[Version]:
+    """Every version of a registered model, oldest first; none where the model is not registered.
+
+    Raises:
+        RegistryError: MLflow does not answer.
+    """
+    with mlflow_errors(tracking_uri(tracking)):
+        client = mlflow_client(tracking)
+        found = client.search_model_versions(f"name = '{name}'")
+        return sorted((version_of(client, name, v.version) for v in found), key=lambda version: version.number)
+
+
+def find_version(uri: str, tracking: Tracking) -> Version:
+    """The version that a URI names.
+
+    Raises:
+        RegistryError: the URI has another form, or names a model, alias or version that is not there.
+    """
+    match = _URI.fullmatch(uri)
+    if match is None:
+        raise RegistryError(f"{uri}: not a registry URI; models:/azneobert@phase2 or models:/azneobert/1 would do")
+    versions = list_versions(tracking, match["name"])
+    for version in versions:
+        if match["alias"] in version.aliases or match["number"] == str(version.number):
+            return version
+    known = [f"@{alias}" for version in versions for alias in version.aliases] + [f"/{v.number}" for v in versions]
+    there = f"{match['name']} has {', '.join(known)}" if known else f"no model {match['name']} is registered"
+    raise RegistryError(f"{uri}: not in {tracking_uri(tracking)}: {there}")
+
+
+def version_of(client: MlflowClient, name: str, number: str) -> Version:
+    """One version as MLflow has it now."""
+    found = client.get_model_version(name, number)
+    return Version(name, int(found.version), tuple(found.aliases), found.run_id or "", dict(found.tags))

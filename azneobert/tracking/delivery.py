@@ -1,0 +1,177 @@
+"""What waits in a tracking folder goes to MLflow: the run, its points, its end and its description, each once.
+
+Points carry their first time stamp, under which MLflow takes a repeated delivery for the same point.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from azneobert.dotted import flatten
+from azneobert.mlflow_store import ensure_experiment, find_run, mlflow_client, mlflow_errors, tracking_uri
+from azneobert.recipe import Tracking
+from azneobert.tracking.lock import folder_if_free
+from azneobert.tracking.points import POINTS, read_points
+from azneobert.tracking.record import (
+    RUNNING,
+    Record,
+    read_record,
+    repaired_record,
+    update_record,
+)
+from azneobert.tracking.spool import POINTS_PER_CALL, Spool
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+log = logging.getLogger(__name__)
+
+_PARAMS_PER_CALL = 100
+_LONGEST_PARAM = 6000
+
+
+def tracking_folders(outputs: Path, run: str = "*") -> list[Path]:
+    """The tracking folders of a recipe's outputs, all or those of one run; in either place where runs keep them."""
+    found = [*outputs.glob(f"running/{run}/tracking"), *outputs.glob(f"tracking/{run}")]
+    return sorted(folder for folder in found if (folder / POINTS).is_file() or (folder / "run.json").is_file())
+
+
+def deliver_folder(folder: Path, tracking: Tracking) -> int | None:
+    """Deliver what waits in a folder, with nothing but the folder; returns how many points.
+
+    None: a process that is alive delivers from this folder itself, and it was left alone.
+
+    Raises:
+        RegistryError: MLflow does not answer, or refuses the run.
+    """
+    with folder_if_free(folder) as free:
+        if not free:
+            return None
+        if repaired_record(folder) is None:
+            update_record(folder, run_id=None)
+        spool = Spool(folder)
+        try:
+            return deliver(folder, spool, tracking)
+        finally:
+            spool.close()
+
+
+def something_waits(folder: Path) -> bool:
+    """Whether anything in a folder has not reached MLflow, as far as the folder knows."""
+    if not folder.is_dir():
+        return False
+    with folder_if_free(folder) as free:
+        if not free:
+            return True
+        record = repaired_record(folder)
+        spool = Spool(folder)
+        spool.close()
+        if record is None:
+            return bool(read_points(folder))
+        return not record.settled or any(True for _ in spool.undelivered())
+
+
+def fresh_folder(run: Path) -> Path:
+    """Make room for a run whose tracking folder is `run`/tracking: the former one goes, or aside if something waits."""
+    if not run.exists():
+        return run
+    if something_waits(run / "tracking"):
+        aside = run.with_name(f"{run.name}.aside-{time.strftime('%Y%m%d-%H%M%S')}")
+        while aside.exists():
+            aside = aside.with_name(f"{aside.name}-again")
+        run.rename(aside)
+    else:
+        shutil.rmtree(run)
+    return run
+
+
+def deliver(folder: Path, spool: Spool, tracking: Tracking, wanted: Record | None = None) -> int:
+    """Send what is waiting, and return how many points. The record must be there, the folder is the caller's alone.
+
+    The run's status, end and description are to be as `wanted`, by default the record, says.
+
+    Raises:
+        RegistryError: MLflow does not answer, or refuses the run.
+    """
+    with mlflow_errors(tracking_uri(tracking)):
+        client = mlflow_client(tracking)
+        run = _ensure_run(client, folder, spool, tracking)
+        sent = _send_points(client, run.info.run_id, spool)
+        record = read_record(folder)
+        assert record is not None
+        wanted = wanted or record
+        _set_status(client, run, wanted)
+        if not record.described:
+            _describe(client, run, wanted)
+        if not record.described or record.settled != (wanted.status != RUNNING):
+            update_record(folder, described=True, settled=wanted.status != RUNNING)
+        return sent
+
+
+def _ensure_run(client: MlflowClient, folder: Path, spool: Spool, tracking: Tracking) -> Run:
+    """The run of the folder; a new one, which gets every point, where MLflow has none or has deleted it."""
+    record = read_record(folder)
+    assert record is not None
+    if record.run_id is not None:
+        if (run := find_run(client, record.run_id)) is not None:
+            return run
+        log.warning("%s: MLflow has no run %s any more; a new one gets every point", folder, record.run_id)
+    run = client.create_run(
+        ensure_experiment(client, tracking),
+        start_time=record.started_ms,
+        run_name=record.info.name,
+        tags={
+            "mlflow.user": record.user,
+            "mlflow.source.name": record.source,
+            "mlflow.source.type": "LOCAL",
+        },
+    )
+    spool.set_delivered(0)  # before the run is noted: a kill in between leaves an empty run, not a lost point
+    update_record(folder, run_id=run.info.run_id, described=False, settled=False)
+    return run
+
+
+def _send_points(client: MlflowClient, run_id: str, spool: Spool) -> int:
+    from mlflow.entities import Metric
+
+    sent = 0
+    for points, mark in spool.undelivered():
+        metrics = [Metric(k, v, p["time_ms"], p["step"]) for p in points for k, v in p["values"].items()]
+        for first in range(0, len(metrics), POINTS_PER_CALL):
+            client.log_batch(run_id, metrics=metrics[first : first + POINTS_PER_CALL])
+        try:
+            spool.set_delivered(mark)
+        except OSError as error:  # a full disk: they are sent again one day, and MLflow has them once
+            log.warning("%s: cannot be written: %s", error.filename, error.strerror)
+        sent += len(points)
+    return sent
+
+
+def _set_status(client: MlflowClient, run: Run, record: Record) -> None:
+    if record.status is None:  # of a folder that does not know
+        return
+    if record.status == RUNNING:
+        if run.info.status != RUNNING:
+            client.update_run(run.info.run_id, status=RUNNING)
+    elif (run.info.status, run.info.end_time) != (record.status, record.ended_ms):
+        client.set_terminated(run.info.run_id, status=record.status, end_time=record.ended_ms)
+
+
+def _describe(client: MlflowClient, run: Run, record: Record) -> None:
+    """Parameters, tags, description and documents. MLflow's parameters never change: those that are there stay."""
+    from mlflow.entities import Param, RunTag
+
+    run_id, info = run.info.run_id, record.info
+    flat = flatten(info.params).items()
+    params = [Param(k, str(v)[:_LONGEST_PARAM]) for k, v in flat if k not in run.data.params]
+    for first in range(0, len(params), _PARAMS_PER_CALL):
+        client.log_batch(run_id, params=params[first : first + _PARAMS_PER_CALL])
+    tags = info.tags | ({"mlflow.note.content": info.description} if info.description else {})
+    client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+    for name, document in info.artifacts.items():
+        client.log_dict(run_id, document, name)

@@ -1,0 +1,44 @@
+"""One process at a time delivers from a tracking folder. Where there are no locks, the work goes on without one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from azneobert.files import FileLock
+
+log = logging.getLogger(__name__)
+
+_FILE = ".delivering"
+
+
+def hold_folder(folder: Path) -> FileLock:
+    """Hold the folder until `release`; another process is waited for, which needs no longer than a delivery takes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = _lock_of(folder)
+    _taken(lock, lambda: log.warning("%s: another process is delivering from here; waiting for it", folder))
+    return lock
+
+
+@contextmanager
+def folder_if_free(folder: Path) -> Iterator[bool]:
+    """Hold the folder for the block; False, at once, where another process holds it."""
+    lock = _lock_of(folder)
+    try:
+        yield _taken(lock)
+    finally:
+        lock.release()
+
+
+def _lock_of(folder: Path) -> FileLock:
+    (folder / _FILE).touch()
+    return FileLock(folder / _FILE)
+
+
+def _taken(lock: FileLock, waiting: Callable[[], None] | None = None) -> bool:
+    try:
+        return lock.acquire(waiting)
+    except OSError:  # two deliveries at once repeat points, which MLflow takes for the same ones
+        return True

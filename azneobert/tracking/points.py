@@ -1,0 +1,93 @@
+"""One point a line of ``points.jsonl``, with the number of its segment and a checksum; which of them stand.
+
+A run that goes on under other settings is a new segment, which begins at a step: what earlier segments recorded after
+that step no longer belongs to the run, and stands no more. The lines stay where they are.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+POINTS = "points.jsonl"
+
+
+def read_points(place: Path) -> list[dict[str, Any]]:
+    """The points that stand, oldest first: `step`, `time_ms`, `values` and `segment`; none where there is no file.
+
+    `place` is a tracking folder or a points.jsonl. Damaged lines are passed over with a warning.
+    """
+    file = place / POINTS if place.is_dir() else place
+    if not file.is_file():
+        return []
+    points, damaged = split_damaged(whole_lines(file.read_bytes()))
+    if damaged:
+        log.warning("%s: line %d is damaged (%d in all); passed over", file, damaged[0], len(damaged))
+    starts = segment_starts(points)
+    return [point for point in points if stands(point, starts)]
+
+
+def encode_point(point: dict[str, Any]) -> bytes:
+    """A line of the file."""
+    return json.dumps(point | {"crc": _checksum(point)}).encode() + b"\n"
+
+
+def decode_point(line: bytes) -> dict[str, Any]:
+    """The point of a line; older lines have no checksum and belong to segment 0.
+
+    Raises:
+        ValueError: the line is damaged.
+    """
+    point = json.loads(line)
+    if not isinstance(point, dict):
+        raise ValueError("not a point")
+    if "crc" in point and point.pop("crc") != _checksum(point):
+        raise ValueError("its checksum does not match")
+    point.setdefault("segment", 0)
+    whole_numbers = [point.get(key) for key in ("step", "time_ms", "segment")] + [point.get("from_step", 0)]
+    values = point.get("values")
+    if not isinstance(values, dict) or not all(isinstance(number, int) for number in whole_numbers):
+        raise ValueError("not a point")
+    if not all(isinstance(value, int | float) for value in values.values()):
+        raise ValueError("not a point")
+    return point
+
+
+def whole_lines(content: bytes) -> list[bytes]:
+    """The lines that have an end; the last one may still be on its way."""
+    return content.split(b"\n")[:-1]
+
+
+def split_damaged(lines: Iterable[bytes]) -> tuple[list[dict[str, Any]], list[int]]:
+    """The points, and the numbers of the lines that hold none."""
+    points, damaged = [], []
+    for number, line in enumerate(lines, start=1):
+        try:
+            points.append(decode_point(line))
+        except (ValueError, RecursionError):
+            damaged.append(number)
+    return points, damaged
+
+
+def segment_starts(points: Iterable[dict[str, Any]]) -> dict[int, int]:
+    """Where each segment but the first begins, as its first point says."""
+    starts: dict[int, int] = {}
+    for point in points:
+        if "from_step" in point:
+            starts.setdefault(point["segment"], point["from_step"])
+    return starts
+
+
+def stands(point: dict[str, Any], starts: dict[int, int]) -> bool:
+    """Whether no later segment begins before this point."""
+    return all(point["step"] <= start for segment, start in starts.items() if segment > point["segment"])
+
+
+def _checksum(point: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(point, sort_keys=True, separators=(",", ":")).encode())

@@ -1,0 +1,145 @@
+"""``run.json``: all that is needed to make a run in MLflow, describe it and end it, at once or later."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from azneobert.tracking.damage import keep_damaged
+
+RUNNING = "RUNNING"
+_STATUSES = (RUNNING, "FINISHED", "KILLED", "FAILED")
+_FILE = "run.json"
+_writing = threading.Lock()  # the thread that delivers and the one that trains both change the record
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a run is called and described by.
+
+    `tags` are few and short; what has structure is an artifact: a JSON document by its file name. `identity` is what
+    makes this run another one than the next; MLflow is not told.
+    """
+
+    name: str
+    params: dict[str, Any] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    description: str = ""
+    artifacts: dict[str, Any] = field(default_factory=dict)
+    identity: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run as its folder knows it. Times are in milliseconds since 1970.
+
+    `run_id` is None while MLflow has not answered yet. `status` is what the run is to have in MLflow; None, of older
+    folders, leaves MLflow's as it is. `settled` says that MLflow has the description, and the end if there is one.
+    """
+
+    info: RunInfo
+    run_id: str | None = None
+    status: str | None = None
+    started_ms: int | None = None
+    ended_ms: int | None = None
+    described: bool = False
+    settled: bool = False
+    user: str = "unknown"
+    source: str = "azneobert"
+
+
+def open_record(folder: Path, info: RunInfo) -> Record:
+    """Note that a process begins the run or goes on with it: it is running, under this description."""
+    former = repaired_record(folder)
+    now = time.time_ns() // 1_000_000
+    opened = former if former is not None else Record(info, started_ms=now)
+    told = former is not None and former.described and described_alike(former.info, info)
+    opened = replace(opened, info=info, status=RUNNING, ended_ms=None, described=told, settled=False)
+    if former is None or former.started_ms is None:
+        opened = replace(opened, started_ms=now)
+    return write_record(folder, replace(opened, user=_user(), source=Path(sys.argv[0]).name or "azneobert"))
+
+
+def described_alike(a: RunInfo, b: RunInfo) -> bool:
+    """Whether MLflow is told the same of both."""
+    return replace(a, identity=None) == replace(b, identity=None)
+
+
+def read_record(folder: Path) -> Record | None:
+    """The record of a tracking folder; None where there is none, or none that can be read."""
+    try:
+        return _parse((folder / _FILE).read_bytes(), folder)
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def read_run_id(folder: Path) -> str | None:
+    """The MLflow run of a tracking folder, or None while MLflow has not answered yet."""
+    record = read_record(folder)
+    return record.run_id if record else None
+
+
+def repaired_record(folder: Path) -> Record | None:
+    """The record; one that cannot be read is set aside, after which there is none."""
+    file = folder / _FILE
+    record = read_record(folder)
+    if record is None and file.exists():
+        keep_damaged(file, "is no record of a run", "a new MLflow run gets every point")
+        file.unlink()
+    return record
+
+
+def update_record(folder: Path, **changes: Any) -> Record:
+    """Change some fields of the record that is there."""
+    with _writing:
+        record = read_record(folder)
+        return _write(folder, replace(record or Record(RunInfo(folder.as_posix())), **changes))
+
+
+def write_record(folder: Path, record: Record) -> Record:
+    """Put the record in its place, whole or not at all; returns it."""
+    with _writing:
+        return _write(folder, record)
+
+
+def _write(folder: Path, record: Record) -> Record:
+    content = asdict(record)
+    content = content.pop("info") | content
+    partial = folder / f"{_FILE}.partial"
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    partial.replace(folder / _FILE)
+    return record
+
+
+def _parse(content: bytes, folder: Path) -> Record:
+    """A record, also one of before, which held `run_id` and `described` alone. ValueError if it is neither."""
+    read = json.loads(content)
+    if not isinstance(read, dict) or "run_id" not in read:
+        raise ValueError("not a record")
+    found: dict[str, Any] = {"name": folder.as_posix(), "described": True} | read
+    info = RunInfo(**{f.name: found[f.name] for f in fields(RunInfo) if f.name in found})
+    record = Record(info, **{f.name: found[f.name] for f in fields(Record) if f.name in found})
+    texts, dictionaries = (info.name, info.description, record.user, record.source), (info.params, info.tags)
+    times = (record.started_ms, record.ended_ms)
+    if (
+        not all(isinstance(text, str) for text in texts)
+        or not all(isinstance(dictionary, dict) for dictionary in (*dictionaries, info.artifacts, info.identity or {}))
+        or not all(isinstance(number, int | None) for number in times)
+        or not isinstance(record.run_id, str | None)
+        or record.status not in (None, *_STATUSES)
+    ):
+        raise ValueError("not a record")
+    return record
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container whose user has no name
+        return "unknown"

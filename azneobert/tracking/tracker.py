@@ -1,0 +1,118 @@
+"""MLflow, and wandb beside it. A run that resumes is the same run; a server that is down stops nothing.
+
+Every point goes to a spool first, a file in the run's own folder, and from there to MLflow in batches by a thread of
+its own. What could not be delivered waits in the folder, with all that is needed to deliver it without this process.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from azneobert.errors import RegistryError
+from azneobert.mlflow_store import tracking_uri
+from azneobert.recipe import Tracking
+from azneobert.tracking.delivery import deliver
+from azneobert.tracking.lock import hold_folder
+from azneobert.tracking.record import RunInfo, open_record, read_run_id, update_record
+from azneobert.tracking.spool import Spool
+from azneobert.tracking.system_metrics import SystemMetrics
+from azneobert.tracking.wandb_run import start_wandb
+
+log = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_DELIVERIES = 5.0
+
+
+class Tracker:
+    """One run, recorded in its folder; the MLflow run is found again by the id in ``run.json``.
+
+    A run that goes on under other settings is another `segment`, with a higher number, which begins at `from_step`:
+    points of earlier segments after that step do not stand any more.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        tracking: Tracking,
+        info: RunInfo,
+        *,
+        segment: int = 0,
+        from_step: int = 0,
+        system_metrics: bool = False,
+    ):
+        self._folder_lock = hold_folder(folder)
+        self._record = open_record(folder, info)
+        self.spool = Spool(folder, segment, from_step)
+        self._folder = folder
+        self._tracking = tracking
+        self._lock = threading.Lock()
+        self._done = threading.Event()
+        self._warned = False
+        self._wandb = start_wandb(folder, tracking, info)
+        self._system = SystemMetrics(tracking_uri(tracking)) if system_metrics else None
+        self._try_delivery()  # now, so that every checkpoint can name its run
+        self._thread = threading.Thread(target=self._deliver_now_and_then, name="mlflow", daemon=True)
+        self._thread.start()
+
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run as it is now, or None while MLflow has not answered yet."""
+        return read_run_id(self._folder)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Record values at an optimizer step; never waits for a server, never raises because of one."""
+        fresh = self.spool.append(step, values)
+        if self._wandb and fresh:
+            self._wandb.log(fresh, step=step)
+
+    def deliver(self) -> str:
+        """Send what is waiting, and return the run's id.
+
+        Raises:
+            RegistryError: MLflow does not answer.
+        """
+        self._deliver()
+        run_id = self.run_id
+        assert run_id is not None
+        return run_id
+
+    def finish(self, status: str) -> None:
+        """End the run as FINISHED, KILLED or FAILED; what cannot be delivered now waits in the folder."""
+        ended_ms = time.time_ns() // 1_000_000
+        try:
+            update_record(self._folder, status=status, ended_ms=ended_ms)
+        except OSError as error:  # of a full disk, which may be what ended the run; MLflow can hear of it all the same
+            log.warning("%s: the end of the run cannot be noted: %s", self._folder, error.strerror)
+        self._done.set()
+        self._thread.join()
+        if self._system:
+            self._system.stop()
+        self._record = replace(self._record, status=status, ended_ms=ended_ms)
+        self._try_delivery()
+        self.spool.close()
+        self._folder_lock.release()
+        if self._wandb:
+            self._wandb.finish(exit_code=int(status == "FAILED"))
+
+    def _deliver_now_and_then(self) -> None:
+        while not self._done.wait(_SECONDS_BETWEEN_DELIVERIES):
+            if self._try_delivery() and self._system:
+                self._system.keep(self.run_id)
+
+    def _deliver(self) -> None:
+        with self._lock:
+            deliver(self._folder, self.spool, self._tracking, self._record)
+
+    def _try_delivery(self) -> bool:
+        try:
+            self._deliver()
+        except RegistryError as error:
+            if self._done.is_set() or not self._warned:
+                log.warning("%s; points wait in %s: use `azneobert runs deliver`", error, self._folder)
+            self._warned = True
+            return False
+        return True

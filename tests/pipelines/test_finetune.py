@@ -1,0 +1,40 @@
+"""The points of a fine-tuning wait where they last until MLflow takes them."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from toy import toy_recipe
+
+from azneobert.layout import Layout
+from azneobert.tracking.delivery import deliver_folder, tracking_folders
+from azneobert.tracking.record import read_run_id
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_each_run_of_the_stage_is_a_run_in_mlflow_also_when_that_was_away(
+    mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "pipelines")
+    finetune = importlib.import_module("finetune")
+    recipe = toy_recipe({"tracking": {"mlflow_uri": mlflow_uri}, "finetuning": {"seeds": [1, 2]}})
+    layout = Layout("toy")
+    for accuracy in (0.25, 0.5):
+        with monkeypatch.context() as patch:
+            patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+            finetune.record("toy", recipe, layout, {"pretrained": [{"accuracy": accuracy}] * 2})
+    folders = tracking_folders(layout.root)
+    assert len(folders) == 2
+    found = {}
+    for folder in folders:
+        assert deliver_folder(folder, recipe.tracking) == 2
+        run = MlflowClient(mlflow_uri).get_run(str(read_run_id(folder)))
+        assert (run.info.run_name, run.info.status) == ("toy-finetune", "FINISHED")
+        found[folder.parent.name.split(".")[0], run.data.metrics["test/accuracy/pretrained"]] = folder
+    assert found.keys() == {("finetune", 0.25), ("finetune", 0.5)}
+    finetune.record("toy", recipe, layout, {"pretrained": [{"accuracy": 0.75}] * 2})
+    assert len(tracking_folders(layout.root)) == 2, "a run that MLflow has makes room for the next"

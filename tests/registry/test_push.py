@@ -1,0 +1,97 @@
+"""A checkpoint that is pushed is one version, with its lineage, its card and its aliases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from mlflow import MlflowClient
+from pushed import FIGURES, push_newest
+from refusals import refused
+from toy import Toy
+
+from azneobert.checkpoint.universal import read_checkpoint
+from azneobert.errors import CheckpointError
+from azneobert.registry.pull import pull
+from azneobert.registry.push import push
+from azneobert.registry.versions import find_version, list_versions
+
+
+def test_a_pushed_checkpoint_is_a_version_with_alias_lineage_and_run(toy: Toy) -> None:
+    version = push_newest(toy, ["phase1", "champion"])
+    manifest = toy.result()[1]
+    assert (version.name, version.number, set(version.aliases)) == ("toybert", 1, {"phase1", "champion"})
+    assert version.run_id == manifest.lineage["mlflow_run_id"]
+    assert version.tags["azneobert.step"] == str(manifest.step)
+    assert version.tags["azneobert.tokenizer_sha256"] == manifest.identity["tokenizer"]
+    assert version.tags["azneobert.phase"] == "phase1"
+    assert list_versions(toy.recipe.tracking, "toybert") == [version]
+    assert find_version("models:/toybert@champion", toy.recipe.tracking) == version
+    assert find_version("models:/toybert/1", toy.recipe.tracking) == version
+
+
+def test_pushing_the_same_again_finds_the_same_version_and_moves_the_alias(toy: Toy) -> None:
+    first = push_newest(toy, ["phase1"])
+    again = push_newest(toy, ["champion"])
+    assert again.number == first.number
+    assert set(again.aliases) == {"phase1", "champion"}
+    other = push_newest(toy, ["champion"], FIGURES | {"eval/loss": 5.0})
+    assert other.number == first.number + 1
+    assert find_version("models:/toybert@champion", toy.recipe.tracking).number == other.number
+    assert find_version("models:/toybert@phase1", toy.recipe.tracking).number == first.number
+    assert [v.number for v in list_versions(toy.recipe.tracking, "toybert")] == [1, 2]
+
+
+def test_the_model_card_has_the_results_the_curve_and_the_lineage(toy: Toy, tmp_path: Path) -> None:
+    push_newest(toy, ["phase1"])
+    folder = pull("models:/toybert@phase1", tmp_path / "pulled", toy.recipe.tracking)
+    card = (folder / "README.md").read_text()
+    assert (folder / "phase1.png").read_bytes() == b"\x89PNG a picture"
+    for part in (
+        "5.2500",
+        "12.50%",
+        "| news | 5.5000 | 6.25% |",
+        "](phase1.png)",
+        toy.result()[1].lineage["mlflow_run_id"],
+    ):
+        assert part in card
+    assert "{" not in card.split("```json")[0].replace("{folder}", ""), "a placeholder was left in the card"
+
+
+def test_a_version_without_moments_holds_a_checkpoint_whose_weights_can_be_read(toy: Toy, tmp_path: Path) -> None:
+    light = toy.with_({"registry": {"with_moments": False}})
+    push_newest(light, ["phase1"])
+    folder = pull("models:/toybert@phase1", tmp_path / "pulled", toy.recipe.tracking)
+    assert not list(folder.rglob("exp_avg*"))
+    state, _ = read_checkpoint(folder / "checkpoint", moments=False)
+    assert all(torch.equal(state.weights[name], tensor) for name, tensor in toy.result()[0].weights.items())
+
+
+def test_a_damaged_checkpoint_is_not_registered(toy: Toy) -> None:
+    (toy.checkpoints().steps()[-1] / "weights.safetensors").write_bytes(b"torn")
+    with refused(CheckpointError, "weights.safetensors", "4 bytes found"):
+        push_newest(toy, ["phase1"])
+    assert list_versions(toy.recipe.tracking, "toybert") == []
+
+
+def test_a_checkpoint_whose_run_the_store_does_not_know_gets_a_run_of_its_own(
+    trained: Toy, mlflow_uri: str, tmp_path: Path
+) -> None:
+    elsewhere = trained.copy_to(tmp_path / "run").with_({"tracking": {"mlflow_uri": mlflow_uri}})
+    version = push_newest(elsewhere, ["phase1"])
+    assert version.run_id
+    assert version.run_id != elsewhere.result()[1].lineage["mlflow_run_id"]
+    pull(version.uri, tmp_path / "pulled", elsewhere.recipe.tracking)
+
+
+# What is refused
+
+
+def test_a_checkpoint_whose_run_was_made_anew_is_registered_under_that_one(toy: Toy) -> None:
+    client = MlflowClient(toy.recipe.tracking.mlflow_uri)
+    trained = toy.result()[1].lineage["mlflow_run_id"]
+    client.delete_run(trained)
+    anew = client.create_run(client.get_experiment_by_name("toy").experiment_id).info.run_id
+    version = push(toy.checkpoints().steps()[-1], toy.recipe, FIGURES, [], ["phase1"], anew)
+    assert version.run_id == anew
+    assert not [tag for tag in version.tags.values() if tag.startswith(("{", "["))], "a tag is a line"

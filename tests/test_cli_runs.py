@@ -1,0 +1,90 @@
+"""`azneobert runs deliver`: one line a run, one line and exit code 1 where MLflow does not answer."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+from toy import toy_recipe
+from typer.testing import CliRunner
+
+from azneobert import cli
+from azneobert.recipe import Recipe
+from azneobert.tracking.record import RunInfo, read_run_id
+from azneobert.tracking.tracker import Tracker
+
+DOWN = "http://127.0.0.1:9"  # nobody listens there
+
+
+@pytest.fixture
+def recipe(mlflow_uri: str) -> Recipe:
+    """A project in the current folder, whose MLflow is there."""
+    recipe = toy_recipe({"tracking": {"mlflow_uri": mlflow_uri}})
+    Path("params.yaml").write_text(yaml.safe_dump({"recipe": "toy", "toy": recipe.model_dump(mode="json")}))
+    return recipe
+
+
+def run_without_mlflow(folder: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", DOWN)
+        tracker = Tracker(folder, recipe.tracking, RunInfo(folder.parent.name))
+        tracker.log(1, {"a": 1.0})
+        tracker.log(2, {"a": 2.0})
+        tracker.finish("FINISHED")
+
+
+def deliver() -> tuple[int, list[str]]:
+    result = CliRunner().invoke(cli.app, ["runs", "deliver"])
+    return result.exit_code, result.output.splitlines()
+
+
+def test_what_waits_in_either_place_is_delivered_and_said_once(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert deliver() == (0, ["outputs/toy: no runs there"])
+    places = [Path("outputs/toy/running/phase1/tracking"), Path("outputs/toy/tracking/phase2")]
+    for place in places:
+        run_without_mlflow(place, recipe, monkeypatch)
+    assert deliver() == (0, [f"{place}: delivered 2 points" for place in places])
+    assert deliver() == (0, [f"{place}: all there" for place in places])
+    client = MlflowClient(recipe.tracking.mlflow_uri)
+    for place in places:
+        run = client.get_run(str(read_run_id(place)))
+        assert (run.info.status, run.data.metrics) == ("FINISHED", {"a": 2.0})
+
+
+def test_a_live_run_is_left_to_itself(recipe: Recipe) -> None:
+    folder = Path("outputs/toy/running/phase1/tracking")
+    tracker = Tracker(folder, recipe.tracking, RunInfo("phase1"))
+    assert deliver() == (0, [f"{folder}: a process that is at work here delivers them itself"])
+    tracker.finish("FINISHED")
+
+
+def test_mlflow_that_does_not_answer_is_one_line(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for phase in ("phase1", "phase2"):
+        run_without_mlflow(Path(f"outputs/toy/running/{phase}/tracking"), recipe, monkeypatch)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", DOWN)
+    monkeypatch.setattr(sys, "argv", ["azneobert", "runs", "deliver"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert str(ended.value.code).startswith(f"error: MLflow at {DOWN}: ")
+    assert "\n" not in str(ended.value.code)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_run_that_mlflow_refuses_does_not_keep_back_the_others(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused, fine = (Path(f"outputs/toy/running/{phase}/tracking") for phase in ("phase1", "phase2"))
+    for folder in (refused, fine):
+        run_without_mlflow(folder, recipe, monkeypatch)
+    (refused / "run.json").write_text((refused / "run.json").read_text().replace('"tags": {}', '"tags": {"a|b": "c"}'))
+    code, lines = deliver()
+    assert code == 1
+    [error, delivered] = sorted(lines)  # one stream each
+    assert error.startswith(f"error: {refused}: MLflow at ")
+    assert delivered == f"{fine}: delivered 2 points"
