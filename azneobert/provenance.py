@@ -8,12 +8,12 @@ import platform
 import subprocess
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import azneobert
 
-ROOT = Path(azneobert.__file__).parents[1]  # of the project: files are named from here
+_PACKAGE = Path(azneobert.__file__).parent
 UNKNOWN = "unknown"
 
 # What a stage imports and what does not decide its outputs. Everything else that it imports is in its `deps`.
@@ -31,7 +31,7 @@ NOT_DECIDING = {
     "azneobert/training/stopping.py": "when a run stops: it goes on to the last bit",
     "azneobert/training/folder.py": "which run goes on and which is set aside",
     "pipelines/stage.py": "reads the recipe, prints errors",
-    "pipelines/cache.py": "brings back what a stage has made already",
+    "pipelines/recover.py": "finds what a stage has made already",
 }
 # These start another program, which no import shows.
 _STARTS = {"pipelines/launch.py": ("pipelines/pretrain.py",)}
@@ -39,11 +39,11 @@ _PACKAGES = ("azneobert", "torch", "accelerate", "deepspeed", "safetensors", "to
 _GPU_PACKAGES = ("triton", "flash-attn-4", "quack-kernels")  # recorded where they are installed
 
 
-def deciding_files(*entries: str, root: Path = ROOT) -> list[str]:
+def deciding_files(*entries: str, root: Path | None = None) -> list[str]:
     """The files of this project that decide what some of its files compute: all that they import but NOT_DECIDING.
 
     `entries` and the result are paths from the project's root. Imports inside functions count, those for type checkers
-    alone do not.
+    alone do not. Without a `root`, the package is the one that is imported, and its stages are those of this folder.
     """
     found: set[str] = set()
     waiting = [*entries, *(started for entry in entries for started in _STARTS.get(entry, ()))]
@@ -51,36 +51,41 @@ def deciding_files(*entries: str, root: Path = ROOT) -> list[str]:
         name = waiting.pop()
         if name not in found and not _is_excluded(name):
             found.add(name)
-            waiting += imported_files(root / name, root)
+            waiting += imported_files(name, root)
     return sorted(found)
 
 
-def imported_files(file: Path, root: Path = ROOT) -> set[str]:
+def imported_files(name: str, root: Path | None = None) -> set[str]:
     """The files of this project that a file imports, as paths from the root; a package stands for none of its own."""
     names = set()
-    for module in _imported_modules(ast.parse(file.read_text(encoding="utf-8"))):
-        beside = file.parent / f"{module}.py"
-        inside = root / f"{module.replace('.', '/')}.py"
-        for candidate in (beside, inside):
-            if candidate.is_file():
-                names.add(candidate.relative_to(root).as_posix())
+    for module in _imported_modules(ast.parse(_place(name, root).read_text(encoding="utf-8"))):
+        beside = f"{PurePosixPath(name).parent}/{module}.py"
+        inside = f"{module.replace('.', '/')}.py"
+        names |= {candidate for candidate in (beside, inside) if _place(candidate, root).is_file()}
     return names
 
 
-def code_sha256(*entries: str, root: Path = ROOT) -> str:
+def code_sha256(*entries: str, root: Path | None = None) -> str:
     """The sha256 of the files that decide what some files compute, names and bytes."""
     digest = hashlib.sha256()
     for name in deciding_files(*entries, root=root):
         digest.update(f"{name}\n".encode())
-        digest.update((root / name).read_bytes())
+        digest.update(_place(name, root).read_bytes())
     return digest.hexdigest()
 
 
-def git_state(root: Path = ROOT) -> tuple[str, bool | None]:
-    """The commit, and whether a file differs from it. Where git does not answer, both are unknown, never clean.
+def _place(name: str, root: Path | None) -> Path:
+    if root is None:  # in a container, or in a copy of the project, the package that runs may lie elsewhere
+        root = _PACKAGE.parent if name.startswith(f"{_PACKAGE.name}/") else Path.cwd()
+    return root / name
+
+
+def git_state(root: Path | None = None) -> tuple[str, bool | None]:
+    """The commit of a folder, by default this one, and whether a file differs from it. Where git does not answer, both are unknown, never clean.
 
     params.yaml and dvc.lock do not count: every checkpoint holds the whole recipe, and DVC writes its lock as it runs.
     """
+    root = root or Path.cwd()
     commit = _git(root, "rev-parse", "HEAD")
     status = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!params.yaml", ":!dvc.lock")
     return (commit or UNKNOWN), (None if status is None or not commit else bool(status))

@@ -6,6 +6,7 @@ A run that stands half-finished in the phase's folder goes on; one of other data
 import sys
 from argparse import Namespace
 
+from azneobert.environment import EXIT_FORCED, EXIT_STOPPED
 from azneobert.errors import TrainingError
 from azneobert.files import write_json
 from azneobert.launching.local import GRACE_SECONDS, Rank, run_ranks
@@ -13,8 +14,7 @@ from azneobert.launching.outcome import read_outcome
 from azneobert.layout import Layout
 from azneobert.recipe import PHASES, Recipe
 from azneobert.training.report import attach_report, publish, write_report
-from azneobert.training.stopping import EXIT_FORCED, EXIT_STOPPED
-from cache import bring_back
+from recover import bring_back, take_over_former_place
 from stage import ACCEPT_CHANGED, run_stage
 
 
@@ -22,6 +22,7 @@ def launch(name: str, recipe: Recipe, layout: Layout, options: Namespace) -> Non
     """Train the phase, then leave what the stages after it take: its checkpoint, points, metrics and curves."""
     phase, run = options.phase, layout.running(options.phase)
     finished = layout.finished(phase)
+    take_over_former_place(layout, phase)
     bring_back(recipe, phase, run, finished)
     run.outcome_file.unlink(missing_ok=True)  # what a rank says now is about now
     command = [sys.executable, "pipelines/pretrain.py", phase]

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from azneobert.provenance import NOT_DECIDING, ROOT, UNKNOWN, code_sha256, deciding_files, git_state, versions
+from azneobert.provenance import NOT_DECIDING, UNKNOWN, code_sha256, deciding_files, git_state, versions
 
+ROOT = Path(__file__).parents[1]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 
 
@@ -20,7 +21,7 @@ def test_the_deps_of_a_stage_are_the_code_that_it_imports(name: str) -> None:
     stage = STAGES[name]
     (entry,) = re.findall(r"pipelines/\w+\.py", stage["cmd"])
     code = [dep for dep in stage["deps"] if dep.startswith(("azneobert/", "pipelines/"))]
-    needed = deciding_files(entry)
+    needed = deciding_files(entry, root=ROOT)
     missing, surplus = sorted(set(needed) - set(code)), sorted(set(code) - set(needed))
     assert (missing, surplus) == ([], []), f"dvc.yaml, {name}.deps: add {missing}, remove {surplus}"
     assert len(code) == len(set(code))
@@ -43,7 +44,7 @@ def test_every_exception_is_a_place_that_is_there_and_has_a_reason() -> None:
     ],
 )
 def test_what_decides_and_what_does_not(entry: str, inside: str, outside: str) -> None:
-    found = deciding_files(entry)
+    found = deciding_files(entry, root=ROOT)
     assert inside in found
     assert outside not in found
     assert (ROOT / outside).is_file()

@@ -11,8 +11,8 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-EXIT_STOPPED = 75  # of a launcher; EX_TEMPFAIL of sysexits.h: asked to stop, state saved, start again to go on
-EXIT_FORCED = 124  # of a rank, as of timeout(1): asked to stop, and no checkpoint within the grace time
+from azneobert.environment import EXIT_FORCED
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 

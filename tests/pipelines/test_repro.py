@@ -15,9 +15,9 @@ import pytest
 from project import Project, Reproduced
 
 from azneobert.checkpoint.manifest import read_manifest
+from azneobert.environment import EXIT_STOPPED
 from azneobert.tracking.points import read_points
 from azneobert.tracking.record import read_run_id
-from azneobert.training.stopping import EXIT_STOPPED
 
 STAGES_OF_A_REPRO = 11 + 1 + 1 + 11 + 2 + 2 + 2 + 1 + 1
 

@@ -31,14 +31,6 @@ def pipeline() -> dict[str, Any]:
     return loaded
 
 
-def test_dvc_ingests_again_when_the_code_changes_that_an_interrupted_ingest_depends_on(
-    stage: ModuleType, pipeline: dict[str, Any]
-) -> None:
-    named = [dep for dep in pipeline["stages"]["ingest"]["deps"] if dep.startswith("azneobert/")]
-    assert sorted(named) == sorted(stage.INGEST_CODE)
-    assert all((ROOT / name).is_file() for name in named)
-
-
 @pytest.mark.parametrize("recipe", ["sample", "h200"])
 def test_dvc_has_a_stage_for_each_collection_of_a_recipe(pipeline: dict[str, Any], recipe: str) -> None:
     [collections] = [entry["collections"] for entry in pipeline["vars"] if isinstance(entry, dict)]

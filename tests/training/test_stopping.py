@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from toy import ENDLESS, Toy, equal_states, outcome, run_ranks, start_ranks, train_rank
 
+from azneobert.environment import EXIT_FORCED
 from azneobert.training.inputs import Inputs
-from azneobert.training.stopping import EXIT_FORCED, StopRequest
+from azneobert.training.stopping import StopRequest
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 

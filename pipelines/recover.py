@@ -1,4 +1,4 @@
-"""A finished phase that DVC has deleted, before it runs the stage again, comes back from DVC's cache."""
+"""Runs that are not in their place: one of before lies elsewhere, a finished one may be in DVC's cache alone."""
 
 import json
 import shutil
@@ -7,9 +7,25 @@ from pathlib import Path
 
 from azneobert.checkpoint.manifest import read_manifest
 from azneobert.files import write_json
-from azneobert.layout import CHECKPOINT, POINTS, RunFolder
+from azneobert.layout import CHECKPOINT, POINTS, Layout, RunFolder
 from azneobert.recipe import PhaseName, Recipe
 from stage import locked_hashes
+
+
+def take_over_former_place(layout: Layout, phase: PhaseName) -> None:
+    """Move a run from where they were kept before, in the stage's output, to where a run in progress is now."""
+    run, checkpoints, tracking = (
+        layout.running(phase),
+        layout.finished(phase) / "checkpoints",
+        layout.root / "tracking" / phase,
+    )
+    if run.path.exists() or not checkpoints.is_dir():
+        return
+    run.path.mkdir(parents=True)
+    for former, place in ((tracking, run.tracking), (checkpoints, run.checkpoints)):
+        if former.is_dir():
+            former.rename(place)
+    print(f"{phase}: the run in {checkpoints.parent} is in {run.path} from now on", flush=True)
 
 
 def bring_back(recipe: Recipe, phase: PhaseName, run: RunFolder, finished: Path) -> None:
@@ -39,8 +55,8 @@ def bring_back(recipe: Recipe, phase: PhaseName, run: RunFolder, finished: Path)
         checkpoint.rename(partial.checkpoints / f"step-{manifest.step:08d}")
         partial.tracking.mkdir()
         shutil.copyfile(points, partial.tracking / POINTS)
-        record = {"run_id": manifest.lineage.get("mlflow_run_id"), "described": True, "identity": manifest.identity}
-        write_json(partial.tracking / "run.json", record)
+        record = {"name": f"{manifest.recipe_name}-{phase}", "run_id": manifest.lineage.get("mlflow_run_id")}
+        write_json(partial.tracking / "run.json", record | {"described": True, "identity": manifest.identity})
         (partial.tracking / "points.delivered").write_text(str(points.stat().st_size))
         partial.path.rename(run.path)
         print(f"{phase}: what it left is in DVC's cache: brought back from there", flush=True)
