@@ -81,9 +81,10 @@ def _place(name: str, root: Path | None) -> Path:
 
 
 def git_state(root: Path | None = None) -> tuple[str, bool | None]:
-    """The commit of a folder, by default this one, and whether a file differs from it. Where git does not answer, both are unknown, never clean.
+    """The commit of a folder, by default this one, and whether a file differs from it.
 
-    params.yaml and dvc.lock do not count: every checkpoint holds the whole recipe, and DVC writes its lock as it runs.
+    Where git does not answer, both are unknown, never clean. params.yaml and dvc.lock do not count: every checkpoint
+    holds the whole recipe, and DVC writes its lock as it runs.
     """
     root = root or Path.cwd()
     commit = _git(root, "rev-parse", "HEAD")

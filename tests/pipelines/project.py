@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -91,6 +92,11 @@ class Project:
         return subprocess.Popen(
             command, cwd=self.folder, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True, text=True
         )
+
+
+def stages_run(printed: str) -> list[str]:
+    """The stages that a `dvc repro` says it runs."""
+    return re.findall(r"Running stage '([^']+)'", printed)
 
 
 def environment() -> dict[str, str]:

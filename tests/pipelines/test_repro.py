@@ -12,7 +12,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from project import Project, Reproduced
+from project import Project, Reproduced, stages_run
 
 from azneobert.checkpoint.manifest import read_manifest
 from azneobert.environment import EXIT_STOPPED
@@ -20,10 +20,6 @@ from azneobert.tracking.points import read_points
 from azneobert.tracking.record import read_run_id
 
 STAGES_OF_A_REPRO = 11 + 1 + 1 + 11 + 2 + 2 + 2 + 1 + 1
-
-
-def stages_run(printed: str) -> list[str]:
-    return re.findall(r"Running stage '([^']+)'", printed)
 
 
 def test_make_repro_runs_every_stage_and_says_where_to_look_next(reproduced: Reproduced) -> None:
@@ -185,6 +181,7 @@ def test_a_truncated_token_store_stops_the_training_stage_in_one_line(reproduced
     tokens.unlink()
     tokens.write_bytes(content[:-100])
     before = sorted((project.folder / "outputs/sample/running/phase1/checkpoints").rglob("*"))
+    (project.folder / "outputs/sample/running/phase1/stop").touch()  # which makes no stop of a failure
     done = project.run("python", "pipelines/launch.py", "phase1", check=False)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1

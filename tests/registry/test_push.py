@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from pushed import FIGURES, push_newest
 from refusals import refused
 from toy import Toy
 
+from azneobert.checkpoint.manifest import verify_checkpoint
 from azneobert.checkpoint.universal import read_checkpoint
 from azneobert.errors import CheckpointError
 from azneobert.registry.pull import pull
@@ -63,6 +65,12 @@ def test_a_version_without_moments_holds_a_checkpoint_whose_weights_can_be_read(
     push_newest(light, ["phase1"])
     folder = pull("models:/toybert@phase1", tmp_path / "pulled", toy.recipe.tracking)
     assert not list(folder.rglob("exp_avg*"))
+    assert not verify_checkpoint(folder / "checkpoint").moments
+    for command in ("verify", "inspect"):
+        done = subprocess.run(
+            ["azneobert", "checkpoint", command, str(folder / "checkpoint")], capture_output=True, text=True
+        )
+        assert (done.returncode, done.stderr) == (0, "")
     state, _ = read_checkpoint(folder / "checkpoint", moments=False)
     assert all(torch.equal(state.weights[name], tensor) for name, tensor in toy.result()[0].weights.items())
 
