@@ -7,9 +7,9 @@ from pathlib import Path
 
 from azneobert.checkpoint.manifest import MANIFEST, Manifest, verify_checkpoint
 from azneobert.errors import CheckpointError
+from azneobert.tracking.points import POINTS
 
 CHECKPOINT = "checkpoint"
-POINTS = "points.jsonl"
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,11 @@ class Layout:
     def running(self, phase: str) -> RunFolder:
         """One phase while it is trained, and after it: what a killed run goes on from."""
         return RunFolder(self.root / "running" / phase)
+
+    def tracking_folders(self) -> list[Path]:
+        """Where runs have recorded points, those that were set aside included: MLflow is to have every one."""
+        found = self.root.glob("running/*/tracking*")
+        return sorted(folder for folder in found if (folder / POINTS).is_file() or (folder / "run.json").is_file())
 
     def finished(self, phase: str) -> Path:
         """What a finished phase leaves for the stages after it: `checkpoint/` and `points.jsonl`."""

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from azneobert.checkpoint.manifest import read_manifest
 from azneobert.files import write_json
-from azneobert.layout import CHECKPOINT, POINTS, Layout, RunFolder
+from azneobert.layout import CHECKPOINT, Layout, RunFolder
 from azneobert.recipe import PhaseName, Recipe
+from azneobert.tracking.points import POINTS
 from stage import locked_hashes
 
 

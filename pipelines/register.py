@@ -7,7 +7,7 @@ from azneobert.files import write_json
 from azneobert.layout import Layout, finished_checkpoint
 from azneobert.recipe import PHASES, Recipe
 from azneobert.registry.push import push
-from azneobert.tracking.delivery import deliver_folder, tracking_folders
+from azneobert.tracking.delivery import deliver_folder
 from azneobert.tracking.record import read_run_id
 from stage import run_stage
 
@@ -26,11 +26,10 @@ def register(name: str, recipe: Recipe, layout: Layout, options: Namespace) -> N
 
 def delivered_run(recipe: Recipe, layout: Layout, phase: str) -> str | None:
     """The phase's MLflow run, which has every point now: MLflow may have been away when the training ended."""
-    run_id = None
-    for folder in tracking_folders(layout.root, phase):
+    folder = layout.running(phase).tracking
+    if folder.is_dir():
         deliver_folder(folder, recipe.tracking)
-        run_id = read_run_id(folder) or run_id
-    return run_id
+    return read_run_id(folder)
 
 
 if __name__ == "__main__":

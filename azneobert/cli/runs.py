@@ -10,6 +10,7 @@ import typer
 
 from azneobert.cli.console import console
 from azneobert.errors import RegistryError
+from azneobert.layout import Layout
 from azneobert.recipe import Recipe, load_recipe
 
 app = typer.Typer(no_args_is_help=True, help="Runs, their points on the way to MLflow.")
@@ -28,12 +29,12 @@ def deliver(
 ) -> None:
     """Send MLflow the points, descriptions and ends of runs that it does not have yet."""
     from azneobert.mlflow_store import check_store
-    from azneobert.tracking.delivery import tracking_folders
 
     chosen, recipe = load_recipe(name=name)
-    folders = tracking_folders(Path("outputs") / chosen)
+    layout = Layout(chosen)
+    folders = layout.tracking_folders()
     if not folders:
-        console.print(f"outputs/{chosen}: no runs there")
+        console.print(f"{layout.root}: no runs there")
         return
     check_store(recipe.tracking)
     arrived = [_delivered(folder, recipe) for folder in folders]

@@ -15,7 +15,7 @@ from azneobert.dotted import flatten
 from azneobert.mlflow_store import ensure_experiment, find_run, mlflow_client, mlflow_errors, tracking_uri
 from azneobert.recipe import Tracking
 from azneobert.tracking.lock import folder_if_free
-from azneobert.tracking.points import POINTS, read_points
+from azneobert.tracking.points import read_points
 from azneobert.tracking.record import (
     RUNNING,
     Record,
@@ -33,12 +33,6 @@ log = logging.getLogger(__name__)
 
 _PARAMS_PER_CALL = 100
 _LONGEST_PARAM = 6000
-
-
-def tracking_folders(outputs: Path, run: str = "*") -> list[Path]:
-    """The tracking folders of a recipe's outputs, all or those of one run; in either place where runs keep them."""
-    found = [*outputs.glob(f"running/{run}/tracking"), *outputs.glob(f"tracking/{run}")]
-    return sorted(folder for folder in found if (folder / POINTS).is_file() or (folder / "run.json").is_file())
 
 
 def deliver_folder(folder: Path, tracking: Tracking) -> int | None:

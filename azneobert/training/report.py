@@ -14,11 +14,11 @@ import yaml
 from azneobert.checkpoint.manifest import verify_checkpoint
 from azneobert.checkpoint.rotation import CheckpointFolder
 from azneobert.errors import CheckpointError, RegistryError, TrainingError
-from azneobert.layout import CHECKPOINT, POINTS, RunFolder
+from azneobert.layout import CHECKPOINT, RunFolder
 from azneobert.mlflow_store import attach_files
 from azneobert.model.size import count_parameters
 from azneobert.recipe import PhaseName, Recipe
-from azneobert.tracking.points import read_points
+from azneobert.tracking.points import POINTS, read_points
 from azneobert.tracking.record import read_run_id
 
 log = logging.getLogger(__name__)

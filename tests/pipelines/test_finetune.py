@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from toy import toy_recipe
 
 from azneobert.layout import Layout
-from azneobert.tracking.delivery import deliver_folder, tracking_folders
+from azneobert.tracking.delivery import deliver_folder
 from azneobert.tracking.record import read_run_id
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ def test_each_run_of_the_stage_is_a_run_in_mlflow_also_when_that_was_away(
         with monkeypatch.context() as patch:
             patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
             finetune.record("toy", recipe, layout, {"pretrained": [{"accuracy": accuracy}] * 2})
-    folders = tracking_folders(layout.root)
+    folders = layout.tracking_folders()
     assert len(folders) == 2
     found = {}
     for folder in folders:
@@ -37,4 +37,4 @@ def test_each_run_of_the_stage_is_a_run_in_mlflow_also_when_that_was_away(
         found[folder.parent.name.split(".")[0], run.data.metrics["test/accuracy/pretrained"]] = folder
     assert found.keys() == {("finetune", 0.25), ("finetune", 0.5)}
     finetune.record("toy", recipe, layout, {"pretrained": [{"accuracy": 0.75}] * 2})
-    assert len(tracking_folders(layout.root)) == 2, "a run that MLflow has makes room for the next"
+    assert len(layout.tracking_folders()) == 2, "a run that MLflow has makes room for the next"

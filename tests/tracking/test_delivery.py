@@ -13,7 +13,7 @@ from refusals import refused
 from stores_of_runs import DOWN, history, runs_of, tracking_at
 
 from azneobert.errors import RegistryError
-from azneobert.tracking.delivery import deliver_folder, fresh_folder, something_waits, tracking_folders
+from azneobert.tracking.delivery import deliver_folder, fresh_folder, something_waits
 from azneobert.tracking.record import RunInfo, read_record, read_run_id
 from azneobert.tracking.tracker import Tracker
 
@@ -199,20 +199,6 @@ def test_a_folder_of_before_goes_on_under_its_run(mlflow_uri: str, tmp_path: Pat
     [run] = runs_of(mlflow_uri)
     assert (run.info.run_id, run.info.status) == (run_id, "FINISHED")
     assert history(mlflow_uri, run_id, "a") == POINTS
-
-
-def test_the_folders_of_a_recipe_are_found_in_either_place(tmp_path: Path) -> None:
-    for place in ("running/phase1/tracking", "running/finetune/tracking", "tracking/phase1", "tracking/phase1.aside-1"):
-        (tmp_path / place).mkdir(parents=True)
-        (tmp_path / place / "points.jsonl").touch()
-    (tmp_path / "running/phase2/tracking").mkdir(parents=True)
-    assert [folder.relative_to(tmp_path).as_posix() for folder in tracking_folders(tmp_path)] == [
-        "running/finetune/tracking",
-        "running/phase1/tracking",
-        "tracking/phase1",
-        "tracking/phase1.aside-1",
-    ]
-    assert len(tracking_folders(tmp_path, "phase1")) == 2
 
 
 def test_a_fresh_folder_loses_no_point_of_the_former_run(mlflow_uri: str, tmp_path: Path) -> None:
