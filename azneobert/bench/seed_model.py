@@ -7,7 +7,8 @@ from torch.func import functional_call
 from torch.nn import functional as F  # noqa: N812
 
 from azneobert.model.backend import Backend
-from azneobert.model.encoder import Block, MaskedLM, build_model
+from azneobert.model.encoder import MaskedLM, build_model
+from azneobert.model.layers import Block
 from azneobert.recipe import Model
 
 

@@ -27,8 +27,9 @@ from azneobert.cli.bench import _ROWS, _VARIANTS
 from azneobert.engine.micro_batches import masked_loss
 from azneobert.errors import AzNeoBertError, TrainingError
 from azneobert.model.backend import REFERENCE, Backend
-from azneobert.model.encoder import Block, MaskedLM, Rotary, build_model
+from azneobert.model.encoder import MaskedLM, build_model
 from azneobert.model.fused import in_rotated_pairs
+from azneobert.model.layers import Block, Rotary
 from azneobert.training.meter import Feed
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="is of machines without a GPU")
