@@ -71,17 +71,13 @@ def mean_loss(logits_MV: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def build_model(
-    config: Model,
-    seed: int,
-    compute_dtype: torch.dtype = torch.float32,
-    backend: Backend = REFERENCE,
-    kind: type[MaskedLM] = MaskedLM,
+    config: Model, seed: int, compute_dtype: torch.dtype = torch.float32, backend: Backend = REFERENCE
 ) -> MaskedLM:
     """A model with NeoBERT's initial weights: uniform(-0.02, 0.02) for every matrix, ones for the norms.
 
     The weights depend on the seed and the configuration only, not on the device or on torch's global generator.
     """
-    model = kind(config, compute_dtype, backend)
+    model = MaskedLM(config, compute_dtype, backend)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

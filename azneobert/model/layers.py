@@ -94,7 +94,6 @@ class Block(nn.Module):
         super().__init__()
         hidden, inner = config.hidden_size, swiglu_size(config.intermediate_size)
         self.heads = config.num_attention_heads
-        self.rotate = rotate
         self.attention_norm = RMSNorm(hidden, config.rms_norm_eps)
         self.qkv = Linear(hidden, 3 * hidden)  # [Q | K | V]
         self.out = Linear(hidden, hidden)
@@ -107,8 +106,8 @@ class Block(nn.Module):
         tokens, hidden = x_TD.shape
         qkv = self.qkv(self.attention_norm(x_TD)).view(tokens, 3, self.heads, hidden // self.heads)
         q_TNH, k_TNH, v_TNH = qkv.unbind(1)
-        q_TNH = self.rotate(q_TNH, windows.cos_TH, windows.sin_TH)
-        k_TNH = self.rotate(k_TNH, windows.cos_TH, windows.sin_TH)
+        q_TNH = rotate(q_TNH, windows.cos_TH, windows.sin_TH)
+        k_TNH = rotate(k_TNH, windows.cos_TH, windows.sin_TH)
         mixed_TNH = attention(q_TNH, k_TNH, v_TNH, windows.cu_seqlens, windows.max_seqlen)
         x_TD = x_TD + self.out(mixed_TNH.reshape(tokens, hidden))
         gate_TF, up_TF = self.gate_up(self.ffn_norm(x_TD)).chunk(2, dim=-1)
