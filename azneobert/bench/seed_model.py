@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F  # noqa: N812
 
+from azneobert.model.attention import Attention
 from azneobert.model.backend import Backend
-from azneobert.model.encoder import Block, MaskedLM, build_model
+from azneobert.model.encoder import MaskedLM, build_model
+from azneobert.model.layers import Block, Windows
 from azneobert.recipe import Model
 
 
@@ -17,6 +20,22 @@ def rotate_as_complex(x_TNH: torch.Tensor, cos_TH: torch.Tensor, sin_TH: torch.T
     turns = torch.complex(cos_TH[:, :half], sin_TH[:, :half])
     pairs = torch.view_as_complex(x_TNH.float().unflatten(-1, (half, 2)))
     return torch.view_as_real(pairs * turns[:, None]).flatten(-2).to(x_TNH.dtype)
+
+
+class ComplexBlock(Block):
+    """A block that rotates by complex numbers."""
+
+    def forward(self, x_TD: torch.Tensor, windows: Windows, attention: Attention) -> torch.Tensor:
+        """(T, D) -> (T, D)."""
+        tokens, hidden = x_TD.shape
+        qkv = self.qkv(self.attention_norm(x_TD)).view(tokens, 3, self.heads, hidden // self.heads)
+        q_TNH, k_TNH, v_TNH = qkv.unbind(1)
+        q_TNH = rotate_as_complex(q_TNH, windows.cos_TH, windows.sin_TH)
+        k_TNH = rotate_as_complex(k_TNH, windows.cos_TH, windows.sin_TH)
+        mixed_TNH = attention(q_TNH, k_TNH, v_TNH, windows.cu_seqlens, windows.max_seqlen)
+        x_TD = x_TD + self.out(mixed_TNH.reshape(tokens, hidden))
+        gate_TF, up_TF = self.gate_up(self.ffn_norm(x_TD)).chunk(2, dim=-1)
+        return x_TD + self.down(F.silu(gate_TF) * up_TF)
 
 
 class HeadOnAllTokens(MaskedLM):
@@ -46,10 +65,9 @@ class HeadOnAllTokens(MaskedLM):
 def build_seed_model(
     config: Model, dtype: torch.dtype, backend: Backend, complex_rope: bool, head_on_all: bool
 ) -> MaskedLM:
-    """A model that computes as in the seed project as far as asked."""
-    model = build_model(config, 1, dtype, backend, HeadOnAllTokens if head_on_all else MaskedLM)
+    """A model that computes as in the seed project as far as asked, from the weights that ours has under seed 1."""
+    model = (HeadOnAllTokens if head_on_all else MaskedLM)(config, dtype, backend)
     if complex_rope:
-        for block in model.encoder.blocks:
-            assert isinstance(block, Block)
-            block.rotate = rotate_as_complex
+        model.encoder.blocks = nn.ModuleList(ComplexBlock(config) for _ in range(config.num_hidden_layers))
+    model.load_state_dict(build_model(config, 1).state_dict())
     return model

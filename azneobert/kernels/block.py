@@ -1,7 +1,7 @@
 """A whole block as one operation forward and one backward: its matrix products with all else in their epilogues.
 
 What is saved between the two is the residual stream, the rotated projection, the mixed values, the product of gate and
-up, and the gated values: 21 KB a token and layer at the published size. Suffixes as in model/encoder.py.
+up, and the gated values: 21 KB a token and layer at the published size. Suffixes as in model/layers.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""To and from transformers: its EuroBERT class computes the same function, so an export needs no remote code.
+"""To transformers: its EuroBERT class computes the same function, so an export needs no remote code.
 
 EuroBERT keeps Q, K and V, and gate and up, in separate matrices; here each group is one matrix, in that order.
 """
@@ -46,16 +46,6 @@ def to_eurobert(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             for target, part in zip(_FUSED[inner], tensor.chunk(len(_FUSED[inner])), strict=True):
                 exported[f"model.layers.{layer}.{target}"] = part.contiguous()
     return exported
-
-
-def from_eurobert(weights: dict[str, torch.Tensor], layers: int) -> dict[str, torch.Tensor]:
-    """The inverse of `to_eurobert`."""
-    ours = {name: weights[theirs] for name, theirs in _OUTER.items() if theirs in weights}
-    for layer in range(layers):
-        source, target = f"model.layers.{layer}.", f"encoder.blocks.{layer}."
-        ours |= {target + name: weights[source + theirs] for name, theirs in _WHOLE.items()}
-        ours |= {target + name: torch.cat([weights[source + part] for part in parts]) for name, parts in _FUSED.items()}
-    return ours
 
 
 def eurobert_config(config: Model, token_ids: dict[str, int]) -> dict[str, object]:

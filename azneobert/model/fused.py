@@ -1,4 +1,4 @@
-"""The model by the fused kernels: the same function of the same parameters as the modules in encoder.py.
+"""The model by the fused kernels: the same function of the same parameters as the modules in layers.py.
 
 The kernels want each norm's weight inside the matrix that follows it, and its rows in another order. Both happen here,
 in operations that autograd understands: parameters, gradients and checkpoints know nothing of it.
@@ -6,26 +6,23 @@ in operations that autograd understands: parameters, gradients and checkpoints k
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch.nn import functional as F  # noqa: N812
 
 from azneobert.kernels.block import block_op
 from azneobert.kernels.head import head_loss_op
-
-if TYPE_CHECKING:
-    from azneobert.model.encoder import Block, MaskedLM
+from azneobert.model.layers import Block, Encoder, inverse_root_mean_square
 
 _BLOCK = ("qkv", "out", "gate_up", "down")
 
 
-def fused_weights(model: MaskedLM) -> dict[str, torch.Tensor]:
-    """What `fused_forward` computes with, by name and in fp32; a tied head is the embedding."""
-    encoder = model.encoder
+def fused_weights(encoder: Encoder, head: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What `fused_forward` computes with, by name and in fp32; a tied head (V, D) is the embedding, and named once."""
     weights = {"encoder.embedding.weight": encoder.embedding.weight, "final_norm": encoder.final_norm.weight}
-    if not model.config.tie_embeddings:
-        weights["head"] = model.head.weight
+    if not encoder.config.tie_embeddings:
+        weights["head"] = head
     for number, block in enumerate(cast("list[Block]", encoder.blocks)):
         qkv, gate_up = block.qkv.weight * block.attention_norm.weight, block.gate_up.weight * block.ffn_norm.weight
         weights |= {
@@ -38,7 +35,7 @@ def fused_weights(model: MaskedLM) -> dict[str, torch.Tensor]:
 
 
 def fused_forward(
-    model: MaskedLM,
+    encoder: Encoder,
     weights: dict[str, torch.Tensor],
     input_ids: torch.Tensor,
     position_ids: torch.Tensor,
@@ -48,7 +45,7 @@ def fused_forward(
     targets: torch.Tensor | None,
 ) -> torch.Tensor:
     """As `MaskedLM.forward`, whose arguments these are; `weights` may be cast already or not."""
-    config, encoder = model.config, model.encoder
+    config = encoder.config
     x_TD = F.embedding(input_ids, weights["encoder.embedding.weight"]).to(encoder.compute_dtype)
     # The block's backward takes this root for what it is, a function of x: autograd must not do so again.
     rstd_T = inverse_root_mean_square(x_TD.detach().float(), config.rms_norm_eps).squeeze(-1)
@@ -74,11 +71,6 @@ def fused_forward(
     if targets is None:
         return F.linear(hidden_MD, head).float()
     return head_loss_op(hidden_MD, head, targets)[0]
-
-
-def inverse_root_mean_square(x: torch.Tensor, eps: float) -> torch.Tensor:
-    """What RMSNorm multiplies rows by: (..., D) -> (..., 1)."""
-    return torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
 
 
 def in_rotated_pairs(qkv: torch.Tensor, heads: int) -> torch.Tensor:

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from azneobert.bench import train as bench
 from azneobert.bench.models import small_model
 from azneobert.bench.report import Row
-from azneobert.bench.seed_model import HeadOnAllTokens, build_seed_model, rotate_as_complex
+from azneobert.bench.seed_model import ComplexBlock, HeadOnAllTokens, build_seed_model, rotate_as_complex
 from azneobert.bench.synthetic import open_small_corpus
 from azneobert.bench.train import Job, Shape, bench_train, jobs, toy_jobs, write_rows
 from azneobert.bench.variants import ABLATION
@@ -27,8 +27,9 @@ from azneobert.cli.bench import _ROWS, _VARIANTS
 from azneobert.engine.micro_batches import masked_loss
 from azneobert.errors import AzNeoBertError, TrainingError
 from azneobert.model.backend import REFERENCE, Backend
-from azneobert.model.encoder import Block, MaskedLM, Rotary, build_model
+from azneobert.model.encoder import MaskedLM, build_model
 from azneobert.model.fused import in_rotated_pairs
+from azneobert.model.layers import Block, Rotary
 from azneobert.training.meter import Feed
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="is of machines without a GPU")
@@ -326,7 +327,8 @@ def loss_and_gradients(model: MaskedLM, weights: dict[str, torch.Tensor] | None 
 def test_the_head_on_all_tokens_has_the_loss_and_gradients_of_the_head_on_masked_ones(tied: bool) -> None:
     config = toy_recipe({"model": {"tie_embeddings": tied}}).model
     ours = lively(config)
-    theirs = build_model(config, 5, kind=HeadOnAllTokens)
+    theirs = build_seed_model(config, torch.float32, REFERENCE, False, True)
+    assert isinstance(theirs, HeadOnAllTokens)
     theirs.load_state_dict(ours.state_dict())
     expected = loss_and_gradients(ours)
     assert expected.keys() == {"loss", *dict(ours.named_parameters())}
@@ -360,9 +362,9 @@ def test_the_seed_model_is_built_as_far_as_asked() -> None:
         for head_on_all in (False, True):
             model = build_seed_model(config, torch.bfloat16, Backend(), complex_rope, head_on_all)
             assert isinstance(model, HeadOnAllTokens) == head_on_all
-            rotations = {block.rotate for block in model.encoder.blocks}  # type: ignore[union-attr]
-            assert (rotations == {rotate_as_complex}) == complex_rope
+            assert {type(block) for block in model.encoder.blocks} == {ComplexBlock if complex_rope else Block}
             assert model.encoder.compute_dtype == torch.bfloat16
+            torch.testing.assert_close(model.state_dict(), build_model(config, 1).state_dict(), atol=0, rtol=0)
 
 
 # The command

@@ -19,7 +19,8 @@ from azneobert.kernels import head
 from azneobert.kernels.head import head_loss_op
 from azneobert.model.attention import choose_attention
 from azneobert.model.backend import Backend, obstacle_to_fused
-from azneobert.model.encoder import MaskedLM, Rotary, build_model
+from azneobert.model.encoder import MaskedLM, build_model
+from azneobert.model.layers import Rotary
 from azneobert.recipe import Model
 
 CUDA = torch.device("cuda")

@@ -14,7 +14,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, EuroBertConfig, Eu
 from azneobert.data.tokenizer import load_tokenizer, special_ids
 from azneobert.errors import DataError
 from azneobert.model.encoder import MaskedLM
-from azneobert.model.export import eurobert_config, export_transformers, from_eurobert, to_eurobert
+from azneobert.model.export import eurobert_config, export_transformers, to_eurobert
 
 TEXTS = ["bakı gözəl şəhər", "dağ [MASK] su", "çay evdir gözəl ölkəmiz ağ dağlər üz su çay"]
 
@@ -51,6 +51,27 @@ def test_eurobert_with_the_same_weights_gives_the_same_logits(model: MaskedLM, t
     both = model(*packed(documents, 71), torch.arange(71)).split([64, 7])
     for found, document in zip(both, documents, strict=True):
         torch.testing.assert_close(found, theirs(input_ids=document[None]).logits[0], atol=1e-5, rtol=0)
+
+
+def from_eurobert(theirs: dict[str, torch.Tensor], layers: int) -> dict[str, torch.Tensor]:
+    """The inverse of `to_eurobert`."""
+    ours = {"encoder.embedding.weight": theirs["model.embed_tokens.weight"]}
+    for layer in range(layers):
+        attention, mlp = f"model.layers.{layer}.self_attn", f"model.layers.{layer}.mlp"
+        parts = {
+            "attention_norm": [f"model.layers.{layer}.input_layernorm"],
+            "qkv": [f"{attention}.{part}_proj" for part in "qkv"],
+            "out": [f"{attention}.o_proj"],
+            "ffn_norm": [f"model.layers.{layer}.post_attention_layernorm"],
+            "gate_up": [f"{mlp}.gate_proj", f"{mlp}.up_proj"],
+            "down": [f"{mlp}.down_proj"],
+        }
+        for name, names in parts.items():
+            ours[f"encoder.blocks.{layer}.{name}.weight"] = torch.cat([theirs[f"{part}.weight"] for part in names])
+    ours["encoder.final_norm.weight"] = theirs["model.norm.weight"]
+    if "lm_head.weight" in theirs:
+        ours["head.weight"] = theirs["lm_head.weight"]
+    return ours
 
 
 def test_coming_back_from_eurobert_is_the_identity(model: MaskedLM) -> None:

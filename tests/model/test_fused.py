@@ -21,8 +21,9 @@ from azneobert.kernels.flash import flash_attention_backward_op, flash_attention
 from azneobert.kernels.head import head_loss_op
 from azneobert.model.attention import flash_attention, reference
 from azneobert.model.backend import Backend
-from azneobert.model.encoder import Block, Encoder, MaskedLM, Windows
+from azneobert.model.encoder import MaskedLM
 from azneobert.model.fused import fused_forward, fused_weights, in_rotated_pairs, in_turns
+from azneobert.model.layers import Block, Encoder, Windows
 from azneobert.recipe import Model
 
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -97,7 +98,7 @@ def plain_block(weights: dict[str, torch.Tensor], number: int, x_TD: torch.Tenso
 
 
 def plain_blocks(model: MaskedLM, x_TD: torch.Tensor) -> torch.Tensor:
-    weights = fused_weights(model)
+    weights = fused_weights(model.encoder, model.head.weight)
     for number in range(model.config.num_hidden_layers):
         x_TD = plain_block(weights, number, x_TD, model.config)
     return x_TD
@@ -145,7 +146,9 @@ def test_through_the_operations_of_all_blocks_go_the_values_and_gradients_of_the
 ) -> None:
     plain_kernels.stand_in(monkeypatch)
     model = model_in_float64(**SHAPES[shape])
-    found = of_logits(model, lambda *inputs: fused_forward(model, fused_weights(model), *inputs))
+    found = of_logits(
+        model, lambda *inputs: fused_forward(model.encoder, fused_weights(model.encoder, model.head.weight), *inputs)
+    )
     torch.testing.assert_close(found, of_logits(model, model), atol=1e-10, rtol=1e-9)
 
 
@@ -229,7 +232,7 @@ def test_the_rows_of_gate_and_up_come_to_stand_in_turns() -> None:
 def test_fused_weights_are_in_fp32_and_hold_the_norms_before_the_matrices(tied: bool) -> None:
     model = lively(model_of(tie_embeddings=tied))
     model.encoder.compute_dtype = BF16
-    weights = fused_weights(model)
+    weights = fused_weights(model.encoder, model.head.weight)
     assert {weight.dtype for weight in weights.values()} == {FP32}
     block = blocks_of(model.encoder)[1]
     qkv, gate_up = (
@@ -251,7 +254,7 @@ def test_fused_weights_are_the_model_s_where_it_is_fused_and_the_parameters_else
     assert model.weights().keys() == parameters.keys()
     assert all(weight is parameters[name] for name, weight in model.weights().items())
     model.encoder.backend = FUSED
-    assert model.weights().keys() == fused_weights(model).keys()
+    assert model.weights().keys() == fused_weights(model.encoder, model.head.weight).keys()
 
 
 @pytest.mark.parametrize("tied", [False, True])
