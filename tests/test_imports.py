@@ -61,9 +61,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": {"errors"},
     "model": {"kernels", "data", "recipe", "errors"},
     "checkpoint": {"errors", "files", "dotted"},
-    "layout": {"checkpoint", "errors"},
-    "engine": {"model", "data", "checkpoint", "recipe", "errors", "environment", "files"},
     "tracking": {"mlflow_store", "recipe", "errors", "files", "dotted"},
+    "layout": {"checkpoint", "tracking", "errors"},
+    "engine": {"model", "data", "checkpoint", "recipe", "errors", "environment", "files"},
     "training": {
         *("engine", "model", "data", "checkpoint", "course", "layout", "tracking"),
         *("mlflow_store", "recipe", "errors", "environment", "files", "dotted"),
