@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from toy import CheckpointMaker, run_command
 
+from azneobert.checkpoint.manifest import read_manifest, write_manifest
 from azneobert.checkpoint.rotation import CheckpointFolder
 from azneobert.checkpoint.universal import write_checkpoint
 
@@ -113,3 +114,26 @@ def test_where_no_step_is_whole_nothing_is_pruned(checkpoints: Path) -> None:
     assert code == 1
     assert errors.splitlines()[-1] == "error: run: holds no whole checkpoint; nothing is removed"
     assert len(CheckpointFolder(checkpoints, 1).steps()) == 3
+
+
+def test_a_file_that_the_manifest_does_not_list_is_none_of_the_checkpoint(checkpoints: Path) -> None:
+    whole = checkpoints / "step-00000009"
+    manifest = read_manifest(whole)
+    kept = {n: stated for n, stated in manifest.files.items() if n not in ("tokenizer.json", "buffers.safetensors")}
+    write_manifest(whole, manifest, kept)
+    (checkpoints.parent / "secret").write_text("secret")
+    (whole / "tokenizer.json").unlink()
+    (whole / "tokenizer.json").symlink_to(checkpoints.parent / "secret")
+    (whole / "buffers.safetensors").write_bytes(b"of nobody")
+    assert run(checkpoints.parent, "convert", "run/step-00000009", "copy", "--to", "universal")[0] == 0
+    assert {f.name for f in (checkpoints.parent / "copy").iterdir()} == {*kept, "manifest.json"}
+
+
+def test_a_linked_tokenizer_is_not_copied(checkpoints: Path) -> None:
+    whole = checkpoints / "step-00000009"
+    (whole / "tokenizer.json").rename(checkpoints.parent / "elsewhere.json")
+    (whole / "tokenizer.json").symlink_to(checkpoints.parent / "elsewhere.json")
+    code, _, errors = run(checkpoints.parent, "convert", "run/step-00000009", "copy", "--to", "universal")
+    assert code == 1
+    assert "tokenizer.json: is not a regular file, but a link" in " ".join(errors.split())
+    assert not (checkpoints.parent / "copy").exists()
