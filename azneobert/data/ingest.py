@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from azneobert.data.progress import Progress
 from azneobert.data.records import Position, SourceReader
 from azneobert.data.sources import open_source
 from azneobert.errors import DataError
+from azneobert.files import sync
 from azneobert.recipe import Cleaning, Source
 
 PART_CHARACTERS = 8 << 20  # small enough that the cores which tokenize parts end together
@@ -82,10 +82,8 @@ def _save_part(partial: Path, state: _State, part: Documents) -> None:
         write_part(partial, state.parts, part)
         state.parts += 1
     fresh = partial / ".state.json"
-    with fresh.open("w", encoding="utf-8") as file:
-        json.dump(asdict(state), file)
-        file.flush()
-        os.fsync(file.fileno())
+    fresh.write_text(json.dumps(asdict(state)), encoding="utf-8")
+    sync(fresh)
     fresh.replace(partial / "state.json")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from azneobert.errors import DataError
+from azneobert.files import sha256_file
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
@@ -105,7 +105,7 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
 
 def tokenizer_sha256(path: Path) -> str:
     """The sha256 of a tokenizer.json: what token stores and checkpoints are tied to."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return sha256_file(path)
 
 
 def _normalizer(lowercase: bool) -> normalizers.Normalizer:

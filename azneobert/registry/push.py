@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from azneobert.checkpoint.manifest import Manifest
 from azneobert.checkpoint.universal import all_weights, copy_without_moments, read_checkpoint
-from azneobert.files import sha256_file
+from azneobert.files import sha256_file, write_json
 from azneobert.mlflow_store import ensure_experiment, find_run, mlflow_client, mlflow_errors, tracking_uri
 from azneobert.model.export import export_transformers
 from azneobert.recipe import Recipe, Tracking
@@ -75,7 +74,7 @@ def assemble(checkpoint: Path, recipe: Recipe, figures: dict[str, Any], pictures
         if file.is_file()
     }
     content = {"format": "azneobert-version", "format_version": 1, "phase": manifest.phase, "files": files}
-    (folder / "manifest.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "manifest.json", content)
     return manifest
 
 
