@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+# Where DVC can make no hard links, an output is a link to an object of its cache, which is named by its content.
+_CACHED = re.compile(r"(.*/)?files/md5/[0-9a-f]{2}/[0-9a-f]{30}")
 
 
 def sha256_file(path: Path) -> str:
@@ -28,20 +33,40 @@ def write_json(file: Path, content: Any) -> None:
 
 
 def read_bounded(path: Path, most: int) -> bytes:
-    """The content of a regular file of at most so many bytes. A pipe or a device is not waited for.
+    """The content of a regular file of at most so many bytes.
 
     Raises:
         ValueError: it is something else than a regular file, or larger.
         OSError: it is missing or cannot be read.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError("is not a regular file")
-        if found.st_size > most:
-            raise ValueError(f"{found.st_size} bytes found, at most {most} expected")
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise ValueError(f"{size} bytes found, at most {most} expected")
         return file.read()
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file to read. No pipe or device is waited for; a link is followed into DVC's cache alone.
+
+    Raises:
+        ValueError: it is something else.
+        OSError: it is missing or cannot be read.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        target = path.readlink()
+        if not _CACHED.fullmatch(target.as_posix()):
+            raise ValueError("is not a regular file, but a link") from None
+        descriptor = os.open(path.parent / target, flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError("is not a regular file")
+    return os.fdopen(descriptor, "rb")
 
 
 def sync(path: Path) -> None:

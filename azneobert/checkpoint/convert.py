@@ -111,7 +111,7 @@ def convert(
     with _appearing(target) as partial:
         if to == "universal":
             kept = opened.folder / "tokenizer.json"
-            tokenizer = tokenizer or (kept if opened.manifest and kept.exists() else None)
+            tokenizer = tokenizer or (kept if opened.manifest and kept.name in opened.manifest.files else None)
             write_checkpoint(partial, opened.state, _manifest(opened), tokenizer)
         elif to == "plain":
             write_plain(partial, opened.foreign, prefix=prefix)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from azneobert.errors import CheckpointError
-from azneobert.files import read_bounded, sha256_file, write_json
+from azneobert.files import open_regular, read_bounded, sha256_file, write_json
 
 FORMAT = "azneobert-universal"
 FORMAT_VERSION = 3
@@ -26,10 +28,15 @@ MOMENTS = ("exp_avg.safetensors", "exp_avg_sq.safetensors")
 UNKNOWN = "unknown"
 _LARGEST = 64 << 20  # bytes of a manifest or state.json: the published model's take 60 KB
 _FILES_AT_ONCE = 3
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
-class NewerFormatError(CheckpointError):
-    """A checkpoint that a later version of this program wrote: it is kept, and nothing is trained over it."""
+class UnreadableError(CheckpointError):
+    """A checkpoint of which it cannot be said whether it is damaged: it is kept, and nothing is trained over it."""
+
+
+class NewerFormatError(UnreadableError):
+    """A checkpoint that a later version of this program wrote."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,11 @@ class Segment:
     def read(cls, content: dict[str, Any]) -> Segment:
         """A segment as a manifest holds it; what it does not hold is unknown."""
         known = {each.name for each in fields(cls)}
-        return cls(**{key: value for key, value in content.items() if key in known})
+        segment = cls(**{key: value for key, value in content.items() if key in known})
+        for key, kind in _SEGMENT_TYPES.items():
+            if not isinstance(getattr(segment, key), kind):
+                raise ValueError(f"segments: {key}: {kind.__name__} expected")
+        return segment
 
     def continues(self, before: Segment) -> bool:
         """Whether nothing has changed since the segment before but the step."""
@@ -95,6 +106,11 @@ _TYPES = {
     **dict.fromkeys(("recipe", "identity", "lineage", "schedule", "stream", "files"), dict),
     "moments": bool,
 }
+_SEGMENT_TYPES = {
+    "from_step": int,
+    **dict.fromkeys(("git_commit", "code_sha256", "engine", "settings"), str),
+    "versions": dict,
+}
 
 
 def write_manifest(folder: Path, manifest: Manifest, files: dict[str, dict[str, Any]]) -> str:
@@ -110,7 +126,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest alone, checked against its own hash; no other file is opened.
 
     Raises:
-        NewerFormatError: a later version of this program wrote it.
+        UnreadableError: a later version of this program wrote it, or the disk or its permissions refuse.
         CheckpointError: it is missing or damaged.
     """
     file = folder / MANIFEST
@@ -127,8 +143,10 @@ def read_manifest(folder: Path) -> Manifest:
         return _checked(content)
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{folder}: no whole checkpoint there: {MANIFEST} is missing") from None
+    except OSError as error:
+        raise _unreadable(file, error) from None
     # Whatever a flipped bit does to a parser or to what it yields.
-    except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: damaged manifest ({_one_line(error)}); use another checkpoint") from None
 
 
@@ -142,9 +160,9 @@ def _checked(content: dict[str, Any]) -> Manifest:
         if not isinstance(content.get(key, True if key == "moments" else None), kind):
             raise ValueError(f"{key}: {kind.__name__} expected")
     for name, entry in content["files"].items():
-        if name in ("", ".", "..") or "/" in name or "\0" in name:
+        if name in ("", ".", "..") or "/" in name or not name.isprintable():
             raise ValueError(f"files: {name!r} is not the name of a file in the folder")
-        if not (isinstance(entry["sha256"], str) and isinstance(entry["size"], int)):
+        if not (_SHA256.fullmatch(entry["sha256"]) and isinstance(entry["size"], int)):
             raise ValueError(f"files.{name}: sha256 and size expected")
     if missing := _mandatory(content.get("moments", True)) - content["files"].keys():
         raise ValueError(f"files: {sorted(missing)[0]} is not listed")
@@ -161,20 +179,27 @@ def _mandatory(moments: bool) -> set[str]:
 def _first_segment(lineage: dict[str, Any]) -> Segment:
     """What formats 1 and 2 recorded, of a whole run, in its lineage."""
     engine = lineage.get("engine") or {}
+    # Where git did not answer they recorded no commit, and that it was clean.
+    known = {key: value for key, value in lineage.items() if key != "engine" and value not in (None, "")}
+    if "git_commit" not in known:
+        known.pop("git_dirty", None)
     return Segment.read(
-        {"from_step": 0, **{key: value for key, value in lineage.items() if key != "engine"}}
-        | {"engine": engine.get("name", UNKNOWN), "world_size": engine.get("world_size")}
+        {**known, "from_step": 0, "engine": engine.get("name", UNKNOWN), "world_size": engine.get("world_size")}
     )
 
 
-def verify_checkpoint(folder: Path) -> Manifest:
+def verify_checkpoint(folder: Path, *, moments: bool = True) -> Manifest:
     """The manifest of a checkpoint whose every file has the size and the hash that it states.
 
+    Without `moments` theirs are not read, which are two thirds of it.
+
     Raises:
+        UnreadableError: the disk or its permissions refuse.
         CheckpointError: naming the file, and what was expected and found.
     """
     manifest = read_manifest(folder)
-    verify_files(folder, manifest.files)
+    unread = () if moments else MOMENTS
+    verify_files(folder, {name: stated for name, stated in manifest.files.items() if name not in unread})
     _agree(folder, manifest)
     return manifest
 
@@ -183,22 +208,46 @@ def verify_files(folder: Path, files: dict[str, dict[str, Any]]) -> None:
     """Check files against the sizes and sha256 that a manifest states.
 
     Raises:
+        UnreadableError: the disk or its permissions refuse.
         CheckpointError: naming the first file that differs.
     """
-    for name, stated in files.items():
-        file = folder / name
-        if not file.is_file():
-            what = "is not a regular file" if file.exists() else "is missing"
-            raise CheckpointError(f"{file}: {what}; use another checkpoint")
-        if file.stat().st_size != stated["size"]:
-            raise CheckpointError(f"{file}: {file.stat().st_size} bytes found, {stated['size']} expected: truncated")
+    verify_sizes(folder, files)
+
+    def digest(name: str) -> str:
+        try:
+            return sha256_file(folder / name)
+        except OSError as error:
+            raise _unreadable(folder / name, error) from None
+
     with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
-        hashes = list(pool.map(lambda name: sha256_file(folder / name), files))
+        hashes = list(pool.map(digest, files))
     for (name, stated), found in zip(files.items(), hashes, strict=True):
         if found != stated["sha256"]:
             raise CheckpointError(
                 f"{folder / name}: sha256 {found[:12]} found, {stated['sha256'][:12]} expected: changed"
             )
+
+
+def verify_sizes(folder: Path, files: dict[str, dict[str, Any]]) -> None:
+    """Check that files are there, regular and of the sizes that a manifest states. Their content is not read.
+
+    Raises:
+        UnreadableError: the disk or its permissions refuse.
+        CheckpointError: naming the first file that differs.
+    """
+    for name, stated in files.items():
+        file = folder / name
+        try:
+            with open_regular(file) as opened:
+                size = os.fstat(opened.fileno()).st_size
+        except FileNotFoundError:
+            raise CheckpointError(f"{file}: is missing; use another checkpoint") from None
+        except OSError as error:
+            raise _unreadable(file, error) from None
+        except ValueError as error:
+            raise CheckpointError(f"{file}: {error}; use another checkpoint") from None
+        if size != stated["size"]:
+            raise CheckpointError(f"{file}: {size} bytes found, {stated['size']} expected: truncated")
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -209,7 +258,10 @@ def read_state(folder: Path) -> dict[str, Any]:
     """
     try:
         state: dict[str, Any] = json.loads(read_bounded(folder / STATE, _LARGEST))
-        return {**state, "optimizer": dict(state["optimizer"]), "tied": dict(state["tied"])}
+        optimizer = state["optimizer"]
+        if not (isinstance(optimizer["step"], int) and isinstance(optimizer["groups"], list)):
+            raise ValueError("optimizer: step and groups expected")
+        return {**state, "tied": dict(state["tied"])}
     except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{folder / STATE}: cannot be read ({_one_line(error)}); use another checkpoint"
@@ -225,6 +277,11 @@ def _agree(folder: Path, manifest: Manifest) -> None:
 
 def _sha256_of(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _unreadable(file: Path, error: OSError) -> UnreadableError:
+    reason = error.strerror or _one_line(error)
+    return UnreadableError(f"{file}: cannot be read ({reason}); see to that, or move the checkpoint away")
 
 
 def _one_line(error: Exception) -> str:

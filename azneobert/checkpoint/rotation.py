@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from azneobert.checkpoint.manifest import MANIFEST, Manifest, NewerFormatError, read_manifest, verify_checkpoint
+from azneobert.checkpoint.manifest import MANIFEST, Manifest, UnreadableError, read_manifest, verify_checkpoint
 from azneobert.errors import CheckpointError
 from azneobert.files import locked, sha256_file, sync
 
@@ -43,6 +43,8 @@ class CheckpointFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             with locked(self.path):
                 self.remove_partials()
+                if target.exists() and _must_stay(target):
+                    raise CheckpointError(f"{target}: is there, and stays; move it away, or use another folder")
                 partial.mkdir()
                 write_checkpoint(partial, state, manifest, tokenizer)
                 if target.exists():
@@ -60,19 +62,19 @@ class CheckpointFolder:
 
     def steps(self) -> list[Path]:
         """The published checkpoints, oldest first, whole or not."""
-        found = [folder for folder in self.path.glob(f"{_PREFIX}*") if folder.name.removeprefix(_PREFIX).isdigit()]
+        found = [folder for folder in self.path.glob(f"{_PREFIX}*") if folder.name.removeprefix(_PREFIX).isdecimal()]
         return sorted(found, key=_number)
 
     def latest(self) -> tuple[Path, Manifest] | None:
         """The newest checkpoint that is whole; a damaged one is passed over with a warning that says why.
 
         Raises:
-            NewerFormatError: a later version of this program has gone on from here.
+            UnreadableError: a later version of this program has gone on from here, or the newest cannot be read.
         """
         for folder in reversed(self.steps()):
             try:
                 return folder, self._verified(folder)
-            except NewerFormatError:
+            except UnreadableError:
                 raise
             except CheckpointError as error:
                 log.warning("%s; trying the one before it", error)
@@ -88,16 +90,20 @@ class CheckpointFolder:
             raise CheckpointError(f"{self.path}: holds no whole checkpoint; nothing is removed")
         with locked(self.path):
             whole: list[Path] = []
+            staying: list[Path] = []
             for folder in reversed(self._readable()):
                 try:
                     if len(whole) < self.keep:
                         self._verified(folder)
                         whole.append(folder)
+                except UnreadableError as error:
+                    log.warning("%s: kept", error)
+                    staying.append(folder)
                 except CheckpointError as error:
                     log.warning("%s", error)
             if not whole:
                 raise CheckpointError(f"{self.path}: holds no whole checkpoint; nothing is removed")
-            removed = [folder for folder in self._readable() if folder not in whole]
+            removed = [folder for folder in self._readable() if folder not in (*whole, *staying)]
             self._point_latest(whole[0])
             for folder in removed:
                 shutil.rmtree(folder)
@@ -113,7 +119,7 @@ class CheckpointFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         if not os.access(self.path, os.W_OK, effective_ids=True):
             raise CheckpointError(f"{self.path}: no permission to write there")
-        missing = max(1, self.keep + 1 - len(self.steps()))
+        missing = max(1, self.keep + 1 - len(self._readable()))
         free, needed = shutil.disk_usage(self.path).free, missing * size
         if free < needed:
             raise CheckpointError(
@@ -127,8 +133,8 @@ class CheckpointFolder:
             shutil.rmtree(partial)
 
     def _readable(self) -> list[Path]:
-        """The published checkpoints but those of a newer format, which this program neither counts nor removes."""
-        return [folder for folder in self.steps() if not _is_of_a_newer_format(folder)]
+        """The published checkpoints but those that must stay, which are neither counted nor removed."""
+        return [folder for folder in self.steps() if not _must_stay(folder)]
 
     def _verified(self, folder: Path) -> Manifest:
         manifest = verify_checkpoint(folder)
@@ -139,7 +145,7 @@ class CheckpointFolder:
     def _point_latest(self, target: Path) -> None:
         sync(self.path)  # the rename of the checkpoint is durable before anything points at it
         pointer = self.path / ".latest"
-        pointer.write_text(f"{target.name}\n{sha256_file(target / MANIFEST)}\n")
+        pointer.write_text(f"{target.name} {sha256_file(target / MANIFEST)}\n")
         sync(pointer)
         pointer.replace(self.path / "latest")
         sync(self.path)
@@ -149,10 +155,11 @@ def _number(folder: Path) -> int:
     return int(folder.name.removeprefix(_PREFIX))
 
 
-def _is_of_a_newer_format(folder: Path) -> bool:
+def _must_stay(folder: Path) -> bool:
+    """Whether a checkpoint is of a newer format, or cannot be read: nobody can say that it is of no use."""
     try:
         read_manifest(folder)
-    except NewerFormatError as error:
+    except UnreadableError as error:
         log.warning("%s: kept", error)
         return True
     except CheckpointError:

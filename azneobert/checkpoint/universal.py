@@ -25,7 +25,8 @@ from azneobert.checkpoint.manifest import (
     Manifest,
     read_manifest,
     read_state,
-    verify_files,
+    verify_checkpoint,
+    verify_sizes,
     write_manifest,
 )
 from azneobert.checkpoint.tensors import open_safetensors, shapes_of, write_safetensors
@@ -102,11 +103,7 @@ def read_checkpoint(folder: Path, *, moments: bool = True) -> tuple[TrainState, 
     Raises:
         CheckpointError: it is missing, damaged or of a newer format, or has no moments where they are asked for.
     """
-    manifest = read_manifest(folder)
-    if moments and not manifest.moments:
-        raise CheckpointError(f"{folder}: holds no moments of the optimizer; use a checkpoint that does")
-    unread = () if moments else MOMENTS
-    verify_files(folder, {name: stated for name, stated in manifest.files.items() if name not in unread})
+    manifest = verify_checkpoint(folder, moments=moments)
     return open_checkpoint(folder, moments=moments), manifest
 
 
@@ -127,14 +124,20 @@ def open_checkpoint(folder: Path, *, moments: bool = True) -> TrainState:
     """The state of a checkpoint that was verified, its tensors mapped into memory when they are asked for.
 
     Raises:
-        CheckpointError: a file cannot be read.
+        CheckpointError: a file cannot be read, or there are no moments where they are asked for.
     """
     kinds: Iterable[str] = KINDS if moments else KINDS[:1]
+    manifest = read_manifest(folder)
+    if moments and not manifest.moments:
+        raise CheckpointError(f"{folder}: holds no moments of the optimizer; use a checkpoint that does")
+    # What the manifest does not list is none of the checkpoint, whatever lies in the folder.
+    opened = {*(f"{kind}.safetensors" for kind in kinds), *({_BUFFERS} & manifest.files.keys())}
+    verify_sizes(folder, {name: manifest.files[name] for name in sorted(opened)})
     try:
         tensors: dict[str, Mapping[str, torch.Tensor]] = {
             kind: open_safetensors(folder / f"{kind}.safetensors") for kind in kinds
         }
-        buffers = open_safetensors(folder / _BUFFERS) if (folder / _BUFFERS).exists() else {}
+        buffers = open_safetensors(folder / _BUFFERS) if _BUFFERS in opened else {}
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{folder}: cannot be read ({error}); use another checkpoint") from None
     state = read_state(folder)

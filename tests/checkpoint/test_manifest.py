@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -13,11 +14,13 @@ import pytest
 from refusals import refused
 from toy import CheckpointMaker
 
+from azneobert.checkpoint import manifest as manifest_module
 from azneobert.checkpoint.manifest import (
     MANIFEST,
     MOMENTS,
     NewerFormatError,
     Segment,
+    UnreadableError,
     read_manifest,
     verify_checkpoint,
     write_manifest,
@@ -79,6 +82,13 @@ def test_the_formats_before_are_read_and_their_lineage_is_the_first_segment(vers
     assert manifest.segments == (Segment(0, "abc", True, "def", {"torch": "2.11.0"}, "zero2", 8),)
 
 
+def test_a_commit_that_git_did_not_tell_the_formats_before_is_unknown_and_not_clean(folder: Path) -> None:
+    content = as_format(folder, 2)
+    content["lineage"] |= {"git_commit": "", "git_dirty": False, "code_sha256": None, "engine": None}
+    put(folder, content)
+    assert read_manifest(folder).segments == (Segment(0, versions={"torch": "2.11.0"}),)
+
+
 def test_the_first_format_had_neither_buffers_nor_a_scheduler(folder: Path) -> None:
     from azneobert.checkpoint.universal import read_checkpoint
 
@@ -103,6 +113,15 @@ def test_segments_come_back_as_they_were_written(maker: CheckpointMaker, folder:
     assert history[0].continues(replace(history[0], from_step=99))
     assert not history[0].continues(replace(history[0], world_size=2))
     assert Segment.read({"from_step": 3, "mood": "of a later program"}) == Segment(3)
+
+
+@pytest.mark.parametrize("wrong", [{"from_step": "7"}, {"versions": None}, {"git_commit": 7}, {"code_sha256": []}])
+def test_a_segment_of_wrong_types_is_a_damaged_manifest(wrong: dict[str, Any], folder: Path) -> None:
+    manifest = read_manifest(folder)
+    bad: Any = Segment(**{"from_step": 0, **wrong})
+    write_manifest(folder, replace(manifest, segments=(bad,)), manifest.files)
+    with refused(CheckpointError, "damaged manifest", next(iter(wrong))):
+        read_manifest(folder)
 
 
 # Damage
@@ -156,7 +175,7 @@ def test_a_pipe_in_the_place_of_the_manifest_is_not_waited_for(folder: Path) -> 
         read_manifest(folder)
 
 
-@pytest.mark.parametrize("name", ["../tokenizer.json", "/etc/passwd", "a/b", "..", ""])
+@pytest.mark.parametrize("name", ["../tokenizer.json", "/etc/passwd", "a/b", "..", "", "\x1b[2J"])
 def test_a_manifest_that_names_a_file_elsewhere_is_refused(name: str, folder: Path) -> None:
     manifest = read_manifest(folder)
     write_manifest(folder, manifest, manifest.files | {name: {"sha256": "0" * 64, "size": 1}})
@@ -170,6 +189,46 @@ def test_a_manifest_that_does_not_list_what_every_checkpoint_has_is_refused(name
     write_manifest(folder, manifest, {n: stated for n, stated in manifest.files.items() if n != name})
     with refused(CheckpointError, "damaged manifest", name, "is not listed"):
         read_manifest(folder)
+
+
+@pytest.mark.parametrize("sha256", ["0" * 63, "\x1b" * 64, 7, None])
+def test_a_hash_that_is_none_is_a_damaged_manifest(sha256: Any, folder: Path) -> None:
+    manifest = read_manifest(folder)
+    write_manifest(folder, manifest, manifest.files | {"weights.safetensors": {"sha256": sha256, "size": 1}})
+    with refused(CheckpointError, "damaged manifest"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "state.json", "weights.safetensors", "tokenizer.json"])
+def test_a_link_to_a_file_elsewhere_is_refused(name: str, folder: Path) -> None:
+    elsewhere = folder.parent / "elsewhere"
+    (folder / name).rename(elsewhere)
+    (folder / name).symlink_to(elsewhere)
+    with refused(CheckpointError, name, "is not a regular file"):
+        verify_checkpoint(folder)
+
+
+def test_a_link_into_the_cache_that_outputs_are_links_to_is_followed(folder: Path) -> None:
+    cached = folder.parent / "cache" / "files" / "md5" / "0a" / ("1b" * 15)
+    cached.parent.mkdir(parents=True)
+    (folder / "state.json").rename(cached)
+    (folder / "state.json").symlink_to(cached)
+    assert verify_checkpoint(folder).step == 7
+    (folder / "state.json").unlink()
+    (folder / "state.json").symlink_to(Path("..") / cached.relative_to(folder.parent))
+    assert verify_checkpoint(folder).step == 7
+
+
+@pytest.mark.parametrize("name", ["state.json", "weights.safetensors"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(name: str, folder: Path) -> None:
+    from azneobert.checkpoint.universal import open_checkpoint
+
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with refused(CheckpointError, name, "is not a regular file"):
+        verify_checkpoint(folder)
+    with refused(CheckpointError, name, "is not a regular file"):
+        open_checkpoint(folder)
 
 
 def test_a_checkpoint_under_another_step_s_name_is_passed_over(
@@ -214,3 +273,57 @@ def test_nothing_of_a_newer_format_is_removed_and_nothing_is_trained_over_it(
     maker.publish(CheckpointFolder(tmp_path, 9), 7)
     assert [path.name for path in checkpoints.prune()] == ["step-00000006"]
     assert [path.name for path in checkpoints.steps()] == [f"step-{step:08d}" for step in (2, 4, 7, 8)]
+
+
+def test_a_checkpoint_of_a_newer_format_is_not_replaced_by_one_of_the_same_step(
+    maker: CheckpointMaker, folder: Path
+) -> None:
+    edit(folder, format_version=4)
+    before = (folder / MANIFEST).read_bytes()
+    with refused(CheckpointError, str(folder), "is there, and stays"):
+        maker.publish(CheckpointFolder(folder.parent, 1), 7)
+    assert (folder / MANIFEST).read_bytes() == before
+
+
+# Disks that refuse
+
+
+def test_what_cannot_be_read_is_kept_and_nothing_is_trained_over_it(
+    maker: CheckpointMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = CheckpointFolder(tmp_path, 1)
+    for step in (3, 6):
+        maker.publish(CheckpointFolder(tmp_path, 9), step)
+    read = manifest_module.read_bounded
+
+    def failing(path: Path, most: int) -> bytes:
+        if path.parent.name == "step-00000006":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(path, most)
+
+    monkeypatch.setattr(manifest_module, "read_bounded", failing)
+    with refused(UnreadableError, "step-00000006", "Input/output error", "move the checkpoint away"):
+        checkpoints.latest()
+    maker.publish(checkpoints, 5)
+    assert [path.name for path in checkpoints.steps()] == ["step-00000005", "step-00000006"]
+    assert checkpoints.prune() == []
+
+
+def test_a_file_that_fails_while_it_is_read_is_kept(
+    maker: CheckpointMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = CheckpointFolder(tmp_path, 1)
+    for step in (3, 6):
+        maker.publish(CheckpointFolder(tmp_path, 9), step)
+    digest = manifest_module.sha256_file
+
+    def failing(path: Path) -> str:
+        if path.parent.name == "step-00000006":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return digest(path)
+
+    monkeypatch.setattr(manifest_module, "sha256_file", failing)
+    with refused(UnreadableError, "step-00000006", "Input/output error"):
+        checkpoints.latest()
+    assert checkpoints.prune() == []
+    assert [path.name for path in checkpoints.steps()] == ["step-00000003", "step-00000006"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 import os
 import signal
@@ -50,7 +51,8 @@ def test_retention_keeps_the_newest_and_as_many_as_asked(keep: int, maker: Check
     for step in (3, 6, 9, 12):
         maker.publish(folder, step)
         assert newest_step(folder) == step
-        assert (tmp_path / "latest").read_text().split()[0] == f"step-{step:08d}"
+        digest = hashlib.sha256((tmp_path / f"step-{step:08d}" / "manifest.json").read_bytes()).hexdigest()
+        assert (tmp_path / "latest").read_text() == f"step-{step:08d} {digest}\n"
         assert (tmp_path / "latest").resolve().parent == tmp_path
     assert steps(folder) == [3, 6, 9, 12][-keep:]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", *(p.name for p in folder.steps())]
