@@ -97,4 +97,8 @@ def finished_checkpoint(folder: Path) -> tuple[Path, Manifest]:
     checkpoint = folder / CHECKPOINT
     if not (checkpoint / MANIFEST).exists():
         raise CheckpointError(f"{checkpoint}: no finished checkpoint there; run `dvc repro {folder.name}`")
-    return checkpoint, verify_checkpoint(checkpoint)
+    try:
+        return checkpoint, verify_checkpoint(checkpoint)
+    except CheckpointError as error:
+        # The run that left it has a copy of its own.
+        raise CheckpointError(f"{error}; `dvc repro {folder.name}` puts it there again") from None

@@ -4,6 +4,8 @@ import json
 import statistics
 import tempfile
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from azneobert.errors import RegistryError
@@ -25,7 +27,7 @@ def finetune(name: str, recipe: Recipe, layout: Layout, options: Namespace) -> N
     task = read_task(Path(settings.task))
     check_version(recipe, layout)
     scores: dict[str, list[dict[str, float]]] = {"pretrained": [], "random": []}
-    with tempfile.TemporaryDirectory() as scratch:
+    with recorded(name, recipe, layout) as tracker, tempfile.TemporaryDirectory() as scratch:
         encoder = pull(settings.model, Path(scratch) / "model", recipe.tracking)
         for weights, found in scores.items():
             for seed in settings.seeds:
@@ -34,10 +36,10 @@ def finetune(name: str, recipe: Recipe, layout: Layout, options: Namespace) -> N
                     f"{task.name}: {weights} weights, seed {seed}: test accuracy {found[-1]['accuracy']:.1%}",
                     flush=True,
                 )
+        log_scores(tracker, scores)
     figures = {weights: summary(found) for weights, found in scores.items()}
     figures["examples"] = {split: len(examples) for split, examples in task.splits.items()}
     write_json(layout.metrics("finetune"), figures)
-    record(name, recipe, layout, scores)
     for weights in scores:
         mean, deviation = figures[weights]["accuracy"], figures[weights]["accuracy_deviation"]
         print(
@@ -67,8 +69,9 @@ def summary(found: list[dict[str, float]]) -> dict[str, float]:
     return figures
 
 
-def record(name: str, recipe: Recipe, layout: Layout, scores: dict[str, list[dict[str, float]]]) -> None:
-    """One MLflow run; the step is the number of the seed."""
+@contextmanager
+def recorded(name: str, recipe: Recipe, layout: Layout) -> Iterator[Tracker]:
+    """One MLflow run from the beginning of fine-tuning to its end; the step is the number of the seed."""
     info = RunInfo(
         name=f"{name}-finetune",
         params={"finetuning": recipe.finetuning.model_dump(mode="json")},
@@ -78,10 +81,20 @@ def record(name: str, recipe: Recipe, layout: Layout, scores: dict[str, list[dic
     run = layout.running("finetune")
     fresh_folder(run.path)
     tracker = Tracker(run.tracking, recipe.tracking, info)
-    for number in range(len(recipe.finetuning.seeds)):
-        values = {f"test/{key}/{weights}": v for weights, found in scores.items() for key, v in found[number].items()}
-        tracker.log(number, values)
-    tracker.finish("FINISHED")
+    status = "FAILED"
+    try:
+        yield tracker
+        status = "FINISHED"
+    finally:
+        tracker.finish(status)
+
+
+def log_scores(tracker: Tracker, scores: dict[str, list[dict[str, float]]]) -> None:
+    """A point for each seed: the scores from either weights."""
+    for number, each in enumerate(zip(*scores.values(), strict=True)):
+        tracker.log(
+            number, {f"test/{k}/{w}": v for w, found in zip(scores, each, strict=True) for k, v in found.items()}
+        )
 
 
 if __name__ == "__main__":

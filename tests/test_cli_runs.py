@@ -41,9 +41,11 @@ def deliver() -> tuple[int, list[str]]:
     return result.exit_code, result.output.splitlines()
 
 
-def test_what_waits_in_either_place_is_delivered_and_said_once(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_waits_is_said_once_also_of_a_run_that_was_set_aside(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert deliver() == (0, ["outputs/toy: no runs there"])
-    places = [Path("outputs/toy/running/phase1/tracking"), Path("outputs/toy/tracking/phase2")]
+    places = [Path("outputs/toy/running/phase1/tracking"), Path("outputs/toy/running/phase1/tracking.aside-1")]
     for place in places:
         run_without_mlflow(place, recipe, monkeypatch)
     assert deliver() == (0, [f"{place}: delivered 2 points" for place in places])

@@ -28,6 +28,7 @@ from azneobert.data.tokenizer import (
     train_tokenizer,
 )
 from azneobert.errors import DataError
+from azneobert.layout import Layout
 from azneobert.recipe import Tokenizer as Settings
 from azneobert.recipe import load_recipe
 
@@ -345,7 +346,7 @@ def stages(project, tmp_path, monkeypatch, sample_texts):
     """Runs the stages `deduplicate` and `tokenizer` in a folder of their own; gives back where things are kept."""
     monkeypatch.syspath_prepend(project / "pipelines")
     monkeypatch.chdir(tmp_path)
-    paths = importlib.import_module("stage").Paths("sample")
+    paths = Layout("sample")
     recipe = load_recipe(project / "params.yaml", "sample")[1]
     held_out = "Saxlanılmış sənəd: 漢字 yalnız burada dəfələrlə gəlir."
     for number, collection in enumerate(COLLECTIONS):
@@ -398,7 +399,7 @@ def test_a_tokenizer_is_trained_and_measured_on_the_training_side_of_what_is_lef
         assert list(figure) == ["words", "azneobert", "qwen3.5", "deepseek-v4", "unknown"]
         assert figure["words"] > 0
         assert figure["unknown"] == 0
-    rows = paths.plot("fertility.csv").read_text().splitlines()
+    rows = (paths.plots / "fertility.csv").read_text().splitlines()
     assert rows[0] == "collection,group,tokens_per_word"
     assert len(rows) == 1 + 3 * len(COLLECTIONS)
     for number, collection in enumerate(COLLECTIONS):

@@ -26,7 +26,8 @@ def test_each_run_of_the_stage_is_a_run_in_mlflow_also_when_that_was_away(
     for accuracy in (0.25, 0.5):
         with monkeypatch.context() as patch:
             patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-            finetune.record("toy", recipe, layout, {"pretrained": [{"accuracy": accuracy}] * 2})
+            with finetune.recorded("toy", recipe, layout) as tracker:
+                finetune.log_scores(tracker, {"pretrained": [{"accuracy": accuracy}] * 2})
     folders = layout.tracking_folders()
     assert len(folders) == 2
     found = {}
@@ -36,5 +37,6 @@ def test_each_run_of_the_stage_is_a_run_in_mlflow_also_when_that_was_away(
         assert (run.info.run_name, run.info.status) == ("toy-finetune", "FINISHED")
         found[folder.parent.name.split(".")[0], run.data.metrics["test/accuracy/pretrained"]] = folder
     assert found.keys() == {("finetune", 0.25), ("finetune", 0.5)}
-    finetune.record("toy", recipe, layout, {"pretrained": [{"accuracy": 0.75}] * 2})
+    with finetune.recorded("toy", recipe, layout) as tracker:
+        finetune.log_scores(tracker, {"pretrained": [{"accuracy": 0.75}] * 2})
     assert len(layout.tracking_folders()) == 2, "a run that MLflow has makes room for the next"

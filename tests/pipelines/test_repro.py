@@ -230,7 +230,7 @@ def test_killed_with_9_and_repeated_it_ends_with_the_same_loss_to_the_last_bit(t
     started.wait()
     assert not (project.folder / "outputs/sample/metrics/phase1.json").exists()
 
-    project.run("make", "repro")
+    project.run("dvc", "repro", "phase1")
     interrupted = read_points(points)
     run_id = read_run_id(points)
     losses = {point["step"]: point["values"]["train/loss"] for point in interrupted if "train/loss" in point["values"]}

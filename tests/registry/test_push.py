@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -66,9 +67,12 @@ def test_a_version_without_moments_holds_a_checkpoint_whose_weights_can_be_read(
     folder = pull("models:/toybert@phase1", tmp_path / "pulled", toy.recipe.tracking)
     assert not list(folder.rglob("exp_avg*"))
     assert not verify_checkpoint(folder / "checkpoint").moments
+    program = "from azneobert.cli import main; main()"
     for command in ("verify", "inspect"):
         done = subprocess.run(
-            ["azneobert", "checkpoint", command, str(folder / "checkpoint")], capture_output=True, text=True
+            [sys.executable, "-c", program, "checkpoint", command, str(folder / "checkpoint")],
+            capture_output=True,
+            text=True,
         )
         assert (done.returncode, done.stderr) == (0, "")
     state, _ = read_checkpoint(folder / "checkpoint", moments=False)
