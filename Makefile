@@ -25,7 +25,7 @@ repro: setup ## run the whole recipe that params.yaml names, and say where to lo
 	azneobert next
 
 test: setup ## run the tests
-	python -m pytest -n 2 --dist loadfile
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup ## format check, lint, types
 	ruff format --check .

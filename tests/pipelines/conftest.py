@@ -1,12 +1,34 @@
+"""One `make repro` at toy size for all tests, whichever process they run in."""
+
 from __future__ import annotations
+
+import os
+from pathlib import Path
 
 import pytest
 from project import Project, Reproduced
 
+from azneobert.files import locked
+
 
 @pytest.fixture(scope="session")
-def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Reproduced:
-    project = Project.make(tmp_path_factory.mktemp("project"))
-    printed = project.run("make", "repro").stdout
-    project.commit()
-    return Reproduced(project, printed)
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Reproduced:
+    """The toy project after its first `make repro`, to copy: nobody changes it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "reproduced"
+    shared.mkdir(exist_ok=True)
+    printed = shared / "printed.txt"
+    with locked(shared):  # the other process waits for it
+        if not printed.exists():
+            project = Project.make(shared / "project")
+            said = project.run("make", "repro").stdout
+            project.commit()
+            printed.write_text(said)
+    return Reproduced(Project(shared / "project"), printed.read_text())
+
+
+@pytest.fixture(scope="session")
+def reproduced(pristine: Reproduced, tmp_path_factory: pytest.TempPathFactory) -> Reproduced:
+    """A copy of it for the tests of this process, which leave it as they found it or nearly so."""
+    folder: Path = tmp_path_factory.mktemp("reproduced") / "project"
+    return Reproduced(pristine.project.copy(folder), pristine.printed)

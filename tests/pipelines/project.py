@@ -66,7 +66,7 @@ class Project:
 
     def copy(self, folder: Path) -> Project:
         """The same project, outputs and all, to break."""
-        shutil.copytree(self.folder, folder, symlinks=True)
+        _run(["cp", "-a", str(self.folder), str(folder)], self.folder)  # outputs stay links to the cache
         return Project(folder)
 
     def change(self, edits: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from project import Project, Reproduced, stages_run
+from project import Reproduced, stages_run
 
 from azneobert.checkpoint.manifest import read_manifest
 from azneobert.environment import EXIT_STOPPED
@@ -216,8 +216,11 @@ def test_two_zero2_ranks_stop_at_sigterm_with_a_checkpoint_and_one_plain_process
     assert steps == list(range(1, 501))
 
 
-def test_killed_with_9_and_repeated_it_ends_with_the_same_loss_to_the_last_bit(tmp_path: Path) -> None:
-    project = Project.make(tmp_path)
+def test_killed_with_9_and_repeated_it_ends_with_the_same_loss_to_the_last_bit(
+    pristine: Reproduced, tmp_path: Path
+) -> None:
+    project = pristine.project.copy(tmp_path / "project")
+    shutil.rmtree(project.folder / "outputs/sample/running/phase1")
     project.change({"phase1": {"steps": 60}, "runtime": {"checkpoint_every": 7}})
     points = project.folder / "outputs/sample/running/phase1/tracking"
     started = project.start("make", "repro")
