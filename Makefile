@@ -19,7 +19,7 @@ help: ## what each target does
 setup: $(VENV)/.ready .dvc/plots/offline.html ## make .venv and the offline page that `dvc plots show` fills
 
 repro: setup ## run the whole recipe that params.yaml names, and say where to look next
-	azneobert recipe
+	azneobert recipe check
 	dvc repro
 	azneobert runs deliver
 	azneobert next

@@ -1,30 +1,77 @@
-"""params.yaml, read into frozen and strict models: an unknown key or a wrong type is an error with its path."""
+"""A recipe, read into frozen and strict models: an unknown key or an absurd value is an error with its path.
+
+params.yaml is the recipe that runs; recipes/ holds the others (recipe_files.py).
+"""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import os
 import re
+import unicodedata
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from azneobert.errors import RecipeError
+from azneobert.yaml_files import read_yaml
+
+PARAMS = Path("params.yaml")
 
 PhaseName = Literal["phase1", "phase2"]
 PHASES: tuple[PhaseName, ...] = get_args(PhaseName)
 EngineName = Literal["plain", "zero2"]
 
-Positive = Annotated[int, Field(gt=0)]
+_LETTERS = str.maketrans({"ə": "e", "ı": "i", " ": "_"})  # which no decomposition takes to Latin letters
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+
+
+def check_name(name: str) -> str:
+    """A name of a recipe, a collection or a task: it becomes a folder, a stage of DVC, and a word of a shell's line.
+
+    Raises:
+        ValueError: it is none; the message says what one is.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{shown(name)} is no name here; expected lower-case letters, digits, _ and -, a letter first, as in news_2"
+        )
+    return name
+
+
+def name_of(text: str) -> str:
+    """A name made of any text, such as that of a file: `Xəbərlər 2023` is xeberler_2023."""
+    letters = unicodedata.normalize("NFKD", text.lower().translate(_LETTERS)).encode("ascii", "ignore").decode()
+    name = re.sub(r"[^a-z0-9_-]+", "_", letters).strip("_-")[:60]
+    return name if name[:1].isalpha() else f"c_{name}".rstrip("_")
+
+
+def shown(value: Any) -> str:
+    """A value in a message: on one line, escaped, and not very long."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+Name = Annotated[str, AfterValidator(check_name)]
+Text = Annotated[str, Field(min_length=1)]
+Positive = Annotated[int, Field(gt=0, le=1_000_000_000)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # of transformers
+Length = Annotated[int, Field(gt=0, le=1 << 20)]  # of a sequence, in tokens
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Below1 = Annotated[float, Field(ge=0, lt=1)]
-# YAML 1.1 reads an unquoted `off` as false; a person who writes it means the word.
-WandbMode = Annotated[
-    Literal["off", "offline", "online"], BeforeValidator(lambda value: "off" if value is False else value)
-]
+WandbMode = Literal["off", "offline", "online"]
 
 
 def _as_tuple(value: Any) -> Any:
@@ -32,43 +79,60 @@ def _as_tuple(value: Any) -> Any:
 
 
 class _Block(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class Source(_Block):
-    """Where one collection comes from: local files, or a data set of the Hugging Face hub; and where its text stands.
+class _Fields(_Block):
+    """Where a record's text and id stand: a name, or a dotted path into nested records."""
 
-    `text_field` and `id_field` may be dotted paths into nested records; without an id a document is named by its file
-    and line. `sample_by` says what a document is in plain text files.
-    """
+    text_field: Text = "text"
+    id_field: Text | None = "id"  # without one a document is named by its file and line
 
-    path: str | None = None
-    dataset: str | None = None  # also json, csv, text or parquet, which read the files or URLs of `data_files`
-    config: str | None = None
-    split: str = "train"
-    data_files: Annotated[str | tuple[str, ...] | None, BeforeValidator(_as_tuple)] = None
-    options: dict[str, Any] = Field(default_factory=dict)  # of the `datasets` library's reader, such as `delimiter`
-    revision: str = ""  # of a hub data set; for a path outside data/, which DVC cannot see, raise it when that changes
-    text_field: str = "text"
-    id_field: str | None = "id"
+
+class FileSource(_Fields):
+    """A collection of local files: one file or a folder of them. `sample_by` says what a document is in plain text."""
+
+    path: Text
     sample_by: Literal["document", "paragraph", "line"] = "document"
 
-    @model_validator(mode="after")
-    def _one_place(self) -> Source:
-        if (self.path is None) == (self.dataset is None):
-            raise ValueError("`path` (local files) or `dataset` (of the Hugging Face hub): one of the two would do")
-        of_a_dataset = self.config is not None or self.split != "train" or self.data_files is not None or self.options
-        if self.path is not None and of_a_dataset:
-            raise ValueError("`config`, `split`, `data_files` and `options` belong to a `dataset`, not to a `path`")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _is_of_files(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "dataset" in data:
+            raise ValueError("`dataset` belongs under data.hub; expected `path` here")
+        return data
+
+    @property
+    def name(self) -> str:
+        """What to call the source in a message."""
+        return self.path
+
+
+class HubSource(_Fields):
+    """A collection streamed from the Hugging Face hub, or from files behind URLs."""
+
+    dataset: Text  # also json, csv, text or parquet, which read the files or URLs of `data_files`
+    config: Text | None = None
+    split: Text = "train"
+    data_files: Annotated[Text | tuple[Text, ...] | None, BeforeValidator(_as_tuple)] = None
+    options: dict[str, Any] = Field(default_factory=dict)  # of the `datasets` library's reader, such as `delimiter`
+    revision: str = ""  # a commit of the hub
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_of_the_hub(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "path" in data:
+            raise ValueError("`path` belongs under data.files; expected `dataset` here")
+        return data
 
     @property
     def name(self) -> str:
         """What to call the source in a message."""
         files = (self.data_files,) if isinstance(self.data_files, str) else self.data_files or ()
-        return (
-            str(self.path) if self.path is not None else " ".join(filter(None, (self.dataset, self.config, *files[:1])))
-        )
+        return " ".join(filter(None, (self.dataset, self.config, *files[:1])))
+
+
+Source = FileSource | HubSource
 
 
 class Cleaning(_Block):
@@ -84,69 +148,97 @@ class Cleaning(_Block):
 class Data(_Block):
     """The collections, and how they are cleaned.
 
-    `order` names them all: a text that stands in two collections is kept in the one that comes first.
+    `files` are local, `hub` is streamed, and `order` names them all: a text that stands in two collections is kept in
+    the one that comes first. DVC sees the order of a list, and not that of a mapping.
     """
 
-    sources: Annotated[dict[str, Source], Field(min_length=1)]
+    files: dict[Name, FileSource]
+    hub: dict[Name, HubSource]
     order: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
     cleaning: Cleaning
 
+    @property
+    def sources(self) -> dict[str, Source]:
+        """Every collection's source, in the order of `order`."""
+        return {name: self.files[name] if name in self.files else self.hub[name] for name in self.order}
+
     @model_validator(mode="after")
-    def _names(self) -> Data:
-        # They become names of folders, of stages, and of keys that DVC looks up between dots.
-        odd = [name for name in self.sources if not re.fullmatch(r"[A-Za-z0-9_-]+", name)]
-        if odd:
-            raise ValueError(f"sources: {odd[0]!r} names a collection; expected letters, digits, _ and - only")
+    def _names_and_order_fit(self) -> Data:
+        names = [*self.files, *self.hub]
+        if not names:
+            raise ValueError("no collection; expected one at least under files (local) or hub (streamed)")
+        if both := sorted(self.files.keys() & self.hub.keys()):
+            raise ValueError(f"{both[0]} stands under files and under hub; use two names")
+        counts = Counter(self.order)
+        problems = [f"{name} is missing" for name in names if name not in counts]
+        problems += [f"{shown(name)} is unknown" for name in counts if name not in names]
+        problems += [f"{name} stands {count} times" for name, count in counts.items() if count > 1]
+        if problems:
+            raise ValueError(f"order: {', '.join(problems)}; expected each name of files and hub once")
         return self
 
     @model_validator(mode="after")
-    def _order_is_of_all(self) -> Data:
-        counts = Counter(self.order)
-        problems = [f"{name} is missing" for name in self.sources if name not in counts]
-        problems += [f"{name} is unknown" for name in counts if name not in self.sources]
-        problems += [f"{name} stands {count} times" for name, count in counts.items() if count > 1]
-        if problems:
-            raise ValueError(f"order: {', '.join(problems)}; expected each name in `sources` once")
+    def _each_file_is_read_once(self) -> Data:
+        places = {name: PurePath(os.path.normpath(source.path)) for name, source in self.files.items()}
+        for (one, here), (other, there) in itertools.permutations(places.items(), 2):
+            if there == here or here in there.parents:
+                how = "have one path" if there == here else "lie one in the other"
+                raise ValueError(
+                    f"files: {one} ({here}) and {other} ({there}) {how}; expected each file in one collection"
+                )
         return self
+
+
+class TrainedTokenizer(_Block):
+    """How a tokenizer is trained. `max_characters` bounds what it sees, a sample of all collections by hash."""
+
+    lowercase: bool = False
+    max_characters: int = Field(default=2_000_000_000, gt=0, le=1_000_000_000_000)
+
+
+class ImportedTokenizer(_Block):
+    """A tokenizer.json, taken unchanged."""
+
+    path: Text
 
 
 class Tokenizer(_Block):
-    """Train a tokenizer on the documents, or import a tokenizer.json unchanged.
+    """A tokenizer: `trained` on the documents, by one of three algorithms, or `imported`; exactly one entry in all.
 
-    `max_characters` bounds what it is trained on, a sample of all collections by the documents' hashes. `compare` names
-    more tokenizers (a tokenizer.json each) for the table of fertility.
+    Both are mappings, since DVC makes a stage of each entry, which depends on the file where there is one. `compare`
+    names more tokenizers (a tokenizer.json each) for the table of fertility.
     """
 
-    algorithm: Literal["wordpiece", "bpe", "unigram", "import"]
-    vocab_size: Positive
-    lowercase: bool = False
-    path: str | None = None
-    max_characters: Positive = 2_000_000_000
+    vocab_size: int = Field(gt=0, le=1 << 24)
+    trained: dict[Literal["wordpiece", "bpe", "unigram"], TrainedTokenizer]
+    imported: dict[Name, ImportedTokenizer]
     compare: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _import_needs_a_path(self) -> Tokenizer:
-        if (self.algorithm == "import") != (self.path is not None):
+    def _one_way(self) -> Tokenizer:
+        found = [*self.trained, *self.imported]
+        if len(found) != 1:
             raise ValueError(
-                "`path` names the tokenizer.json to import: set it with `algorithm: import`, and only then"
+                f"{' and '.join(found) or 'nothing'} under trained and imported; expected one entry, "
+                "as in trained: {bpe: {lowercase: false}}, and the other {}"
             )
-        if self.algorithm == "unigram" and self.vocab_size < 512:
-            raise ValueError(f"vocab_size {self.vocab_size}: unigram spells 256 bytes beside its pieces; 512 would do")
+        if "unigram" in self.trained and self.vocab_size < 512:
+            raise ValueError(f"vocab_size {self.vocab_size}: unigram spells 256 bytes beside its pieces; use 512")
         return self
 
 
 class Model(_Block):
     """NeoBERT's architecture; `intermediate_size` is before the 2/3 rule of SwiGLU."""
 
-    hidden_size: Positive
-    num_hidden_layers: Positive
-    num_attention_heads: Positive
-    intermediate_size: Positive
-    vocab_size: Positive
-    max_position_embeddings: Positive
-    rope_theta: float
-    rms_norm_eps: float
-    initializer_range: float
+    hidden_size: int = Field(gt=0, le=1 << 16)
+    num_hidden_layers: int = Field(gt=0, le=1000)
+    num_attention_heads: int = Field(gt=0, le=1024)
+    intermediate_size: int = Field(gt=0, le=1 << 18)
+    vocab_size: int = Field(gt=0, le=1 << 24)
+    max_position_embeddings: Length
+    rope_theta: Annotated[float, Field(gt=1, le=1e9)]
+    rms_norm_eps: float = Field(gt=0, le=0.1)
+    initializer_range: float = Field(gt=0, le=1)
     tie_embeddings: bool
 
     @model_validator(mode="after")
@@ -154,7 +246,7 @@ class Model(_Block):
         if self.hidden_size % (2 * self.num_attention_heads):
             raise ValueError(
                 f"hidden_size {self.hidden_size} over {self.num_attention_heads} heads is not an even head size; "
-                f"{2 * self.num_attention_heads * max(1, self.hidden_size // (2 * self.num_attention_heads))} would do"
+                f"use {2 * self.num_attention_heads * max(1, self.hidden_size // (2 * self.num_attention_heads))}"
             )
         return self
 
@@ -164,9 +256,9 @@ class Training(_Block):
 
     masking_rate: Annotated[float, Field(gt=0, le=0.5)]
     adam_betas: tuple[Below1, Below1]
-    adam_eps: Annotated[float, Field(gt=0)]
-    weight_decay: Annotated[float, Field(ge=0)]
-    clip_norm: Annotated[float, Field(gt=0)]
+    adam_eps: float = Field(gt=0, le=0.1)
+    weight_decay: Annotated[float, Field(ge=0, le=10)]
+    clip_norm: float = Field(gt=0, le=1e6)
     compute_dtype: Literal["float32", "bfloat16"]
 
     @model_validator(mode="before")
@@ -188,36 +280,38 @@ class Carry(_Block):
 class MixturePart(_Block):
     """A part of the rows: made of documents of at least `min_tokens`, and this share of all samples."""
 
-    min_tokens: Annotated[int, Field(ge=0)]
+    min_tokens: Annotated[int, Field(ge=0, le=1_000_000_000)]
     share: Annotated[float, Field(gt=0, le=1)]
 
 
 class Phase(_Block):
     """One phase of pretraining: linear warm-up to the peak, then a cosine to zero at the last step.
 
-    `mixture` draws rows by the length of their documents; without it every document is gone through once an epoch.
+    `mixture` draws rows by the length of their documents; without it, or with an empty one, every document is gone
+    through once an epoch.
     """
 
-    sequence_length: Annotated[int, Field(ge=8)]
-    global_batch: Positive
+    sequence_length: Annotated[int, Field(ge=8, le=1 << 20)]
+    global_batch: int = Field(gt=0, le=10_000_000)
     steps: Positive
-    warmup_steps: Annotated[int, Field(ge=0)]
+    warmup_steps: Annotated[int, Field(ge=0, le=1_000_000_000)]
+    # Finite is all that is asked of it: whether a rate is too high is for the guards of the training to find out.
     peak_learning_rate: Annotated[float, Field(gt=0)]
     start_from: Literal["phase1"] | None = None
     carry: Carry | None = None
-    mixture: Annotated[tuple[MixturePart, ...] | None, Field(min_length=1), BeforeValidator(_as_tuple)] = None
+    mixture: Annotated[tuple[MixturePart, ...] | None, BeforeValidator(lambda value: _as_tuple(value) or None)] = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Phase:
         if self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps {self.warmup_steps} leaves nothing of {self.steps} steps; fewer would do")
+            raise ValueError(f"warmup_steps {self.warmup_steps} leaves nothing of {self.steps} steps; use fewer")
         if (self.start_from is None) != (self.carry is None):
             raise ValueError("`start_from` and `carry` go together: what does the phase start from, and what is kept?")
         shares = [part.share for part in self.mixture or ()]
         if shares and (abs(sum(shares) - 1) > 1e-9 or any(abs(100 * s - round(100 * s)) > 1e-9 for s in shares)):
             raise ValueError(f"mixture: shares {shares} are not whole percents that sum to 1")
         if len({part.min_tokens for part in self.mixture or ()}) < len(shares):
-            raise ValueError("mixture: two parts have the same min_tokens; one with the sum of their shares would do")
+            raise ValueError("mixture: two parts have the same min_tokens; use one with the sum of their shares")
         return self
 
     @property
@@ -233,16 +327,16 @@ class Runtime(_Block):
     """
 
     engine: EngineName
-    processes: Positive
-    max_micro_batch: Positive
+    processes: int = Field(gt=0, le=1 << 16)
+    max_micro_batch: int = Field(gt=0, le=1 << 20)
     attention: Literal["auto", "fa4", "fa3", "fa2", "reference"]
     blocks: Literal["auto", "fused", "torch"]
     compile: bool
     deterministic: bool  # every sum in one order: a resumed run is the uninterrupted one to the last bit, on a GPU too
-    workers: Annotated[int, Field(ge=0)]
+    workers: Annotated[int, Field(ge=0, le=1024)]
     log_every: Positive
     checkpoint_every: Positive
-    keep_checkpoints: Positive
+    keep_checkpoints: int = Field(gt=0, le=1_000_000)
     changed_code: Literal["retrain", "keep"] = "keep"
 
 
@@ -256,34 +350,41 @@ class Evaluation(_Block):
 class Tracking(_Block):
     """Where runs are recorded. The environment's MLFLOW_TRACKING_URI goes before `mlflow_uri`."""
 
-    mlflow_uri: str
-    experiment: str
+    mlflow_uri: Text
+    experiment: Text
     wandb: WandbMode
-    wandb_project: str = "azneobert"
+    wandb_project: Text = "azneobert"
 
 
 class Registry(_Block):
     """The registered model, and whether its versions hold the optimizer's moments."""
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     with_moments: bool
 
 
-class Finetuning(_Block):
-    """The task that shows what the pretrained encoder is worth: the topic of a text."""
+class TaskFiles(_Block):
+    """A labelled task: a folder with train.jsonl, validation.jsonl and test.jsonl."""
 
-    model: str
-    task: str
-    epochs: Positive
-    batch_size: Positive
+    path: Text
+
+
+class Finetuning(_Block):
+    """The labelled tasks that show what the pretrained encoder is worth; none is as good as any number."""
+
+    model: Text
+    files: dict[Name, TaskFiles]
+    epochs: int = Field(gt=0, le=100_000)
+    batch_size: int = Field(gt=0, le=1 << 20)
     learning_rate: Annotated[float, Field(gt=0)]
-    max_length: Positive
-    seeds: Annotated[tuple[int, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
+    max_length: Length
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000), BeforeValidator(_as_tuple)]
 
 
 class Recipe(_Block):
-    """Everything that a stage may depend on."""
+    """Everything that a stage may depend on. `name` is what its outputs, its stages and its runs are called by."""
 
+    name: Name
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     data: Data
     tokenizer: Tokenizer
@@ -302,7 +403,7 @@ class Recipe(_Block):
         if self.tokenizer.vocab_size != self.model.vocab_size:
             raise ValueError(
                 f"tokenizer.vocab_size {self.tokenizer.vocab_size} and model.vocab_size "
-                f"{self.model.vocab_size} differ; the same number in both would do"
+                f"{self.model.vocab_size} differ; use the same number in both"
             )
         limit = self.model.max_position_embeddings
         for name in PHASES:
@@ -310,13 +411,13 @@ class Recipe(_Block):
             if phase.sequence_length > limit:
                 raise ValueError(
                     f"{name}.sequence_length {phase.sequence_length} exceeds model.max_position_embeddings {limit}; "
-                    f"{limit} or less would do"
+                    f"use {limit} or less"
                 )
             check_division(phase.global_batch, self.runtime.processes, f"{name}.")
         if self.finetuning.max_length > limit:
             raise ValueError(
                 f"finetuning.max_length {self.finetuning.max_length} exceeds model.max_position_embeddings {limit}; "
-                f"{limit} or less would do"
+                f"use {limit} or less"
             )
         if self.phase1.start_from is not None:
             raise ValueError("phase1.start_from: the first phase starts from random weights; remove the key")
@@ -339,29 +440,29 @@ def check_division(global_batch: int, processes: int, where: str = "") -> None:
         counts = ", ".join(str(n) for n in range(1, processes + 1) if global_batch % n == 0)
         raise ValueError(
             f"{where}global_batch {global_batch} does not divide over {processes} processes; "
-            f"a batch of {sizes}, or {counts} processes would do"
+            f"use a batch of {sizes}, or {counts} processes"
         )
 
 
-def load_recipe(path: Path | str = "params.yaml", name: str | None = None) -> tuple[str, Recipe]:
-    """The name and content of the recipe that `path` selects, or of the one called `name`.
+def load_recipe(path: Path | str = PARAMS) -> Recipe:
+    """The recipe that a file holds; without a path, the one that runs.
 
     Raises:
-        RecipeError: the file is missing or not YAML, or the recipe has an unknown key, a wrong type or parts that
-            do not fit each other. The message holds the path of the key.
+        RecipeError: the file is missing or not YAML, or the recipe has an unknown key, a wrong type, an absurd value or
+            parts that do not fit each other. The message holds the path of the key.
     """
-    document = _read_yaml(Path(path))
-    recipes = [str(key) for key, value in document.items() if isinstance(value, dict)]
-    chosen = name if name is not None else document.get("recipe")
-    if chosen not in recipes:
-        raise RecipeError(f"{path}: recipe: found {chosen!r}; one of {', '.join(recipes)} would do")
-    unknown = sorted(str(key) for key in document if key != "recipe" and str(key) not in recipes)
-    if unknown:
-        raise RecipeError(f"{path}: {unknown[0]}: unknown key; `recipe` and one block a recipe would do")
     try:
-        return str(chosen), Recipe.model_validate(document[chosen])
+        document = read_yaml(Path(path))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such file; run this in the project's folder") from None
+    except ValueError as error:
+        raise RecipeError(f"{path}: {error}") from None
+    if "recipe" in document:
+        raise RecipeError(f"{path}: holds a block a recipe, as before; `azneobert recipe migrate` makes a file of each")
+    try:
+        return Recipe.model_validate(document)
     except ValidationError as error:
-        raise RecipeError(f"{path}: {_first_error(str(chosen), error)}") from None
+        raise RecipeError(f"{path}: {_first_error(error)}") from None
 
 
 def recipe_fingerprint(block: BaseModel | dict[str, Any]) -> str:
@@ -370,24 +471,10 @@ def recipe_fingerprint(block: BaseModel | dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(f"{path}: no such file; run this in the project's folder") from None
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: is not UTF-8 ({error.reason}); save it as UTF-8") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(document, dict):
-        raise RecipeError(f"{path}: holds {type(document).__name__}; `recipe` and one block a recipe would do")
-    return document
-
-
-def _first_error(name: str, error: ValidationError) -> str:
+def _first_error(error: ValidationError) -> str:
     details = error.errors()
     first = details[0]
-    where = ".".join([name, *(str(part) for part in first["loc"])])
+    where = ".".join(str(part) for part in first["loc"] if part != "[key]")
     # A check across several keys already names them, so the value it was given would only repeat the block.
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
@@ -395,8 +482,6 @@ def _first_error(name: str, error: ValidationError) -> str:
     elif first["type"] == "missing":
         message = "is missing; every key of the recipe must be stated"
     elif first["type"] != "value_error":
-        message = f"{message[0].lower()}{message[1:]}, found {first['input']!r}"
-        if first["type"] == "float_type" and isinstance(first["input"], str):
-            message += "; YAML takes a number with an exponent for text unless it has a point, as in 1.0e-4"
+        message = f"{message[0].lower()}{message[1:]}, found {shown(first['input'])}"
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    return f"{where}: {message}{more}"
+    return f"{where}: {message}{more}" if where else f"{message}{more}"

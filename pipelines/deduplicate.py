@@ -3,6 +3,8 @@
 The first copy stays, in the recipe's order of the collections.
 """
 
+from stage import run_stage
+
 import json
 from argparse import Namespace
 from typing import Any
@@ -13,10 +15,9 @@ from azneobert.data.duplicates import Duplicates, find_duplicates, remaining
 from azneobert.files import write_json
 from azneobert.layout import Layout
 from azneobert.recipe import Recipe
-from stage import run_stage
 
 
-def deduplicate(name: str, recipe: Recipe, layout: Layout, options: Namespace) -> None:
+def deduplicate(recipe: Recipe, layout: Layout, options: Namespace) -> None:
     order = recipe.data.order
     found = find_duplicates(layout.documents(collection) for collection in order)
     lost = 0

@@ -1,5 +1,7 @@
 """Stage: the held-out loss and masked accuracy of one phase's last checkpoint, by collection."""
 
+from stage import run_stage
+
 import csv
 from argparse import Namespace
 
@@ -15,10 +17,9 @@ from azneobert.model.encoder import build_model
 from azneobert.recipe import PHASES, Recipe
 from azneobert.training.evaluation import evaluate
 from azneobert.training.inputs import Inputs, open_streams
-from stage import run_stage
 
 
-def evaluate_phase(name: str, recipe: Recipe, layout: Layout, options: Namespace) -> None:
+def evaluate_phase(recipe: Recipe, layout: Layout, options: Namespace) -> None:
     phase = options.phase
     checkpoint, _ = finished_checkpoint(layout.finished(phase))
     state = open_checkpoint(checkpoint, moments=False)
@@ -28,7 +29,7 @@ def evaluate_phase(name: str, recipe: Recipe, layout: Layout, options: Namespace
     backend = choose_backend(recipe.runtime, recipe.model, world.device, dtype)
     model = build_model(recipe.model, recipe.seed, dtype, backend)
     model.load_state_dict(all_weights(state))
-    _, validation = open_streams(Inputs.of(name, recipe, layout, phase))
+    _, validation = open_streams(Inputs.of(recipe, layout, phase))
     rows = min(recipe.runtime.max_micro_batch, recipe.phase(phase).global_batch)
     limit = recipe.evaluation.max_rows_per_collection
     figures = evaluate(model.to(world.device), validation, rows, limit, world)

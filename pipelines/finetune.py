@@ -1,4 +1,6 @@
-"""Stage: fine-tune the registered model on a labelled task, beside the same network from random weights."""
+"""Stage: fine-tune the registered model on one labelled task, beside the same network from random weights."""
+
+from stage import run_stage
 
 import json
 import statistics
@@ -19,32 +21,30 @@ from azneobert.registry.versions import find_version
 from azneobert.tracking.delivery import fresh_folder
 from azneobert.tracking.record import RunInfo
 from azneobert.tracking.tracker import Tracker
-from stage import run_stage
 
 
-def finetune(name: str, recipe: Recipe, layout: Layout, options: Namespace) -> None:
+def finetune(recipe: Recipe, layout: Layout, options: Namespace) -> None:
     settings = recipe.finetuning
-    task = read_task(Path(settings.task))
+    task = read_task(Path(settings.files[options.task].path))
     check_version(recipe, layout)
     scores: dict[str, list[dict[str, float]]] = {"pretrained": [], "random": []}
-    with recorded(name, recipe, layout) as tracker, tempfile.TemporaryDirectory() as scratch:
+    with recorded(recipe, layout, options.task) as tracker, tempfile.TemporaryDirectory() as scratch:
         encoder = pull(settings.model, Path(scratch) / "model", recipe.tracking)
         for weights, found in scores.items():
             for seed in settings.seeds:
                 found.append(fine_tune(encoder, task, settings, seed, pretrained=weights == "pretrained"))
                 print(
-                    f"{task.name}: {weights} weights, seed {seed}: test accuracy {found[-1]['accuracy']:.1%}",
+                    f"{options.task}: {weights} weights, seed {seed}: test accuracy {found[-1]['accuracy']:.1%}",
                     flush=True,
                 )
         log_scores(tracker, scores)
     figures = {weights: summary(found) for weights, found in scores.items()}
     figures["examples"] = {split: len(examples) for split, examples in task.splits.items()}
-    write_json(layout.metrics("finetune"), figures)
+    write_json(layout.metrics(f"finetune/{options.task}"), figures)
+    seeds = len(settings.seeds)
     for weights in scores:
         mean, deviation = figures[weights]["accuracy"], figures[weights]["accuracy_deviation"]
-        print(
-            f"{task.name}: {weights} weights: test accuracy {mean:.1%} ± {deviation:.1%}, {len(settings.seeds)} seeds"
-        )
+        print(f"{options.task}: {weights} weights: test accuracy {mean:.1%} ± {deviation:.1%}, {seeds} seeds")
 
 
 def check_version(recipe: Recipe, layout: Layout) -> None:
@@ -70,15 +70,15 @@ def summary(found: list[dict[str, float]]) -> dict[str, float]:
 
 
 @contextmanager
-def recorded(name: str, recipe: Recipe, layout: Layout) -> Iterator[Tracker]:
+def recorded(recipe: Recipe, layout: Layout, task: str) -> Iterator[Tracker]:
     """One MLflow run from the beginning of fine-tuning to its end; the step is the number of the seed."""
     info = RunInfo(
-        name=f"{name}-finetune",
+        name=f"{recipe.name}-finetune-{task}",
         params={"finetuning": recipe.finetuning.model_dump(mode="json")},
-        tags={"azneobert.recipe": name, "azneobert.model": recipe.finetuning.model},
-        description=f"Fine-tuning of {recipe.finetuning.model}, recipe {name}; the step is the number of the seed.",
+        tags={"azneobert.recipe": recipe.name, "azneobert.model": recipe.finetuning.model},
+        description=f"Fine-tuning of {recipe.finetuning.model} on {task}; the step is the number of the seed.",
     )
-    run = layout.running("finetune")
+    run = layout.running(f"finetune-{task}")
     fresh_folder(run.path)
     tracker = Tracker(run.tracking, recipe.tracking, info)
     status = "FAILED"
@@ -98,4 +98,4 @@ def log_scores(tracker: Tracker, scores: dict[str, list[dict[str, float]]]) -> N
 
 
 if __name__ == "__main__":
-    run_stage(finetune)
+    run_stage(finetune, task=lambda recipe: recipe.finetuning.files)

@@ -1,5 +1,7 @@
 """Stage: one collection's source -> cleaned documents."""
 
+from stage import run_stage
+
 from argparse import Namespace
 from dataclasses import asdict
 
@@ -8,10 +10,9 @@ from azneobert.files import write_json
 from azneobert.layout import Layout
 from azneobert.provenance import code_sha256
 from azneobert.recipe import Recipe
-from stage import run_stage
 
 
-def ingest_collection(name: str, recipe: Recipe, layout: Layout, options: Namespace) -> None:
+def ingest_collection(recipe: Recipe, layout: Layout, options: Namespace) -> None:
     collection = options.collection
     report = ingest(
         recipe.data.sources[collection],

@@ -3,6 +3,8 @@
 A run that stands half-finished in the phase's folder goes on; one of other data, model or settings is set aside.
 """
 
+from stage import ACCEPT_CHANGED, run_stage
+
 import sys
 from argparse import Namespace
 
@@ -15,10 +17,9 @@ from azneobert.layout import Layout
 from azneobert.recipe import PHASES, Recipe
 from azneobert.training.report import attach_report, publish, write_report
 from recover import bring_back, take_over_former_place
-from stage import ACCEPT_CHANGED, run_stage
 
 
-def launch(name: str, recipe: Recipe, layout: Layout, options: Namespace) -> None:
+def launch(recipe: Recipe, layout: Layout, options: Namespace) -> None:
     """Train the phase, then leave what the stages after it take: its checkpoint, points, metrics and curves."""
     phase, run = options.phase, layout.running(options.phase)
     finished = layout.finished(phase)
@@ -35,7 +36,7 @@ def launch(name: str, recipe: Recipe, layout: Layout, options: Namespace) -> Non
         print(f"{phase}: stopped as asked at step {outcome.step}, with a checkpoint; start again to go on")
         sys.exit(EXIT_STOPPED)
     publish(run, finished)
-    write_json(layout.metrics(phase), write_report(name, recipe, phase, finished, layout.plots))
+    write_json(layout.metrics(phase), write_report(recipe, phase, finished, layout.plots))
     attach_report(recipe, run, layout.plots / f"{phase}.png")
 
 

@@ -1,5 +1,7 @@
 """One rank of a phase of pretraining; pipelines/launch.py starts as many of them as the recipe asks for."""
 
+from stage import ACCEPT_CHANGED, lineage, run_stage
+
 import os
 from argparse import Namespace
 
@@ -10,14 +12,13 @@ from azneobert.recipe import PHASES, Recipe
 from azneobert.training.folder import prepare_folder
 from azneobert.training.inputs import Inputs
 from azneobert.training.run import pretrain
-from stage import ACCEPT_CHANGED, lineage, run_stage
 
 
-def rank(name: str, recipe: Recipe, layout: Layout, options: Namespace) -> None:
+def rank(recipe: Recipe, layout: Layout, options: Namespace) -> None:
     """Train as the rank that the launcher's environment names."""
     end_with_launcher()
     more = {"lineage": lineage(recipe, layout), "provenance": run_provenance()}
-    inputs = Inputs.of(name, recipe, layout, options.phase, **more)
+    inputs = Inputs.of(recipe, layout, options.phase, **more)
     accepted = tuple(options.accept_changed)
     if os.environ.get("RANK", "0") == "0" and prepare_folder(inputs, accepted):
         print(f"{options.phase}: complete already; nothing that decides its numbers has changed", flush=True)

@@ -1,5 +1,7 @@
 """Runs that are not in their place: one of before lies elsewhere, a finished one may be in DVC's cache alone."""
 
+from stage import locked_hashes
+
 import json
 import shutil
 import subprocess
@@ -10,7 +12,6 @@ from azneobert.files import write_json
 from azneobert.layout import CHECKPOINT, Layout, RunFolder
 from azneobert.recipe import PhaseName, Recipe
 from azneobert.tracking.points import POINTS
-from stage import locked_hashes
 
 
 def take_over_former_place(layout: Layout, phase: PhaseName) -> None:

@@ -1,5 +1,7 @@
 """Stage: pack the windows of all collections into rows of one phase's sequence length."""
 
+from stage import run_stage
+
 import shutil
 from argparse import Namespace
 
@@ -9,10 +11,9 @@ from azneobert.errors import DataError
 from azneobert.files import write_json
 from azneobert.layout import Layout
 from azneobert.recipe import PHASES, Recipe
-from stage import run_stage
 
 
-def rows(name: str, recipe: Recipe, layout: Layout, options: Namespace) -> None:
+def rows(recipe: Recipe, layout: Layout, options: Namespace) -> None:
     phase = recipe.phase(options.phase)
     target = layout.rows(options.phase)
     shutil.rmtree(target, ignore_errors=True)

@@ -1,4 +1,7 @@
-"""What every stage shares: where its recipe keeps things, how it reports numbers, and how it fails."""
+"""What every stage shares: where its recipe keeps things, how it fails, and how it is interrupted.
+
+It is imported before anything else, and imports nothing slow, so that what it sets holds while torch is imported.
+"""
 
 from __future__ import annotations
 
@@ -7,44 +10,70 @@ import logging
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-import yaml
-
+from azneobert.environment import quiet_barriers
 from azneobert.errors import AzNeoBertError, RecipeError
 from azneobert.layout import Layout
 from azneobert.recipe import Recipe, load_recipe, recipe_fingerprint
+from azneobert.yaml_files import read_yaml
 
 ACCEPT_CHANGED = {"accept-changed": "go on although this part of the run's identity has changed, such as training"}
 
+_KEPT_WHEN_INTERRUPTED = {
+    "ingest": "what it has read so far is kept",
+    "tokens": "the parts that it has tokenized are kept",
+}
+_LARGEST_LOCK = 64 << 20  # bytes; eleven collections have 200,000
+
 
 def run_stage(
-    stage: Callable[[str, Recipe, Layout, argparse.Namespace], None],
+    stage: Callable[[Recipe, Layout, argparse.Namespace], None],
     options: dict[str, str] | None = None,
+    *,
+    flags: dict[str, str] | None = None,
     **arguments: Iterable[str] | Callable[[Recipe], Iterable[str]],
 ) -> None:
     """Read the recipe, run the stage, and print what a user can mend as one line with exit code 1.
 
     `arguments` are the stage's positional arguments, each with the values it may have, or how a recipe says them;
-    `options` are options that may be given several times, each with its help.
+    `options` are options that may be given several times, `flags` those without a value, each with its help.
     """
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     for option, explanation in (options or {}).items():
         parser.add_argument(f"--{option}", action="append", default=[], metavar="KEY", help=explanation)
+    for flag, explanation in (flags or {}).items():
+        parser.add_argument(f"--{flag}", action="store_true", help=explanation)
     for argument, choices in arguments.items():
         parser.add_argument(argument, choices=None if callable(choices) else list(choices))
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
-        name, recipe = load_recipe()
+        recipe = load_recipe()
         for argument, choices in arguments.items():
             if callable(choices):
-                _check_choice(argument, getattr(chosen, argument), list(choices(recipe)), name)
-        stage(name, recipe, Layout(name), chosen)
+                _check_choice(argument, getattr(chosen, argument), list(choices(recipe)), recipe.name)
+        stage(recipe, Layout(recipe.name), chosen)
     except AzNeoBertError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: {error.filename}: {error.strerror}")
+
+
+def _say_interrupted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """One line in the place of a traceback for Ctrl-C, wherever it meets the stage: in an import, too."""
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+        return
+    stage = Path(sys.argv[0]).stem
+    kept = _KEPT_WHEN_INTERRUPTED.get(stage, "the stages before it have kept theirs; this one starts again")
+    print(f"{' '.join([stage, *sys.argv[1:]])}: interrupted; {kept}. `dvc repro` goes on", file=sys.stderr, flush=True)
+
+
+# Before the imports of the stage itself, which take seconds.
+sys.excepthook = _say_interrupted
+quiet_barriers()
 
 
 def _check_choice(argument: str, found: str, choices: list[str], recipe: str) -> None:
@@ -60,9 +89,9 @@ def lineage(recipe: Recipe, layout: Layout) -> dict[str, Any]:
 def locked_hashes() -> dict[str, str]:
     """DVC's hash of each output, by its path, from dvc.lock, which DVC brings up to date after each stage."""
     try:
-        stages = yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8"))["stages"]
+        stages = read_yaml(Path("dvc.lock"), _LARGEST_LOCK)["stages"]
         return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
-    except (OSError, KeyError, TypeError, yaml.YAMLError):
+    except (OSError, KeyError, TypeError, ValueError):
         return {}  # run without DVC
 
 

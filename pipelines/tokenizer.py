@@ -1,5 +1,7 @@
 """Stage: train the tokenizer on the training side of all collections, or import one; and measure its fertility."""
 
+from stage import run_stage
+
 import csv
 import json
 from argparse import Namespace
@@ -12,23 +14,22 @@ from azneobert.data.tokenizer import load_tokenizer, train_tokenizer
 from azneobert.files import write_json
 from azneobert.layout import Layout
 from azneobert.recipe import Recipe
-from stage import run_stage
 
 FERTILITY_CHARACTERS = 2_000_000  # of each collection, enough for the third digit
 
 
-def tokenizer(name: str, recipe: Recipe, layout: Layout, options: Namespace) -> None:
+def tokenizer(recipe: Recipe, layout: Layout, options: Namespace) -> None:
     settings = recipe.tokenizer
     others = compared(settings.compare)  # a missing file is said before an hour of training, not after it
     characters = {collection: characters_of(layout, collection) for collection in recipe.data.order}
     layout.tokenizer.parent.mkdir(parents=True, exist_ok=True)
-    if settings.path is not None:
-        load_tokenizer(Path(settings.path), settings.vocab_size)
-        layout.tokenizer.write_bytes(Path(settings.path).read_bytes())
-    else:
-        share = min(1.0, settings.max_characters / sum(characters.values()))
+    for imported in settings.imported.values():
+        load_tokenizer(Path(imported.path), settings.vocab_size)
+        layout.tokenizer.write_bytes(Path(imported.path).read_bytes())
+    for algorithm, how in settings.trained.items():
+        share = min(1.0, how.max_characters / sum(characters.values()))
         texts = (batch for collection in recipe.data.order for batch in texts_of(layout, collection, share))
-        trained = train_tokenizer(texts, settings.algorithm, settings.vocab_size, settings.lowercase)
+        trained = train_tokenizer(texts, algorithm, settings.vocab_size, how.lowercase)
         trained.save(str(layout.tokenizer))
     loaded = load_tokenizer(layout.tokenizer, settings.vocab_size)
     counters = {"azneobert": count_with(loaded)} | others

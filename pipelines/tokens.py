@@ -1,15 +1,16 @@
 """Stage: one collection's documents -> token stores, one for training and one held out."""
 
+from stage import run_stage
+
 from argparse import Namespace
 
 from azneobert.data.tokens import tokenize_collection
 from azneobert.files import write_json
 from azneobert.layout import Layout
 from azneobert.recipe import Recipe
-from stage import run_stage
 
 
-def tokens(name: str, recipe: Recipe, layout: Layout, options: Namespace) -> None:
+def tokens(recipe: Recipe, layout: Layout, options: Namespace) -> None:
     collection = options.collection
     metas = tokenize_collection(
         layout.documents(collection),

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import yaml
 from toy import ROOT, Toy, run_command
 from typer.testing import CliRunner
 
 from azneobert.cli import app
 from azneobert.errors import RecipeError
 from azneobert.registry.push import push
+from azneobert.yaml_files import read_yaml, write_yaml, yaml_text
 
 COMMAND = Path(sys.executable).with_name("azneobert")
 
@@ -62,7 +62,7 @@ def project(make_toy: Callable[..., Toy]) -> Project:
     toy = toy.with_({"tracking": {"mlflow_uri": f"sqlite:///{toy.folder}/mlflow.db"}})
     assert toy.train()
     recipe = toy.recipe.model_dump(mode="json")
-    (toy.folder / "params.yaml").write_text(yaml.safe_dump({"recipe": "toy", "toy": recipe}))
+    (toy.folder / "params.yaml").write_text(yaml_text(recipe))
     figures = {"eval/loss": 5.25, "eval/accuracy": 0.125}
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -94,7 +94,7 @@ def invoke(project: Project, monkeypatch: pytest.MonkeyPatch) -> Callable[..., s
 
 def test_recipe_shows_parameters_and_the_size_of_each_phase(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)  # the sources are there
-    result = CliRunner().invoke(app, ["recipe", "--recipe", "sample"], catch_exceptions=False)
+    result = CliRunner().invoke(app, ["recipe", "check", "sample"], catch_exceptions=False)
     assert result.exit_code == 0
     assert "recipe sample: " in result.output
     assert "11 collections" in result.output
@@ -103,15 +103,15 @@ def test_recipe_shows_parameters_and_the_size_of_each_phase(monkeypatch: pytest.
 
 
 def test_recipe_refuses_sources_that_are_not_there(project: Project) -> None:
-    assert "no such source file or folder" in project.refuses("recipe")
+    assert "no such source file or folder" in project.refuses("recipe", "check")
 
 
 def test_a_misspelt_key_is_refused_by_its_path(project: Project, tmp_path: Path) -> None:
-    content = yaml.safe_load((project.folder / "params.yaml").read_text())
-    content["toy"]["model"]["hiden_size"] = 32
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    content = read_yaml(project.folder / "params.yaml")
+    content["model"]["hiden_size"] = 32
+    write_yaml(tmp_path / "params.yaml", content)
     line = Project(tmp_path, project.toy).refuses("registry", "list", installed=True)
-    assert "params.yaml: toy.model.hiden_size: unknown key" in line
+    assert "params.yaml: model.hiden_size: unknown key" in line
 
 
 def test_a_folder_without_params_yaml_is_refused(project: Project, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_folder_without_params_yaml_is_refused(project: Project, tmp_path: Pat
 def test_a_recipe_that_is_not_there_is_refused_with_those_that_are(project: Project) -> None:
     line = project.refuses("registry", "list", "--recipe", "h300")
     assert "'h300'" in line
-    assert "toy would do" in line
+    assert "recipes/: no recipe" in line
 
 
 @pytest.fixture
@@ -136,22 +136,24 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_recipe_of_the_hub_refuses_missing_local_sources(tmp_path: Path, project: Project) -> None:
-    shutil.copy(ROOT / "params.yaml", tmp_path)
-    line = Project(tmp_path, project.toy).refuses("recipe", "--recipe", "h200")
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    line = Project(tmp_path, project.toy).refuses("recipe", "check", "h200")
     assert "data/h200/e_qanun: no such source file or folder" in line
 
 
 @pytest.mark.usefixtures("no_network")
 def test_recipe_of_the_hub_does_not_ask_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     monkeypatch.chdir(tmp_path)
     for collection in ("e_qanun", "court_cases", "news", "pdfs", "folklor"):
         Path("data/h200", collection).mkdir(parents=True)
         Path("data/h200", collection, "one.jsonl").write_text("{}\n")
-    with pytest.raises(RecipeError, match=r"h200\.tokenizer\.path: data/h200/tokenizer\.json is not there"):
-        CliRunner().invoke(app, ["recipe", "--recipe", "h200"], catch_exceptions=False)
+    where = r"recipes/h200\.yaml: tokenizer\.imported\.published\.path: "
+    with pytest.raises(RecipeError, match=where + r"data/h200/tokenizer\.json is not there"):
+        CliRunner().invoke(app, ["recipe", "check", "h200"], catch_exceptions=False)
     Path("data/h200/tokenizer.json").write_text("{}")
-    result = CliRunner().invoke(app, ["recipe", "--recipe", "h200"], catch_exceptions=False)
+    shutil.copytree(ROOT / "data/sample/topics", "data/sample/topics")
+    result = CliRunner().invoke(app, ["recipe", "check", "h200"], catch_exceptions=False)
     assert result.exit_code == 0
     assert "recipe h200: " in result.output
     assert "127,000 steps of 2,304 rows (8 x 48 rows x 6 micro-steps)" in result.output
@@ -209,7 +211,7 @@ def test_data_verify_refuses_a_plan_of_other_tokens_in_one_line(data: Project) -
 
 def test_data_verify_before_the_stages_is_refused_in_one_line(project: Project) -> None:
     line = project.refuses("data", "verify", installed=True)
-    assert "outputs/toy/tokens/cc100/train: no whole token store there; `dvc repro tokens` writes it" in line
+    assert "outputs/toy/tokens/wikipedia/train: no whole token store there; `dvc repro tokens` writes it" in line
 
 
 def test_inspect_shows_step_lineage_and_files(project: Project, invoke: Callable[..., str]) -> None:

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from mlflow import MlflowClient
 from toy import toy_recipe
 from typer.testing import CliRunner
@@ -15,6 +14,7 @@ from azneobert import cli
 from azneobert.recipe import Recipe
 from azneobert.tracking.record import RunInfo, read_run_id
 from azneobert.tracking.tracker import Tracker
+from azneobert.yaml_files import write_yaml
 
 DOWN = "http://127.0.0.1:9"  # nobody listens there
 
@@ -23,7 +23,7 @@ DOWN = "http://127.0.0.1:9"  # nobody listens there
 def recipe(mlflow_uri: str) -> Recipe:
     """A project in the current folder, whose MLflow is there."""
     recipe = toy_recipe({"tracking": {"mlflow_uri": mlflow_uri}})
-    Path("params.yaml").write_text(yaml.safe_dump({"recipe": "toy", "toy": recipe.model_dump(mode="json")}))
+    write_yaml(Path("params.yaml"), recipe.model_dump(mode="json"))
     return recipe
 
 

@@ -40,6 +40,7 @@ LIGHT = [
     "azneobert.model.size",
     "azneobert.provenance",
     "azneobert.recipe",
+    "azneobert.recipe_files",
     "azneobert.tracking.delivery",
     "azneobert.tracking.tracker",
 ]
@@ -52,7 +53,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "dotted": set(),
     "provenance": set(),
     "files": {"errors"},
-    "recipe": {"errors"},
+    "yaml_files": {"files"},
+    "recipe": {"errors", "yaml_files"},
+    "recipe_files": {"recipe", "errors", "yaml_files"},
     "course": {"recipe"},
     "mlflow_store": {"recipe", "errors"},
     "data": {"recipe", "errors", "files"},
@@ -66,7 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": {"model", "data", "checkpoint", "recipe", "errors", "environment", "files"},
     "training": {
         *("engine", "model", "data", "checkpoint", "course", "layout", "tracking"),
-        *("mlflow_store", "recipe", "errors", "environment", "files", "dotted"),
+        *("mlflow_store", "recipe", "errors", "environment", "files", "dotted", "yaml_files"),
     },
     "launching": {"checkpoint", "layout", "errors", "environment"},
     "registry": {"checkpoint", "model", "mlflow_store", "recipe", "errors", "files"},

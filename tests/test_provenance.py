@@ -8,17 +8,17 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import yaml
 
 from azneobert.provenance import NOT_DECIDING, UNKNOWN, code_sha256, deciding_files, git_state, versions
+from azneobert.yaml_files import read_yaml
 
 ROOT = Path(__file__).parents[1]
-STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+STAGES = read_yaml(ROOT / "dvc.yaml")["stages"]
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_the_deps_of_a_stage_are_the_code_that_it_imports(name: str) -> None:
-    stage = STAGES[name]
+    stage = STAGES[name].get("do", STAGES[name])  # the `do` of a foreach
     (entry,) = re.findall(r"pipelines/\w+\.py", stage["cmd"])
     code = [dep for dep in stage["deps"] if dep.startswith(("azneobert/", "pipelines/"))]
     needed = deciding_files(entry, root=ROOT)

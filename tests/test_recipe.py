@@ -1,24 +1,35 @@
+import copy
+import functools
+import json
+import re
 from operator import attrgetter
 from pathlib import Path
 
 import pytest
-import yaml
+from dvc.utils.serialize import modify_yaml
 from pydantic import ValidationError
 from refusals import refused
 
 from azneobert.course import divide_batch
+from azneobert.dotted import flatten
 from azneobert.errors import RecipeError
-from azneobert.recipe import load_recipe, recipe_fingerprint
+from azneobert.recipe import PHASES, FileSource, HubSource, load_recipe, recipe_fingerprint
+from azneobert.yaml_files import read_yaml
 
-PARAMS = Path(__file__).parents[1] / "params.yaml"
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+@functools.cache
+def content(recipe):
+    return read_yaml(RECIPES / f"{recipe}.yaml")
 
 
 @pytest.fixture
 def edited(tmp_path):
-    """The project's params.yaml with one key of one recipe replaced (or removed, by ...), as a file."""
+    """A recipe of the project with one key replaced (or removed, by ...), as params.yaml of another folder."""
 
-    def edit(dotted, value):
-        document = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
+    def edit(dotted, value, recipe="sample"):
+        document = copy.deepcopy(content(recipe))
         *parents, last = dotted.split(".")
         block = document
         for key in parents:
@@ -28,7 +39,7 @@ def edited(tmp_path):
         else:
             block[last] = value
         path = tmp_path / "params.yaml"
-        path.write_text(yaml.safe_dump(document, sort_keys=False))
+        path.write_text(json.dumps(document, ensure_ascii=False))  # which is YAML, and written in no time
         return path
 
     return edit
@@ -36,16 +47,31 @@ def edited(tmp_path):
 
 @pytest.fixture(scope="module")
 def h200():
-    return load_recipe(PARAMS, "h200")[1]
+    return load_recipe(RECIPES / "h200.yaml")
 
 
 @pytest.mark.parametrize("name", ["sample", "h200"])
 def test_both_recipes_load(name):
-    assert load_recipe(PARAMS, name)[0] == name
+    assert load_recipe(RECIPES / f"{name}.yaml").name == name
 
 
-def test_the_file_itself_chooses_the_recipe(edited):
-    assert load_recipe(edited("recipe", "h200"))[0] == "h200"
+def test_a_fresh_clone_runs_the_sample():
+    assert load_recipe(RECIPES.parent / "params.yaml") == load_recipe(RECIPES / "sample.yaml")
+
+
+@pytest.mark.parametrize("name", ["sample", "h200", "template"])
+def test_a_recipe_is_written_as_dvc_writes_it_back(name, tmp_path):
+    file = tmp_path / "params.yaml"
+    file.write_bytes((RECIPES / f"{name}.yaml").read_bytes())
+    with modify_yaml(file) as content:  # what `dvc exp run -S` does
+        content["seed"] = 7
+    before, after = (text.splitlines() for text in ((RECIPES / f"{name}.yaml").read_text(), file.read_text()))
+    changed = [new for old, new in zip(before, after, strict=True) if old != new]
+    assert [line.split("#")[0].split() for line in changed] == [["seed:", "7"]]
+
+
+def test_the_sample_never_registers_under_the_published_model_s_name(h200):
+    assert load_recipe(RECIPES / "sample.yaml").registry.name != h200.registry.name
 
 
 @pytest.mark.parametrize(
@@ -94,11 +120,15 @@ def test_the_published_first_phase_sees_about_300_billion_tokens(h200):
     assert phase.steps * phase.global_batch * phase.sequence_length == pytest.approx(300e9, rel=0.01)
 
 
-def test_wandb_off_may_stand_without_quotes(tmp_path):
-    text = PARAMS.read_text(encoding="utf-8")
-    assert 'wandb: "off"' in text
-    (tmp_path / "params.yaml").write_text(text.replace('wandb: "off"', "wandb: off"), encoding="utf-8")
-    assert load_recipe(tmp_path / "params.yaml")[1].tracking.wandb == "off"
+def test_a_word_that_yaml_1_1_reads_as_false_is_a_word(h200):
+    assert h200.tracking.wandb == "off"  # DVC takes the quotes away
+
+
+@pytest.mark.parametrize("rate", ["5e-5", "5e-05", "5E-5", "0.00005", "5.0e-5"])
+def test_a_number_with_an_exponent_is_a_number_in_any_spelling(tmp_path, rate):
+    text = (RECIPES / "sample.yaml").read_text(encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(text.replace("5.0e-4\n  mixture: []", f"{rate}\n  mixture: []"))
+    assert load_recipe(tmp_path / "params.yaml").phase1.peak_learning_rate == 5e-5
 
 
 def test_a_recipe_cannot_be_changed_once_read(h200):
@@ -113,20 +143,20 @@ def test_a_fingerprint_follows_the_content_and_not_the_order(h200):
 
 
 def test_an_unknown_key_is_refused_with_its_path(edited):
-    path = edited("sample.phase1.warmup", 3)
-    with refused(RecipeError, f"{path}: sample.phase1.warmup: unknown key", "correct its spelling"):
+    path = edited("phase1.warmup", 3)
+    with refused(RecipeError, f"{path}: phase1.warmup: unknown key", "correct its spelling"):
         load_recipe(path)
 
 
 def test_an_unknown_key_at_the_top_is_refused(edited):
     path = edited("sampel", 3)
-    with refused(RecipeError, f"{path}: sampel: unknown key", "one block a recipe would do"):
+    with refused(RecipeError, f"{path}: sampel: unknown key"):
         load_recipe(path)
 
 
 def test_a_missing_key_is_refused_with_its_path(edited):
-    with refused(RecipeError, "sample.phase1.steps: is missing", "must be stated"):
-        load_recipe(edited("sample.phase1.steps", ...))
+    with refused(RecipeError, "phase1.steps: is missing", "must be stated"):
+        load_recipe(edited("phase1.steps", ...))
 
 
 @pytest.mark.parametrize(
@@ -145,35 +175,35 @@ def test_a_missing_key_is_refused_with_its_path(edited):
     ],
 )
 def test_a_wrong_value_is_refused_with_its_path_and_what_was_found(edited, key, value, would_do):
-    with refused(RecipeError, f"sample.{key}", would_do, "found"):
-        load_recipe(edited(f"sample.{key}", value))
+    with refused(RecipeError, f"{key}", would_do, "found"):
+        load_recipe(edited(f"{key}", value))
 
 
 def test_a_sequence_longer_than_the_model_s_maximum_is_refused(edited):
-    with refused(RecipeError, "phase2.sequence_length 1024", "max_position_embeddings 512", "512 or less would do"):
-        load_recipe(edited("sample.phase2.sequence_length", 1024))
+    with refused(RecipeError, "phase2.sequence_length 1024", "max_position_embeddings 512", "use 512 or less"):
+        load_recipe(edited("phase2.sequence_length", 1024))
 
 
 def test_a_task_longer_than_the_model_s_maximum_is_refused(edited):
-    with refused(RecipeError, "finetuning.max_length 1024", "max_position_embeddings 512", "512 or less would do"):
-        load_recipe(edited("sample.finetuning.max_length", 1024))
+    with refused(RecipeError, "finetuning.max_length 1024", "max_position_embeddings 512", "use 512 or less"):
+        load_recipe(edited("finetuning.max_length", 1024))
 
 
 def test_two_vocabulary_sizes_are_refused(edited):
-    with refused(RecipeError, "tokenizer.vocab_size 4000", "model.vocab_size 2048", "same number in both would do"):
-        load_recipe(edited("sample.tokenizer.vocab_size", 4000))
+    with refused(RecipeError, "tokenizer.vocab_size 4000", "model.vocab_size 2048", "use the same number in both"):
+        load_recipe(edited("tokenizer.vocab_size", 4000))
 
 
 def test_a_batch_that_does_not_divide_over_the_processes_is_refused_with_the_sizes_that_would_do(edited):
-    path = edited("h200.phase1.global_batch", 2305)
+    path = edited("phase1.global_batch", 2305, "h200")
     with refused(
-        RecipeError, "phase1.global_batch 2305", "8 processes", "a batch of 2304 or 2312, or 1, 5 processes would do"
+        RecipeError, "phase1.global_batch 2305", "8 processes", "use a batch of 2304 or 2312, or 1, 5 processes"
     ):
-        load_recipe(path, "h200")
+        load_recipe(path)
 
 
 def test_a_batch_smaller_than_the_processes_is_not_told_that_none_would_do():
-    with refused(ValueError, "global_batch 3", "a batch of 8, or 1, 3 processes would do"):
+    with refused(ValueError, "global_batch 3", "use a batch of 8, or 1, 3 processes"):
         divide_batch(3, 8, 4)
 
 
@@ -187,76 +217,142 @@ def test_a_batch_that_divides_is_made_of_the_largest_micro_batch_that_fits():
 
 
 def test_heads_that_do_not_divide_are_refused_with_a_size_that_would_do(edited):
-    with refused(RecipeError, "sample.model", "hidden_size 130 over 4 heads", "128 would do"):
-        load_recipe(edited("sample.model.hidden_size", 130))
+    with refused(RecipeError, "model", "hidden_size 130 over 4 heads", "use 128"):
+        load_recipe(edited("model.hidden_size", 130))
 
 
 def test_a_warm_up_as_long_as_the_phase_is_refused(edited):
-    with refused(RecipeError, "sample.phase1", "warmup_steps 2000 leaves nothing of 2000 steps", "fewer would do"):
-        load_recipe(edited("sample.phase1.warmup_steps", 2000))
+    with refused(RecipeError, "phase1", "warmup_steps 2000 leaves nothing of 2000 steps", "use fewer"):
+        load_recipe(edited("phase1.warmup_steps", 2000))
 
 
 def test_a_phase_that_starts_from_another_says_what_it_carries_over(edited):
-    with refused(RecipeError, "sample.phase2", "`start_from` and `carry` go together"):
-        load_recipe(edited("sample.phase2.carry", ...))
+    with refused(RecipeError, "phase2", "`start_from` and `carry` go together"):
+        load_recipe(edited("phase2.carry", ...))
 
 
-def test_an_imported_tokenizer_needs_a_path(edited):
-    with refused(RecipeError, "h200.tokenizer", "`path` names the tokenizer.json to import"):
-        load_recipe(edited("h200.tokenizer.path", None), "h200")
+@pytest.mark.parametrize(
+    ("trained", "imported", "found"),
+    [
+        ({}, {}, "nothing"),
+        ({"bpe": {}}, {"ours": {"path": "tokenizer.json"}}, "bpe and ours"),
+        ({"bpe": {}, "unigram": {}}, {}, "bpe and unigram"),
+    ],
+)
+def test_a_tokenizer_is_trained_or_imported_and_in_one_way(edited, trained, imported, found):
+    settings = {"vocab_size": 2048, "trained": trained, "imported": imported}
+    with refused(RecipeError, f"tokenizer: {found} under trained and imported; expected one entry"):
+        load_recipe(edited("tokenizer", settings))
+
+
+@pytest.mark.parametrize("which", ["trained", "imported"])
+def test_both_ways_to_a_tokenizer_are_stated_since_dvc_makes_stages_of_them(edited, which):
+    with refused(RecipeError, f"tokenizer.{which}: is missing"):
+        load_recipe(edited(f"tokenizer.{which}", ...))
 
 
 def test_a_missing_collection_is_refused_by_its_name(edited):
-    with refused(RecipeError, "sample.data: order: folklor is unknown; ", "expected each name in `sources` once"):
-        load_recipe(edited("sample.data.sources.folklor", ...))
+    with refused(RecipeError, "data: order: 'folklor' is unknown; ", "expected each name of files and hub once"):
+        load_recipe(edited("data.files.folklor", ...))
 
 
 @pytest.mark.parametrize(
     ("change", "found"),
     [
         (lambda order: order[1:], "wikipedia is missing; "),
-        (lambda order: [*order, "books"], "books is unknown; "),
+        (lambda order: [*order, "books"], "'books' is unknown; "),
         (lambda order: [*order, "news", "news"], "news stands 3 times; "),
-        (lambda order: ["wikipedai", *order[1:]], "wikipedia is missing, wikipedai is unknown; "),
+        (lambda order: ["wikipedai", *order[1:]], "wikipedia is missing, 'wikipedai' is unknown; "),
     ],
 )
 def test_an_order_that_does_not_name_every_collection_once_is_refused(edited, change, found):
-    order = load_recipe(PARAMS, "sample")[1].data.order
-    with refused(RecipeError, f"sample.data: order: {found}", "expected each name in `sources` once"):
-        load_recipe(edited("sample.data.order", change(list(order))))
+    order = load_recipe(RECIPES / "sample.yaml").data.order
+    with refused(RecipeError, f"data: order: {found}", "expected each name of files and hub once"):
+        load_recipe(edited("data.order", change(list(order))))
 
 
 def test_an_order_is_a_list_of_names_and_the_recipe_s_own(edited, h200):
-    with refused(RecipeError, "sample.data.order", "valid tuple", "found 'wikipedia'"):
-        load_recipe(edited("sample.data.order", "wikipedia"))
-    with refused(RecipeError, "sample.data.order: is missing"):
-        load_recipe(edited("sample.data.order", ...))
+    with refused(RecipeError, "data.order", "valid tuple", "found 'wikipedia'"):
+        load_recipe(edited("data.order", "wikipedia"))
+    with refused(RecipeError, "data.order: is missing"):
+        load_recipe(edited("data.order", ...))
     turned = tuple(reversed(h200.data.order))
-    assert load_recipe(edited("h200.data.order", list(turned)), "h200")[1].data.order == turned
+    assert load_recipe(edited("data.order", list(turned), "h200")).data.order == turned
+
+
+def data_of(files, hub=None, order=None):
+    """The block `data` with other collections."""
+    cleaning = content("sample")["data"]["cleaning"]
+    hub = hub or {}
+    return {"files": files, "hub": hub, "order": [*files, *hub] if order is None else order, "cleaning": cleaning}
 
 
 def test_a_recipe_may_have_other_collections_and_any_number_of_them(edited):
-    path = edited("sample.data.sources", {"kitablar-2": {"path": "data/kitablar"}})
-    document = yaml.safe_load(path.read_text())
-    document["sample"]["data"]["order"] = ["kitablar-2"]
-    path.write_text(yaml.safe_dump(document))
-    assert load_recipe(path)[1].data.order == ("kitablar-2",)
+    data = data_of({"kitablar-2": {"path": "corpus/kitablar"}}, {"veb": {"dataset": "a/b"}}, ["veb", "kitablar-2"])
+    recipe = load_recipe(edited("data", data))
+    assert recipe.data.order == ("veb", "kitablar-2")
+    assert list(recipe.data.sources) == ["veb", "kitablar-2"]
 
 
-@pytest.mark.parametrize("name", ["../news", "news.az", "a b", "", "şeir"])
-def test_a_collection_s_name_that_is_no_folder_s_and_no_stage_s_is_refused(edited, name):
-    with refused(RecipeError, f"sample.data: sources: {name!r}", "expected letters, digits, _ and - only"):
-        load_recipe(edited("sample.data.sources", {name: {"path": "data/news"}}))
+NO_NAMES = ["../news", "news.az", "a b", "", "şeir", "News", "2news", "-news", '"; touch PWNED', "a@b", "a/b", "a" * 65]
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+@pytest.mark.parametrize("where", ["data.files", "data.hub", "finetuning.files", "tokenizer.imported"])
+def test_a_name_that_a_shell_a_stage_or_a_folder_would_take_for_something_else_is_refused(edited, name, where):
+    value = {name: {"dataset": "a/b"} if where == "data.hub" else {"path": "data/news"}}
+    with refused(RecipeError, f"{where}.", "is no name here; expected lower-case letters"):
+        load_recipe(edited(where, value))
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+def test_a_recipe_s_name_is_one_of_that_kind_too(edited, name):
+    with refused(RecipeError, "name: ", "is no name here; expected lower-case letters"):
+        load_recipe(edited("name", name))
+
+
+def test_a_number_as_a_collection_s_name_is_refused(tmp_path):
+    text = (RECIPES / "sample.yaml").read_text(encoding="utf-8").replace("    news:\n", "    2023:\n")
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    with refused(RecipeError, "data.files: the key 2023 is no text"):
+        load_recipe(tmp_path / "params.yaml")
 
 
 def test_a_recipe_without_a_collection_is_refused(edited):
-    with refused(RecipeError, "sample.data.sources: ", "at least 1 item"):
-        load_recipe(edited("sample.data.sources", {}))
+    with refused(RecipeError, "data: no collection; expected one at least under files (local) or hub (streamed)"):
+        load_recipe(edited("data", data_of({})))
 
 
-def test_a_recipe_that_is_not_there_is_refused_with_those_that_are(edited):
-    with refused(RecipeError, "recipe: found 'h100'", "one of sample, h200 would do"):
-        load_recipe(edited("recipe", "h100"))
+@pytest.mark.parametrize("which", ["files", "hub"])
+@pytest.mark.parametrize("value", [..., None])
+def test_both_maps_of_collections_are_written_since_dvc_makes_stages_of_them(edited, which, value):
+    with refused(RecipeError, f"data.{which}: "):
+        load_recipe(edited(f"data.{which}", value))
+
+
+def test_one_name_under_files_and_hub_is_refused(edited):
+    data = data_of({"news": {"path": "data/news"}}, {"news": {"dataset": "a/b"}})
+    with refused(RecipeError, "data: news stands under files and under hub; use two names"):
+        load_recipe(edited("data", data))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "how"),
+    [
+        ("data/news", "data/news", "have one path"),
+        ("data/news", "./data//news/", "have one path"),
+        ("data/news", "data/x/../news", "have one path"),
+        ("data/news/old", "data/news", "lie one in the other"),
+        ("data/news", "data/news/a.jsonl", "lie one in the other"),
+    ],
+)
+def test_two_collections_of_the_same_files_are_refused(edited, one, other, how):
+    with refused(RecipeError, "data: files: ", how, "expected each file in one collection"):
+        load_recipe(edited("data", data_of({"a": {"path": one}, "b": {"path": other}})))
+
+
+def test_two_collections_beside_each_other_are_none_in_the_other(edited):
+    load_recipe(edited("data", data_of({"a": {"path": "data/news"}, "b": {"path": "data/news2"}})))
 
 
 def test_a_missing_file_is_refused(tmp_path):
@@ -265,7 +361,7 @@ def test_a_missing_file_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "found"), [(b"recipe: [sample\nsample: {", "not YAML"), (b"", "NoneType"), (b"# \xfe\n", "UTF-8")]
+    ("content", "found"), [(b"seed: [1\nsample: {", "not YAML"), (b"", "holds nothing"), (b"# \xfe\n", "UTF-8")]
 )
 def test_a_file_that_is_no_recipe_is_refused(tmp_path, content, found):
     (tmp_path / "params.yaml").write_bytes(content)
@@ -274,47 +370,103 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, content, found):
 
 
 @pytest.mark.parametrize(
-    ("source", "wrong"),
+    ("where", "source", "wrong"),
     [
-        ({}, "one of the two would do"),
-        ({"path": "data/news", "dataset": "json"}, "one of the two would do"),
-        ({"path": "data/news", "config": "az"}, "belong to a `dataset`"),
-        ({"path": "data/news", "split": "test"}, "belong to a `dataset`"),
-        ({"path": "data/news", "data_files": "*.json"}, "belong to a `dataset`"),
-        ({"path": "data/news", "options": {"delimiter": ";"}}, "belong to a `dataset`"),
+        ("files", {"path": "data/news", "dataset": "json"}, "`dataset` belongs under data.hub"),
+        ("files", {"dataset": "json"}, "`dataset` belongs under data.hub"),
+        ("hub", {"path": "data/news"}, "`path` belongs under data.files"),
+        ("hub", {"path": "data/news", "dataset": "json"}, "`path` belongs under data.files"),
     ],
 )
-def test_a_source_is_local_files_or_a_data_set_and_not_both(edited, source, wrong):
-    with refused(RecipeError, "sample.data.sources.news: ", wrong):
-        load_recipe(edited("sample.data.sources.news", source))
+def test_a_source_is_local_files_or_a_data_set_and_not_both(edited, where, source, wrong):
+    with refused(RecipeError, f"data.{where}.news: ", wrong):
+        load_recipe(edited(f"data.{where}", {"news": source}))
 
 
 @pytest.mark.parametrize(
-    ("source", "key"),
+    ("where", "source", "key"),
     [
-        ({"path": "data/news", "sample_by": "word"}, "sample_by"),
-        ({"path": 3}, "path"),
-        ({"dataset": "json", "data_files": [1]}, "data_files"),
-        ({"dataset": "json", "field": "text"}, "field"),
-        ({"path": "data/news", "text_field": None}, "text_field"),
+        ("files", {"path": "data/news", "sample_by": "word"}, "sample_by"),
+        ("files", {"path": 3}, "path"),
+        ("files", {"path": ""}, "path"),
+        ("files", {}, "path"),
+        ("files", {"path": "data/news", "split": "test"}, "split"),
+        ("files", {"path": "data/news", "text_field": None}, "text_field"),
+        ("hub", {"dataset": "json", "data_files": [1]}, "data_files"),
+        ("hub", {"dataset": "json", "field": "text"}, "field"),
+        ("hub", {"dataset": "text", "sample_by": "line"}, "sample_by"),
     ],
 )
-def test_a_wrong_value_in_a_source_is_refused_by_its_path(edited, source, key):
-    with refused(RecipeError, f"sample.data.sources.news.{key}"):
-        load_recipe(edited("sample.data.sources.news", source))
+def test_a_wrong_value_in_a_source_is_refused_by_its_path(edited, where, source, key):
+    with refused(RecipeError, f"data.{where}.news.{key}"):
+        load_recipe(edited(f"data.{where}", {"news": source}))
+
+
+def test_a_file_of_before_is_refused_with_the_command_that_mends_it(tmp_path):
+    (tmp_path / "params.yaml").write_text("recipe: sample\nsample:\n  seed: 1\n")
+    with refused(RecipeError, "params.yaml: holds a block a recipe, as before; `azneobert recipe migrate`"):
+        load_recipe(tmp_path / "params.yaml")
 
 
 @pytest.mark.parametrize(
     ("source", "name"),
     [
-        ({"path": "data/news", "revision": "2", "sample_by": "line", "id_field": None}, "data/news"),
-        ({"dataset": "a/b", "config": "az", "split": "test", "revision": "abc"}, "a/b az"),
-        ({"dataset": "json", "data_files": ["one", "two"]}, "json one"),
-        ({"dataset": "csv", "data_files": "one", "options": {"delimiter": ";"}}, "csv one"),
+        (FileSource(path="data/news", sample_by="line", id_field=None), "data/news"),
+        (HubSource(dataset="a/b", config="az", split="test", revision="abc"), "a/b az"),
+        (HubSource(dataset="json", data_files=("one", "two")), "json one"),
+        (HubSource(dataset="csv", data_files="one", options={"delimiter": ";"}), "csv one"),
     ],
 )
-def test_a_source_has_a_name_for_messages(edited, source, name):
-    assert load_recipe(edited("sample.data.sources.news", source))[1].data.sources["news"].name == name
+def test_a_source_has_a_name_for_messages(source, name):
+    assert source.name == name
+
+
+NUMBERS = [
+    ("seed", int),
+    *((f"model.{key}", int) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")),
+    *((f"model.{key}", int) for key in ("intermediate_size", "max_position_embeddings")),
+    *((f"model.{key}", float) for key in ("rope_theta", "rms_norm_eps", "initializer_range")),
+    *((f"training.{key}", float) for key in ("masking_rate", "adam_eps", "weight_decay", "clip_norm")),
+    *((f"{phase}.{key}", int) for phase in PHASES for key in ("sequence_length", "global_batch", "steps")),
+    *((f"{phase}.warmup_steps", int) for phase in PHASES),
+    *((f"{phase}.peak_learning_rate", float) for phase in PHASES),
+    *((f"runtime.{key}", int) for key in ("processes", "max_micro_batch", "workers", "log_every", "checkpoint_every")),
+    ("runtime.keep_checkpoints", int),
+    *((f"evaluation.{key}", int) for key in ("every", "max_rows_per_collection")),
+    *((f"data.cleaning.{key}", float) for key in ("max_malformed", "validation_fraction")),
+    ("data.cleaning.min_words", int),
+    *((f"data.cleaning.{key}", float) for key in ("min_latin", "min_schwa")),
+    ("tokenizer.vocab_size", int),
+    *((f"finetuning.{key}", int) for key in ("epochs", "batch_size", "max_length")),
+    ("finetuning.learning_rate", float),
+]
+
+
+@pytest.mark.parametrize(("key", "kind"), NUMBERS)
+def test_every_number_is_finite_and_of_this_world(edited, key, kind):
+    absurd = [-1, 10**30] if kind is int else [-1.0, float("inf"), float("-inf"), float("nan")]
+    for value in absurd:
+        with refused(RecipeError, f"{key}: ", "found"):
+            load_recipe(edited(key, value))
+
+
+def test_no_number_of_the_sample_was_forgotten():
+    known = {key for key, _ in NUMBERS}
+    apart = {"training.adam_betas", "finetuning.seeds"}
+    found = {
+        key
+        for key, value in flatten(content("sample")).items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    assert {key for key in found if not re.search(r"\.\d+|mixture", key)} - apart <= known
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("runtime.processes", 999_999_999), ("model.rope_theta", -1.0), ("model.rope_theta", 0.0)]
+)
+def test_an_absurd_value_is_refused(edited, key, value):
+    with refused(RecipeError, f"{key}: ", f"found {value}"):
+        load_recipe(edited(key, value))
 
 
 @pytest.mark.parametrize(
@@ -322,14 +474,18 @@ def test_a_source_has_a_name_for_messages(edited, source, name):
 )
 def test_shares_of_a_mixture_that_are_no_whole_percents_or_do_not_sum_to_1_are_refused(edited, shares):
     mixture = [{"min_tokens": number, "share": share} for number, share in enumerate(shares)]
-    with refused(RecipeError, "sample.phase2: mixture: shares ", "whole percents that sum to 1"):
-        load_recipe(edited("sample.phase2.mixture", mixture))
+    with refused(RecipeError, "phase2: mixture: shares ", "whole percents that sum to 1"):
+        load_recipe(edited("phase2.mixture", mixture))
 
 
 @pytest.mark.parametrize("shares", [[1.0], [0.2, 0.4, 0.4], [0.07, 0.29, 0.57, 0.07], [0.01] * 100])
 def test_shares_of_whole_percents_make_a_mixture(edited, shares):
     mixture = [{"min_tokens": number, "share": share} for number, share in enumerate(shares)]
-    assert load_recipe(edited("sample.phase2.mixture", mixture))[1].phase2.pools == tuple(enumerate(shares))
+    assert load_recipe(edited("phase2.mixture", mixture)).phase2.pools == tuple(enumerate(shares))
+
+
+def test_an_empty_mixture_is_none(edited):
+    assert load_recipe(edited("phase2.mixture", [])).phase2 == load_recipe(edited("phase2.mixture", None)).phase2
 
 
 def test_a_phase_without_a_mixture_is_one_pool_of_all_documents(h200):
@@ -340,7 +496,6 @@ def test_a_phase_without_a_mixture_is_one_pool_of_all_documents(h200):
 @pytest.mark.parametrize(
     ("mixture", "where"),
     [
-        ([], "mixture: "),
         ([{"min_tokens": 0, "share": 1.5}], "mixture.0.share: "),
         ([{"min_tokens": 0, "share": 1.0}, {"min_tokens": 9, "share": 0.0}], "mixture.1.share: "),
         ([{"min_tokens": -1, "share": 1.0}], "mixture.0.min_tokens: "),
@@ -351,28 +506,29 @@ def test_a_phase_without_a_mixture_is_one_pool_of_all_documents(h200):
     ],
 )
 def test_a_wrong_value_in_a_mixture_is_refused_by_its_path(edited, mixture, where):
-    with refused(RecipeError, f"sample.phase2.{where}"):
-        load_recipe(edited("sample.phase2.mixture", mixture))
+    with refused(RecipeError, f"phase2.{where}"):
+        load_recipe(edited("phase2.mixture", mixture))
 
 
 @pytest.mark.parametrize("size", [511, 256, 1])
 def test_a_unigram_vocabulary_too_small_for_the_bytes_is_refused(edited, size):
-    path = edited("sample.tokenizer", {"algorithm": "unigram", "vocab_size": size})
-    with refused(RecipeError, f"sample.tokenizer: vocab_size {size}", "512 would do"):
+    path = edited("tokenizer", {"trained": {"unigram": {}}, "imported": {}, "vocab_size": size})
+    with refused(RecipeError, f"tokenizer: vocab_size {size}", "use 512"):
         load_recipe(path)
 
 
-def test_an_algorithm_that_trains_takes_no_path(edited):
-    with refused(RecipeError, "sample.tokenizer: `path`"):
-        load_recipe(edited("sample.tokenizer.path", "tokenizer.json"))
+def test_an_algorithm_that_nobody_knows_is_refused_with_those_that_there_are(edited):
+    settings = {"trained": {"sentencepiece": {}}, "imported": {}, "vocab_size": 2048}
+    with refused(RecipeError, "tokenizer.trained.sentencepiece: ", "'wordpiece', 'bpe' or 'unigram'"):
+        load_recipe(edited("tokenizer", settings))
 
 
 @pytest.mark.parametrize("share", [-0.01, 1.0, 1.5, "1%"])
 def test_a_share_of_malformed_records_outside_0_to_1_is_refused(edited, share):
-    with refused(RecipeError, "sample.data.cleaning.max_malformed: ", "found"):
-        load_recipe(edited("sample.data.cleaning.max_malformed", share))
+    with refused(RecipeError, "data.cleaning.max_malformed: ", "found"):
+        load_recipe(edited("data.cleaning.max_malformed", share))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.999])
 def test_a_share_of_malformed_records_below_1_will_do(edited, share):
-    assert load_recipe(edited("sample.data.cleaning.max_malformed", share))[1].data.cleaning.max_malformed == share
+    assert load_recipe(edited("data.cleaning.max_malformed", share)).data.cleaning.max_malformed == share

@@ -73,8 +73,9 @@ Overrides = dict[str, Any]
 
 def toy_recipe(overrides: Overrides | None = None) -> Recipe:
     """The sample recipe at toy size; `overrides` is merged into it block by block."""
-    sample = load_recipe(ROOT / "params.yaml", "sample")[1].model_dump()
+    sample = load_recipe(ROOT / "recipes" / "sample.yaml").model_dump()
     toy = {
+        "name": "toy",
         "tokenizer": {"vocab_size": 300},
         "model": {
             "hidden_size": 32,
@@ -203,7 +204,6 @@ class Toy:
         """What `pretrain` takes; `code` passes for the hash of the code that trains."""
         before = self.recipe.phase(phase).start_from
         return Inputs(
-            recipe_name="toy",
             recipe=self.recipe,
             phase=phase,
             tokens=self.corpus / "tokens",
@@ -450,11 +450,11 @@ class CheckpointMaker:
     def manifest(self, step: int) -> Manifest:
         """A manifest whose every block holds something."""
         return Manifest(
+            recipe_name="toy",
             phase="phase1",
             step=step,
             samples=8 * step,
             tokens=256 * step,
-            recipe_name="toy",
             recipe={"seed": 1337},
             identity={"seed": 1337, "model": {"hidden_size": 8}},
             lineage={"mlflow_run_id": "f00", "started_from": None},

@@ -27,7 +27,7 @@ from azneobert.data.store import TokenStore
 from azneobert.data.stream import SampleRange, Stream, epoch_order, micro_batch_loader
 from azneobert.data.tokenizer import read_tokenizer, train_tokenizer
 from azneobert.data.tokens import tokenize_collection
-from azneobert.recipe import Cleaning, Source
+from azneobert.recipe import Cleaning, FileSource
 
 _MIB, _GIB = 2**20, 2**30
 _CLEANING = Cleaning(min_words=5, min_latin=0.7, min_schwa=0.02, max_malformed=0.0, validation_fraction=0.001)
@@ -75,7 +75,7 @@ def _ingest_rows(corpus: Path, folder: Path, sizes: Sizes) -> Iterator[Row]:
 
 def _ingest(file: Path, target: Path) -> int:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    report = ingest(Source(path=str(file)), _CLEANING, target, target.with_name(f"{target.name}.partial"))
+    report = ingest(FileSource(path=str(file)), _CLEANING, target, target.with_name(f"{target.name}.partial"))
     find_duplicates([target])
     return report.documents
 

@@ -15,7 +15,7 @@ from azneobert.data.rows import open_plan, plan_rows, write_plan
 from azneobert.data.sources import open_source
 from azneobert.data.store import FORMAT_VERSION, ShardWriter, StoreMeta, TokenStore, assemble_store, shard_files
 from azneobert.data.stream import Stream
-from azneobert.recipe import Source
+from azneobert.recipe import FileSource
 
 VOCABULARY = 64_000
 SPECIAL_IDS = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
@@ -28,7 +28,7 @@ def sentences(corpus: Path) -> list[str]:
     """The clean sentences of every readable file below a folder."""
     texts = (
         text
-        for records in open_source(Source(path=str(corpus), id_field=None)).read()
+        for records in open_source(FileSource(path=str(corpus), id_field=None)).read()
         for text in records.texts
         if text is not None
     )

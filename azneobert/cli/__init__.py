@@ -7,7 +7,7 @@ import logging
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Column, Table
@@ -15,11 +15,14 @@ from rich.table import Column, Table
 from azneobert.cli.bench import app as bench_app
 from azneobert.cli.checkpoint import app as checkpoint_app
 from azneobert.cli.console import console
+from azneobert.cli.recipe import RecipeName
+from azneobert.cli.recipe import app as recipe_app
 from azneobert.cli.runs import app as runs_app
-from azneobert.course import divide_batch
-from azneobert.errors import AzNeoBertError, RecipeError
+from azneobert.environment import quiet_barriers
+from azneobert.errors import AzNeoBertError
 from azneobert.layout import Layout
 from azneobert.recipe import PHASES, Recipe, load_recipe
+from azneobert.recipe_files import open_recipe
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 data = typer.Typer(no_args_is_help=True, help="Token stores and row plans.")
@@ -28,13 +31,13 @@ app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(data, name="data")
 app.add_typer(bench_app, name="bench")
 app.add_typer(registry, name="registry")
+app.add_typer(recipe_app, name="recipe")
 app.add_typer(runs_app, name="runs")
-
-RecipeName = Annotated[str | None, typer.Option("--recipe", help="A recipe of params.yaml; default: the one it picks.")]
 
 
 def main() -> None:
     """Run the command; what a user can mend is one line on standard error and exit code 1."""
+    quiet_barriers()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         app()
@@ -44,31 +47,12 @@ def main() -> None:
         sys.exit(f"error: {error.filename}: {error.strerror}")
 
 
-@app.command()
-def recipe(name: RecipeName = None) -> None:
-    """Check a recipe and its sources before any work starts, and show what it comes to."""
-    from azneobert.data.local_files import source_files
-    from azneobert.model.size import count_parameters
-
-    chosen, loaded = load_recipe(name=name)
-    for source in loaded.data.sources.values():
-        if source.path is not None:  # a hub data set is asked for when it is read
-            source_files(Path(source.path))
-    if loaded.tokenizer.path is not None and not Path(loaded.tokenizer.path).is_file():
-        raise RecipeError(f"params.yaml: {chosen}.tokenizer.path: {loaded.tokenizer.path} is not there; put it there")
-    console.print(
-        f"recipe {chosen}: {count_parameters(loaded.model):,} parameters, {len(loaded.data.sources)} collections"
-    )
-    for phase_name in PHASES:
-        console.print(_phase_line(loaded, phase_name))
-
-
 @app.command(name="next")
 def where_next(name: RecipeName = None) -> None:
     """Say where to look after `dvc repro`."""
-    chosen, loaded = load_recipe(name=name)
-    root = Layout(chosen).root
-    console.print(f"\n[bold]recipe {chosen} is done[/bold]\n")
+    _, loaded = open_recipe(name)
+    root = Layout(loaded.name).root
+    console.print(f"\n[bold]recipe {loaded.name} is done[/bold]\n")
     console.print(_versions_table(loaded))
     tuned = json.loads((root / "metrics" / "finetune.json").read_text())
     console.print(
@@ -96,7 +80,7 @@ def fill_mask(
     from azneobert.filling import fill_masks
     from azneobert.registry.pull import pull
 
-    _, loaded = load_recipe()
+    loaded = load_recipe()
     uri = model or f"models:/{loaded.registry.name}@phase2"
     with tempfile.TemporaryDirectory() as scratch:
         folder = pull(uri, Path(scratch) / "model", loaded.tracking)
@@ -114,8 +98,8 @@ def verify_data(name: RecipeName = None) -> None:
     from azneobert.data.rows import verify_plan
     from azneobert.data.store import TokenStore
 
-    chosen, loaded = load_recipe(name=name)
-    root = Layout(chosen).root
+    _, loaded = open_recipe(name)
+    root = Layout(loaded.name).root
     stores: dict[str, dict[str, TokenStore]] = {"train": {}, "validation": {}}
     table = Table(
         "what", Column("documents", justify="right"), Column("tokens", justify="right"), "sha256", title=str(root)
@@ -142,7 +126,7 @@ def verify_data(name: RecipeName = None) -> None:
 @registry.command(name="list")
 def list_registered(name: RecipeName = None) -> None:
     """Show the registered versions and their aliases."""
-    console.print(_versions_table(load_recipe(name=name)[1]))
+    console.print(_versions_table(open_recipe(name)[1]))
 
 
 @registry.command(name="pull")
@@ -150,19 +134,8 @@ def pull_version(uri: str, folder: Path, name: RecipeName = None) -> None:
     """Bring a version into a new folder, every file's hash verified."""
     from azneobert.registry.pull import pull
 
-    pull(uri, folder, load_recipe(name=name)[1].tracking)
+    pull(uri, folder, open_recipe(name)[1].tracking)
     console.print(f"{uri} is in {folder}, every file verified")
-
-
-def _phase_line(loaded: Recipe, name: Any) -> str:
-    phase = loaded.phase(name)
-    processes = loaded.runtime.processes
-    rows, accumulation = divide_batch(phase.global_batch, processes, loaded.runtime.max_micro_batch)
-    tokens = phase.steps * phase.global_batch * phase.sequence_length
-    return (
-        f"  {name}: {phase.steps:,} steps of {phase.global_batch:,} rows ({processes} x {rows} rows x {accumulation} "
-        f"micro-steps) of {phase.sequence_length:,} tokens: {tokens:,} tokens"
-    )
 
 
 def _versions_table(loaded: Recipe) -> Table:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from azneobert.cli.console import console
+from azneobert.cli.recipe import RecipeName
 from azneobert.errors import RegistryError
 from azneobert.layout import Layout
-from azneobert.recipe import Recipe, load_recipe
+from azneobert.recipe import Recipe
+from azneobert.recipe_files import open_recipe
 
 app = typer.Typer(no_args_is_help=True, help="Runs, their points on the way to MLflow.")
 
@@ -23,15 +24,13 @@ def runs() -> None:
 
 @app.command()
 def deliver(
-    name: Annotated[
-        str | None, typer.Option("--recipe", help="A recipe of params.yaml; default: the one it picks.")
-    ] = None,
+    name: RecipeName = None,
 ) -> None:
     """Send MLflow the points, descriptions and ends of runs that it does not have yet."""
     from azneobert.mlflow_store import check_store
 
-    chosen, recipe = load_recipe(name=name)
-    layout = Layout(chosen)
+    _, recipe = open_recipe(name)
+    layout = Layout(recipe.name)
     folders = layout.tracking_folders()
     if not folders:
         console.print(f"{layout.root}: no runs there")

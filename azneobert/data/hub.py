@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from azneobert.data.records import Position, Records, add_record, parse_json
 from azneobert.errors import DataError
-from azneobert.recipe import Source
+from azneobert.recipe import HubSource
 
 _BATCH_RECORDS = 512
 # Libraries of `datasets` that read plain files; with them `data_files` says which, and the dataset is no repository.
@@ -22,7 +22,7 @@ _BUILDERS = ("json", "csv", "text", "parquet")
 class HubReader:
     """Streams a data set. A position is the library's own state: the shard, and how far into it the records reach."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: HubSource):
         self._source = source
         self.size: int | None = None  # a stream does not say
         # One key too many in a later file would end the stream of the json builder, so its lines are parsed here.
@@ -101,7 +101,7 @@ def _listed(files: str | tuple[str, ...]) -> list[str]:
 
 
 @contextmanager
-def _explained(source: Source) -> Iterator[None]:
+def _explained(source: HubSource) -> Iterator[None]:
     """Turns what `datasets` raises for a source that cannot be read into one line."""
     try:
         yield

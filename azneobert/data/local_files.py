@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from azneobert.data.records import Malformed, Position, Records, add_record, decode, parse_json
 from azneobert.errors import DataError
-from azneobert.recipe import Source
+from azneobert.recipe import FileSource as Source
 
 FORMATS = (".jsonl", ".parquet", ".csv", ".txt")
 COMPRESSIONS = {"": None, ".gz": "gzip", ".zst": "zstd"}
@@ -67,7 +67,6 @@ class FileReader:
     """Local files, one after the other. A position is a file's number and how far into it the records reach."""
 
     def __init__(self, source: Source):
-        assert source.path is not None
         self._source = source
         self._files = source_files(Path(source.path))
         self._sizes = [file.stat().st_size for file in self._files]

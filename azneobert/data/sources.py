@@ -5,7 +5,7 @@ from __future__ import annotations
 from azneobert.data.hub import HubReader
 from azneobert.data.local_files import FileReader
 from azneobert.data.records import SourceReader
-from azneobert.recipe import Source
+from azneobert.recipe import FileSource, Source
 
 
 def open_source(source: Source) -> SourceReader:
@@ -14,4 +14,4 @@ def open_source(source: Source) -> SourceReader:
     Raises:
         DataError: there is nothing to read; the message says what would do.
     """
-    return FileReader(source) if source.dataset is None else HubReader(source)
+    return FileReader(source) if isinstance(source, FileSource) else HubReader(source)

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from azneobert.checkpoint.manifest import Manifest
 from azneobert.checkpoint.universal import all_weights, copy_without_moments, read_checkpoint
+from azneobert.errors import RegistryError
 from azneobert.files import sha256_file, write_json
 from azneobert.mlflow_store import ensure_experiment, find_run, mlflow_client, mlflow_errors, tracking_uri
 from azneobert.model.export import export_transformers
 from azneobert.recipe import Recipe, Tracking
 from azneobert.registry.card import model_card
-from azneobert.registry.versions import DIGEST_TAG, Version, version_of
+from azneobert.registry.versions import DIGEST_TAG, RECIPE_TAG, Version, list_versions, version_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,16 +28,21 @@ def push(
     pictures: list[Path],
     aliases: list[str],
     run_id: str | None = None,
+    *,
+    force: bool = False,
 ) -> Version:
     """Register a universal checkpoint and point aliases at it. Pushing the same content again finds the same version.
 
     `figures` (held-out results by name) and `pictures` go into the model card. `run_id` is the MLflow run
-    where the store does not have the one that the checkpoint names.
+    where the store does not have the one that the checkpoint names. An alias leaves a version that another recipe has
+    registered with `force` alone.
 
     Raises:
-        RegistryError: MLflow does not answer.
+        RegistryError: MLflow does not answer, or an alias would leave another recipe's version.
         CheckpointError: the checkpoint is missing or damaged.
     """
+    if not force:
+        _check_aliases(recipe, aliases)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "version"
         manifest = assemble(checkpoint, recipe, figures, pictures, folder)
@@ -76,6 +82,16 @@ def assemble(checkpoint: Path, recipe: Recipe, figures: dict[str, Any], pictures
     content = {"format": "azneobert-version", "format_version": 1, "phase": manifest.phase, "files": files}
     write_json(folder / "manifest.json", content)
     return manifest
+
+
+def _check_aliases(recipe: Recipe, aliases: list[str]) -> None:
+    for version in list_versions(recipe.tracking, recipe.registry.name):
+        owner = version.tags.get(RECIPE_TAG, "unknown")
+        if owner != recipe.name and (taken := sorted(set(aliases) & set(version.aliases))):
+            raise RegistryError(
+                f"models:/{version.name}@{taken[0]} is {version.uri} of recipe {owner}, this is recipe {recipe.name}; "
+                "use another registry.name, or move it with `python pipelines/register.py --force`"
+            )
 
 
 def _ensure_model(client: MlflowClient, name: str) -> None:

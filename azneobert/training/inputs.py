@@ -27,7 +27,6 @@ class Inputs:
     `provenance` go into every checkpoint: what the data are, and what trains the steps from here on.
     """
 
-    recipe_name: str
     recipe: Recipe
     phase: PhaseName
     tokens: Path
@@ -39,11 +38,10 @@ class Inputs:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, recipe_name: str, recipe: Recipe, layout: Layout, phase: PhaseName, **more: dict[str, Any]) -> Inputs:
+    def of(cls, recipe: Recipe, layout: Layout, phase: PhaseName, **more: dict[str, Any]) -> Inputs:
         """What a phase of a recipe takes, where the stages before it have left it."""
         before = recipe.phase(phase).start_from
         return cls(
-            recipe_name=recipe_name,
             recipe=recipe,
             phase=phase,
             tokens=layout.tokens,

@@ -9,8 +9,6 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from azneobert.checkpoint.manifest import verify_checkpoint
 from azneobert.checkpoint.rotation import CheckpointFolder
 from azneobert.errors import CheckpointError, RegistryError, TrainingError
@@ -20,6 +18,7 @@ from azneobert.model.size import count_parameters
 from azneobert.recipe import PhaseName, Recipe
 from azneobert.tracking.points import POINTS, read_points
 from azneobert.tracking.record import read_run_id
+from azneobert.yaml_files import write_yaml
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ def publish(run: RunFolder, target: Path) -> None:
         shutil.copyfile(run.tracking / POINTS, target / POINTS)
 
 
-def write_report(recipe_name: str, recipe: Recipe, phase: PhaseName, finished: Path, plots: Path) -> dict[str, Any]:
+def write_report(recipe: Recipe, phase: PhaseName, finished: Path, plots: Path) -> dict[str, Any]:
     """Write `<phase>.csv`, `<phase>_held_out.csv` and `<phase>.png` into `plots`; return the phase's metrics.
 
     finished: the folder with the points that the phase has left.
@@ -66,7 +65,7 @@ def write_report(recipe_name: str, recipe: Recipe, phase: PhaseName, finished: P
     plots.mkdir(parents=True, exist_ok=True)
     _write_csv(plots / f"{phase}.csv", training)
     _write_csv(plots / f"{phase}_held_out.csv", held_out)
-    draw_losses(plots / f"{phase}.png", f"{recipe_name}: {phase}", training, held_out)
+    draw_losses(plots / f"{phase}.png", f"{recipe.name}: {phase}", training, held_out)
     last = training[-1]
     return {
         "steps": last["step"],
@@ -85,7 +84,7 @@ def attach_report(recipe: Recipe, run: RunFolder, picture: Path) -> None:
     if run_id is None:
         return
     settings = run.tracking / "recipe.yaml"
-    settings.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    write_yaml(settings, recipe.model_dump(mode="json"))
     try:
         attach_files(recipe.tracking, run_id, [picture, settings])
     except RegistryError as error:

@@ -136,7 +136,7 @@ def _build_engine(inputs: Inputs, accelerator: Accelerator, micro_batch: int, ac
 def _tracker(inputs: Inputs, position: Position, rows: dict[str, float]) -> Tracker:
     recipe, segment = inputs.recipe, position.segments[-1]
     info = RunInfo(
-        name=f"{inputs.recipe_name}-{inputs.phase}",
+        name=f"{inputs.recipe.name}-{inputs.phase}",
         params={
             "phase": recipe.phase(inputs.phase).model_dump(mode="json"),
             "seed": recipe.seed,
@@ -148,7 +148,7 @@ def _tracker(inputs: Inputs, position: Position, rows: dict[str, float]) -> Trac
         },
         tags={
             "azneobert.phase": inputs.phase,
-            "azneobert.recipe": inputs.recipe_name,
+            "azneobert.recipe": inputs.recipe.name,
             "azneobert.git_commit": segment.git_commit,
         },
         description=_description(inputs, segment.git_commit),
@@ -166,7 +166,7 @@ def _description(inputs: Inputs, commit: str) -> str:
     """The run in a few plain lines, as MLflow shows them above it."""
     phase = inputs.recipe.phase(inputs.phase)
     return (
-        f"{inputs.phase} of recipe {inputs.recipe_name}, {count_parameters(inputs.recipe.model):,} parameters.\n\n"
+        f"{inputs.phase} of recipe {inputs.recipe.name}, {count_parameters(inputs.recipe.model):,} parameters.\n\n"
         f"{phase.steps:,} steps of {phase.global_batch:,} rows of {phase.sequence_length:,} tokens.\n\n"
         f"Commit {commit}."
     )

@@ -59,7 +59,7 @@ class Saver:
             step=step,
             samples=sample_index,
             tokens=position.course.tokens(step),
-            recipe_name=self._inputs.recipe_name,
+            recipe_name=self._inputs.recipe.name,
             recipe=recipe.model_dump(mode="json"),
             identity=position.identity,
             lineage={

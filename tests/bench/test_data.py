@@ -12,7 +12,7 @@ from azneobert.bench.measure import in_child, private_bytes
 from azneobert.bench.report import Row, as_markdown
 from azneobert.bench.synthetic import sentences, write_documents
 from azneobert.data.sources import open_source
-from azneobert.recipe import Source
+from azneobert.recipe import FileSource
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,7 +49,7 @@ def test_a_page_says_what_anyone_needs_to_run_it_again() -> None:
 def test_documents_have_the_size_asked_for_and_carry_damage_and_repeats(tmp_path: Path) -> None:
     file = tmp_path / "documents.jsonl"
     written = write_documents(file, sentences(ROOT / "data/sample/wikipedia"), 10**6, 35.0)
-    texts = [text for records in open_source(Source(path=str(file))).read() for text in records.texts if text]
+    texts = [text for records in open_source(FileSource(path=str(file))).read() for text in records.texts if text]
     assert written == sum(len(text.encode()) for text in texts)
     assert 10**6 <= written < 1.2 * 10**6
     assert len(set(texts)) < len(texts)

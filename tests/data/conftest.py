@@ -11,7 +11,7 @@ from azneobert.data.sources import open_source
 from azneobert.data.store import TokenStore
 from azneobert.data.stream import Stream
 from azneobert.data.tokenizer import SPECIAL_TOKENS
-from azneobert.recipe import Source
+from azneobert.recipe import FileSource
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +52,7 @@ def make_stream(make_store: Callable[..., TokenStore]) -> Callable[..., Stream]:
 def sample_texts(project: Path) -> list[str]:
     """Azerbaijani prose of the embedded corpus."""
     folders = [project / "data/sample" / name for name in ("wikipedia", "folklor", "news")]
-    sources = [open_source(Source(path=str(folder))) for folder in folders]
+    sources = [open_source(FileSource(path=str(folder))) for folder in folders]
     return [text for source in sources for records in source.read() for text in records.texts if text]
 
 

@@ -16,7 +16,7 @@ from azneobert.data import hub
 from azneobert.data.records import Records
 from azneobert.data.sources import open_source
 from azneobert.errors import DataError
-from azneobert.recipe import Source, load_recipe
+from azneobert.recipe import HubSource, load_recipe
 
 zstd = zstandard.ZstdCompressor().compress
 
@@ -31,11 +31,11 @@ def own_cache(tmp_path_factory, monkeypatch):
 def recipe_source(project):
     """A source of the published recipe; only the place of its files is another."""
 
-    def change(collection: str, **place) -> Source:
-        source = load_recipe(project / "params.yaml", name="h200")[1].data.sources[collection]
+    def change(collection: str, **place) -> HubSource:
+        source = load_recipe(project / "recipes" / "h200.yaml").data.sources[collection]
         assert source.dataset is not None
         assert place.keys() <= {"dataset", "data_files"}
-        return Source(**source.model_dump() | {name: str(value) for name, value in place.items()})
+        return HubSource(**source.model_dump() | {name: str(value) for name, value in place.items()})
 
     return change
 
@@ -60,7 +60,7 @@ def texts(name: str, count: int) -> list[str]:
     return [f"{name} {number}-ci «mətn»\niki sətirdə" for number in range(count)]
 
 
-def read(source: Source, position=None) -> list[Records]:
+def read(source: HubSource, position=None) -> list[Records]:
     return list(open_source(source).read(position))
 
 
@@ -73,7 +73,7 @@ def content(batches: list[Records]) -> list[tuple]:
     return [(batch.ids, batch.texts, batch.malformed, batch.bytes_read) for batch in batches]
 
 
-def check(source: Source, monkeypatch, records: int = 3) -> Records:
+def check(source: HubSource, monkeypatch, records: int = 3) -> Records:
     """All records; and from every position, after a trip through JSON, exactly what is left comes, cut alike.
 
     So it does after one batch at a time, each by a new reader at the last one's position.
@@ -147,7 +147,7 @@ def test_fineweb_is_read_without_its_test_split_and_what_was_removed(fineweb, re
 
 
 def test_another_split_is_read_where_the_recipe_asks_for_it(fineweb):
-    records = joined(read(Source(dataset=str(fineweb), config="azj_Latn", split="test")))
+    records = joined(read(HubSource(dataset=str(fineweb), config="azj_Latn", split="test")))
     assert records.texts == [text for shard in range(3) for text in texts(f"azj_Latn test {shard}", 5)]
 
 
@@ -180,9 +180,9 @@ def test_culturax_which_has_no_ids_is_read(tmp_path, recipe_source, monkeypatch)
 
 def test_a_null_text_is_no_error_and_a_number_is_a_malformed_record(tmp_path, monkeypatch):
     write_parquet(tmp_path / "a.parquet", [{"id": 1, "text": None}, {"id": 2, "text": "salam"}])
-    records = joined(read(Source(dataset="parquet", data_files=str(tmp_path / "a.parquet"))))
+    records = joined(read(HubSource(dataset="parquet", data_files=str(tmp_path / "a.parquet"))))
     assert (records.ids, records.texts) == (["1", "2"], [None, "salam"])
-    records = joined(read(Source(dataset="parquet", data_files=str(tmp_path / "a.parquet"), text_field="id")))
+    records = joined(read(HubSource(dataset="parquet", data_files=str(tmp_path / "a.parquet"), text_field="id")))
     assert len(records.malformed) == 2
     assert "field 'id' is int, not a string" in records.malformed[0]
 
@@ -194,7 +194,7 @@ def test_the_rows_of_the_script_of_cc100_are_read(tmp_path, monkeypatch):
     lines = ["Birinci sətir\n", "ikinci sətir\n", "\n", "Başqa sənəd\n", "\n", "\n", "son\n"]
     write_parquet(tmp_path / "az.parquet", [{"id": str(n), "text": line} for n, line in enumerate(lines)])
     repository(tmp_path, {"az": {"train": "az.parquet"}})
-    records = check(Source(dataset=str(tmp_path), config="az"), monkeypatch, records=2)
+    records = check(HubSource(dataset=str(tmp_path), config="az"), monkeypatch, records=2)
     assert records.texts == lines
     assert records.ids == [str(number) for number in range(7)]
 
@@ -233,7 +233,9 @@ def test_the_rows_of_the_script_of_nllb_are_read(tmp_path, monkeypatch):
     ]
     write_parquet(tmp_path / "a.parquet", rows)
     repository(tmp_path, {"azj_Latn-eng_Latn": {"train": "a.parquet"}})
-    source = Source(dataset=str(tmp_path), config="azj_Latn-eng_Latn", text_field="translation.azj_Latn", id_field=None)
+    source = HubSource(
+        dataset=str(tmp_path), config="azj_Latn-eng_Latn", text_field="translation.azj_Latn", id_field=None
+    )
     assert check(source, monkeypatch).texts == texts("az", 10)
 
 
@@ -369,13 +371,13 @@ def test_a_truncated_shard_is_refused_and_not_taken_for_a_short_one(tmp_path, hp
 def test_other_truncated_files_are_refused_too(tmp_path, name, pack):
     (tmp_path / name).write_bytes(pack("\n".join(hplt_lines("bir", 300)).encode())[:-20])
     with refused(DataError, f"{tmp_path}/{name}", "Compressed file ended"):
-        read(Source(dataset="json", data_files=str(tmp_path / name)))
+        read(HubSource(dataset="json", data_files=str(tmp_path / name)))
 
 
 def test_several_files_and_lists_of_files_are_read_in_order(tmp_path, hplt):
     listed = hplt(hplt_lines("iki", 2), hplt_lines("üç", 2))
     (tmp_path / "first.jsonl").write_text("\n".join(hplt_lines("bir", 2)))
-    source = Source(dataset="json", data_files=(str(tmp_path / "first.jsonl"), str(listed)))
+    source = HubSource(dataset="json", data_files=(str(tmp_path / "first.jsonl"), str(listed)))
     assert joined(read(source)).ids == ["bir-0", "bir-1", "iki-0", "iki-1", "üç-0", "üç-1"]
 
 
@@ -412,32 +414,32 @@ def test_the_state_changes_with_the_content_of_a_file(hplt, recipe_source):
 
 def test_an_unknown_config_is_refused_with_those_there_are(fineweb):
     with refused(DataError, f"{fineweb} az:", "azj_Latn", "tur_Latn", "correct", "`config`"):
-        open_source(Source(dataset=str(fineweb), config="az"))
+        open_source(HubSource(dataset=str(fineweb), config="az"))
 
 
 def test_a_config_that_is_needed_is_asked_for(fineweb):
     with refused(DataError, f"{fineweb}:", "azj_Latn", "tur_Latn", "`config`"):
-        open_source(Source(dataset=str(fineweb)))
+        open_source(HubSource(dataset=str(fineweb)))
 
 
 def test_an_unknown_split_is_refused_with_those_there_are(fineweb):
     with refused(DataError, f"{fineweb} azj_Latn: no split 'validation', found train, test"):
-        open_source(Source(dataset=str(fineweb), config="azj_Latn", split="validation"))
+        open_source(HubSource(dataset=str(fineweb), config="azj_Latn", split="validation"))
 
 
 def test_a_missing_folder_or_file_is_refused(tmp_path):
     with refused(DataError, f"{tmp_path}/none:", "correct `dataset`"):
-        open_source(Source(dataset=str(tmp_path / "none")))
+        open_source(HubSource(dataset=str(tmp_path / "none")))
     for name in ("none.jsonl", "none.map"):
         with refused(DataError, f"json {tmp_path}/{name}:", "`data_files`"):
-            open_source(Source(dataset="json", data_files=str(tmp_path / name)))
+            open_source(HubSource(dataset="json", data_files=str(tmp_path / name)))
 
 
 def test_a_list_of_no_files_is_refused(tmp_path):
     # Regression: is read as a source without a record.
     (tmp_path / "none.map").write_text("\n")
     with refused(DataError, f"{tmp_path}/none.map", "`data_files`"):
-        read(Source(dataset="json", data_files=str(tmp_path / "none.map")))
+        read(HubSource(dataset="json", data_files=str(tmp_path / "none.map")))
 
 
 @pytest.mark.parametrize("collection", ["wikipedia", "fineweb2", "culturax"])
@@ -451,17 +453,17 @@ def test_a_hub_that_does_not_answer_is_said_so(collection, recipe_source, monkey
 @pytest.mark.parametrize("builder", ["json", "csv", "text", "parquet"])
 def test_a_reader_of_files_without_files_is_refused(builder):
     with refused(DataError, f"{builder}: `data_files` is missing", f"name the files that {builder} shall read"):
-        open_source(Source(dataset=builder))
+        open_source(HubSource(dataset=builder))
 
 
 def test_an_unknown_option_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("id,text\n1,salam\n")
     with refused(DataError, f"csv {tmp_path}/a.csv:", "delimeter", "`options`"):
-        open_source(Source(dataset="csv", data_files=str(tmp_path / "a.csv"), options={"delimeter": ";"}))
+        open_source(HubSource(dataset="csv", data_files=str(tmp_path / "a.csv"), options={"delimeter": ";"}))
 
 
 def test_a_missing_field_is_a_malformed_record_that_names_those_there_are(fineweb):
-    records = joined(read(Source(dataset=str(fineweb), config="azj_Latn", text_field="content")))
+    records = joined(read(HubSource(dataset=str(fineweb), config="azj_Latn", text_field="content")))
     assert len(records.malformed) == 15
     assert records.malformed[0].startswith(f"{fineweb} azj_Latn:1: no field 'content', found date, dump")
 

@@ -16,7 +16,7 @@ from refusals import refused
 from azneobert.data import documents, ingest, local_files
 from azneobert.data.cleaning import CleaningReport
 from azneobert.errors import DataError
-from azneobert.recipe import Cleaning, Source
+from azneobert.recipe import Cleaning, FileSource, HubSource, Source
 
 CLEANING = Cleaning(min_words=3, min_latin=0.7, min_schwa=0.02, max_malformed=0.1, validation_fraction=0.3)
 WORDS = ["Xəzər", "dənizi", "şəhər", "küçə", "gözəl", "böyük", "ölkə", "kənd", "məktəb", "yol", "mədəniyyət", "xalq"]
@@ -44,7 +44,7 @@ def write_source(folder: Path, shards: int = 3, documents_each: int = 7) -> Path
 
 
 def run(source: Path | Source, place: Path, cleaning: Cleaning = CLEANING, code: str = "") -> CleaningReport:
-    chosen = source if isinstance(source, Source) else Source(path=str(source))
+    chosen = source if isinstance(source, FileSource | HubSource) else FileSource(path=str(source))
     return ingest.ingest(chosen, cleaning, place / "documents", place / "partial", code=code)
 
 
@@ -286,11 +286,11 @@ def test_a_complete_ingest_that_was_not_yet_put_in_its_place_reads_nothing_again
 def test_other_settings_files_or_code_start_anew(tmp_path, small_parts, monkeypatch, change):
     folder = write_source(tmp_path / "source")
     stop(folder, tmp_path / "1", monkeypatch, after=2)
-    source, cleaning, code = Source(path=str(folder)), CLEANING, ""
+    source, cleaning, code = FileSource(path=str(folder)), CLEANING, ""
     if change == "cleaning":
         cleaning = CLEANING.model_copy(update={"validation_fraction": 0.6})
     elif change == "source":
-        source = Source(path=str(folder), id_field=None)
+        source = FileSource(path=str(folder), id_field=None)
     elif change == "more files":
         write_source(folder, shards=4)
     elif change == "touched":
@@ -361,13 +361,14 @@ if hub:
     import datasets
     datasets.config.HF_DATASETS_CACHE = place + "/cache"
 from azneobert.data.ingest import ingest
-from azneobert.recipe import Cleaning, Source
+from azneobert.recipe import Cleaning, FileSource, HubSource
 for name, value in small.items():
     module, name = name.split(".")
     setattr(getattr(azneobert.data, module), name, value)
 # What is slow the first time is done before the forks.
 azneobert.data.cleaning.letter_counts(["a"])
-for _ in azneobert.data.sources.open_source(Source(**source)).read():
+source = (FileSource if "path" in source else HubSource)(**source)
+for _ in azneobert.data.sources.open_source(source).read():
     pass
 
 def killed(moment):
@@ -385,7 +386,7 @@ def killed(moment):
             if seen == moment:
                 os.kill(os.getpid(), signal.SIGKILL)
         sys.addaudithook(count)
-        ingest(Source(**source), Cleaning(**cleaning), folder / "documents", folder / "partial")
+        ingest(source, Cleaning(**cleaning), folder / "documents", folder / "partial")
         os._exit(0)
     status = os.waitpid(child, 0)[1]
     assert status in (0, signal.SIGKILL), status
@@ -402,7 +403,7 @@ def kill_at_every_moment(source: Source, place: Path, step: int) -> list[Path]:
     """The places of ingests each of which was killed at another moment, from the first change to the last."""
     arguments = [str(place), source.model_dump(mode="json"), CLEANING.model_dump(mode="json"), SMALL]
     said = subprocess.run(
-        [sys.executable, "-c", KILLER, json.dumps([*arguments, source.dataset is not None, step])],
+        [sys.executable, "-c", KILLER, json.dumps([*arguments, isinstance(source, HubSource), step])],
         capture_output=True,
         text=True,
         timeout=100,
@@ -423,13 +424,13 @@ def check_killed(source: Source, tmp_path: Path, step: int = 1) -> None:
 
 
 def test_killed_at_any_moment_and_run_again_it_ends_with_the_same_bytes(tmp_path, small_parts):
-    check_killed(Source(path=str(write_source(tmp_path / "source", shards=2, documents_each=5))), tmp_path)
+    check_killed(FileSource(path=str(write_source(tmp_path / "source", shards=2, documents_each=5))), tmp_path)
 
 
 def test_a_stream_killed_at_any_moment_and_run_again_ends_with_the_same_bytes(tmp_path, small_parts, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     shards = sorted(write_source(tmp_path / "source", shards=2, documents_each=5).iterdir())
-    check_killed(Source(dataset="json", data_files=tuple(map(str, shards))), tmp_path, step=3)
+    check_killed(HubSource(dataset="json", data_files=tuple(map(str, shards))), tmp_path, step=3)
 
 
 def test_killed_from_outside_again_and_again_it_ends_with_the_same_bytes(tmp_path, small_parts):
@@ -456,7 +457,7 @@ SLOW = f"""
 import json, sys, time
 from pathlib import Path
 from azneobert.data import hub, ingest, local_files
-from azneobert.recipe import Cleaning, Source
+from azneobert.recipe import Cleaning, FileSource, HubSource
 for name, value in json.loads(sys.argv[3]).items():
     module, name = name.split(".")
     setattr(globals()[module], name, value)
@@ -464,5 +465,5 @@ write = ingest.write_part
 ingest.write_part = lambda *arguments: (time.sleep(0.03), write(*arguments))
 place = Path(sys.argv[2])
 cleaning = Cleaning(**{CLEANING.model_dump()!r})
-ingest.ingest(Source(path=sys.argv[1]), cleaning, place / "documents", place / "partial")
+ingest.ingest(FileSource(path=sys.argv[1]), cleaning, place / "documents", place / "partial")
 """

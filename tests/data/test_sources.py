@@ -19,7 +19,7 @@ from azneobert.data.local_files import source_files
 from azneobert.data.records import Records
 from azneobert.data.sources import open_source
 from azneobert.errors import DataError
-from azneobert.recipe import Source
+from azneobert.recipe import FileSource
 
 PACKERS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
 LINE_FORMATS = [f"{form}{suffix}" for form in (".jsonl", ".csv", ".txt") for suffix in PACKERS]
@@ -52,7 +52,7 @@ def write(path: Path, rows: Sequence[tuple[object, str | None]]) -> Path:
 
 
 def read(path: Path, position=None, **source) -> list[Records]:
-    return [records for records in open_source(Source(path=str(path), **source)).read(position) if len(records)]
+    return [records for records in open_source(FileSource(path=str(path), **source)).read(position) if len(records)]
 
 
 def joined(batches: Sequence[Records]) -> Records:
@@ -111,7 +111,7 @@ def test_a_folder_of_mixed_formats_is_read_in_the_order_of_its_paths(tmp_path):
 def test_the_size_is_that_of_all_files_and_the_bytes_read_reach_it(tmp_path):
     for name in ("a.jsonl", "b.txt", "c.parquet", "d.csv.gz", "e.csv"):
         write(tmp_path / name, [(number, text_of(number)) for number in range(9)])
-    reader = open_source(Source(path=str(tmp_path)))
+    reader = open_source(FileSource(path=str(tmp_path)))
     read_so_far = [records.bytes_read for records in reader.read()]
     assert reader.size == sum(file.stat().st_size for file in tmp_path.iterdir())
     assert read_so_far == sorted(read_so_far)
@@ -347,7 +347,7 @@ def test_a_row_of_a_parquet_file_whose_nested_text_is_of_another_type_is_named(t
 
 def test_a_missing_path_is_refused(tmp_path):
     with refused(DataError, f"{tmp_path}/none: no such", "`path`", ".jsonl", ".parquet"):
-        open_source(Source(path=str(tmp_path / "none")))
+        open_source(FileSource(path=str(tmp_path / "none")))
 
 
 @pytest.mark.parametrize("name", ["README.md", "a.json", "a.parquet.zst", ".a.jsonl"])
@@ -368,7 +368,7 @@ def test_an_empty_file_is_refused(tmp_path, form):
     write(tmp_path / "a.jsonl", [(1, "salam")])
     (tmp_path / f"b{form}").touch()
     with refused(DataError, f"{tmp_path}/b{form}: is empty", "fetch it again"):
-        open_source(Source(path=str(tmp_path)))
+        open_source(FileSource(path=str(tmp_path)))
 
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
@@ -465,7 +465,7 @@ def test_a_batch_ends_at_so_many_documents_or_characters(tmp_path, small_batches
 
 def test_the_state_changes_with_the_files_and_not_with_the_reading(tmp_path, small_batches):
     path = write(tmp_path / "a.jsonl", [(number, "salam") for number in range(20)])
-    source = Source(path=str(tmp_path))
+    source = FileSource(path=str(tmp_path))
     reader = open_source(source)
     before = reader.state()
     assert json.loads(json.dumps(before)) == before

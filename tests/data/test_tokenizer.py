@@ -32,7 +32,7 @@ from azneobert.layout import Layout
 from azneobert.recipe import Tokenizer as Settings
 from azneobert.recipe import load_recipe
 
-COLLECTIONS = load_recipe(Path(__file__).parents[2] / "params.yaml", "sample")[1].data.order
+COLLECTIONS = load_recipe(Path(__file__).parents[2] / "recipes" / "sample.yaml").data.order
 SIZE = 640
 ALGORITHMS = ["bpe", "unigram", "wordpiece"]
 SENTENCE = "Bakı gözəl şəhərdir."
@@ -249,15 +249,15 @@ def test_unigram_with_less_room_than_the_alphabet_needs_is_refused():
 
 
 def test_the_recipe_refuses_unigram_with_less_room_than_bytes_and_pieces_need():
-    with pytest.raises(ValueError, match="512 would do"):
-        Settings(algorithm="unigram", vocab_size=511)
-    assert Settings(algorithm="unigram", vocab_size=512).vocab_size == 512
+    with pytest.raises(ValueError, match="use 512"):
+        Settings(vocab_size=511, trained={"unigram": {}}, imported={})
+    assert Settings(vocab_size=512, trained={"unigram": {}}, imported={}).vocab_size == 512
 
 
 @pytest.mark.parametrize("size", [0, -64])
 def test_the_recipe_refuses_a_vocabulary_of_nothing(size):
     with pytest.raises(ValueError, match="greater than 0"):
-        Settings(algorithm="bpe", vocab_size=size)
+        Settings(vocab_size=size, trained={"bpe": {}}, imported={})
 
 
 # Loading
@@ -347,7 +347,7 @@ def stages(project, tmp_path, monkeypatch, sample_texts):
     monkeypatch.syspath_prepend(project / "pipelines")
     monkeypatch.chdir(tmp_path)
     paths = Layout("sample")
-    recipe = load_recipe(project / "params.yaml", "sample")[1]
+    recipe = load_recipe(project / "recipes" / "sample.yaml")
     held_out = "Saxlanılmış sənəd: 漢字 yalnız burada dəfələrlə gəlir."
     for number, collection in enumerate(COLLECTIONS):
         texts = [*sample_texts[number :: len(COLLECTIONS)], "Hər yerdə eyni sənəd gəlir, bu da odur."]
@@ -366,9 +366,11 @@ def stages(project, tmp_path, monkeypatch, sample_texts):
         paths.metrics(f"ingest/{collection}").write_text(json.dumps(ingested))
 
     def run(**settings):
-        changed = recipe.model_copy(update={"tokenizer": Settings(**settings)})
+        changed = recipe.model_copy(
+            update={"tokenizer": Settings.model_validate({"trained": {}, "imported": {}} | settings)}
+        )
         for stage in ("deduplicate", "tokenizer"):
-            getattr(importlib.import_module(stage), stage)("sample", changed, paths, None)
+            getattr(importlib.import_module(stage), stage)(changed, paths, None)
         return paths
 
     return run
@@ -378,19 +380,19 @@ def test_an_imported_tokenizer_stays_byte_for_byte(stages, trained, tmp_path):
     given = tmp_path / "given.json"
     content = json.loads(trained("bpe").to_str())
     given.write_text(json.dumps(content, indent=7, ensure_ascii=True) + "\n\n")  # as no library would write it
-    paths = stages(algorithm="import", vocab_size=SIZE, path=str(given))
+    paths = stages(vocab_size=SIZE, imported={"given": {"path": str(given)}})
     assert paths.tokenizer.read_bytes() == given.read_bytes()
 
 
 def test_an_import_of_another_size_is_refused_and_leaves_nothing(stages, trained, tmp_path):
     trained("bpe").save(str(tmp_path / "given.json"))
     with refused(DataError, "given.json", f"has {SIZE} tokens"):
-        stages(algorithm="import", vocab_size=SIZE + 64, path=str(tmp_path / "given.json"))
+        stages(vocab_size=SIZE + 64, imported={"given": {"path": str(tmp_path / "given.json")}})
     assert not (tmp_path / "outputs/sample/tokenizer/tokenizer.json").exists()
 
 
 def test_a_tokenizer_is_trained_and_measured_on_the_training_side_of_what_is_left(stages):
-    paths = stages(algorithm="wordpiece", vocab_size=SIZE)
+    paths = stages(vocab_size=SIZE, trained={"wordpiece": {}})
     tokenizer = load_tokenizer(paths.tokenizer, SIZE)
     assert tokenizer.token_to_id("漢") is None  # stands in what is held out
     figures = json.loads(paths.metrics("tokenizer").read_text())
@@ -410,7 +412,7 @@ def test_a_tokenizer_is_trained_and_measured_on_the_training_side_of_what_is_lef
 
 
 def test_a_tokenizer_is_trained_on_a_sample_when_there_is_more(stages, tmp_path):
-    paths = stages(algorithm="bpe", vocab_size=512, max_characters=20_000)
+    paths = stages(vocab_size=512, trained={"bpe": {"max_characters": 20_000}})
     reports = (json.loads(paths.metrics(f"documents/{collection}").read_text()) for collection in COLLECTIONS)
     share = 20_000 / sum(report["characters"] for report in reports)
     places = [(paths.documents(collection), np.load(paths.duplicates(collection))) for collection in COLLECTIONS]
@@ -423,7 +425,7 @@ def test_a_tokenizer_is_trained_on_a_sample_when_there_is_more(stages, tmp_path)
 
 def test_a_missing_tokenizer_to_compare_with_is_said_before_training(stages, tmp_path):
     with refused(DataError, "missing.json", "no such tokenizer"):
-        stages(algorithm="bpe", vocab_size=512, compare={"other": str(tmp_path / "missing.json")})
+        stages(vocab_size=512, trained={"bpe": {}}, compare={"other": str(tmp_path / "missing.json")})
     assert not (tmp_path / "outputs/sample/tokenizer/tokenizer.json").exists()
 
 

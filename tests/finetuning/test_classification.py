@@ -8,7 +8,7 @@ from transformers.training_args import ParallelMode
 from azneobert.finetuning.classification import _arguments
 from azneobert.recipe import load_recipe
 
-SETTINGS = load_recipe(Path(__file__).parents[2] / "params.yaml", "sample")[1].finetuning
+SETTINGS = load_recipe(Path(__file__).parents[2] / "recipes" / "sample.yaml").finetuning
 
 
 @pytest.mark.parametrize("gpus", [0, 1, 8])

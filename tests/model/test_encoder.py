@@ -90,7 +90,7 @@ def test_the_count_of_parameters_is_the_number_that_the_model_has(tied: bool) ->
 
 @pytest.mark.parametrize(("tied", "count"), [(False, 296_528_640), (True, 247_376_640)])
 def test_the_published_model_has_the_published_number_of_parameters(tied: bool, count: int) -> None:
-    config = load_recipe(ROOT / "params.yaml", "h200")[1].model.model_copy(update={"tie_embeddings": tied})
+    config = load_recipe(ROOT / "recipes" / "h200.yaml").model.model_copy(update={"tie_embeddings": tied})
     assert count_parameters(config) == count
     with torch.device("meta"):
         model = MaskedLM(config)

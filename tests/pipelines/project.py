@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from azneobert.yaml_files import read_yaml, write_yaml
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,6 +29,7 @@ TOY = {
     "evaluation": {"every": 6, "max_rows_per_collection": 2},
     "finetuning": {"epochs": 1, "seeds": [1], "max_length": 64},
 }
+COLLECTIONS = ["wikipedia", "folklor", "cc100"]
 
 
 @dataclass
@@ -60,6 +61,7 @@ class Project:
         (folder / ".venv").symlink_to(ROOT / ".venv")
         for name in ("pyproject.toml", "constraints.txt"):
             os.utime(folder / name, (0, 0))
+        project.keep_collections(COLLECTIONS)
         project.change(TOY)
         project.commit()
         return project
@@ -70,11 +72,19 @@ class Project:
         return Project(folder)
 
     def change(self, edits: dict[str, Any]) -> None:
-        """Change numbers in the sample recipe: a block, a key, a value."""
+        """Change the recipe that runs: a block, a key, a value."""
         file = self.folder / "params.yaml"
-        params = yaml.safe_load(file.read_text())
-        _merge(params["sample"], edits)
-        file.write_text(yaml.safe_dump(params, sort_keys=False))
+        params = read_yaml(file)
+        _merge(params, edits)
+        write_yaml(file, params)
+
+    def keep_collections(self, names: list[str]) -> None:
+        """Take the others out of the recipe."""
+        file = self.folder / "params.yaml"
+        params = read_yaml(file)
+        params["data"]["files"] = {name: params["data"]["files"][name] for name in names}
+        params["data"]["order"] = names
+        write_yaml(file, params)
 
     def commit(self) -> None:
         """Commit everything, as `dvc exp run` and the lineage ask for."""

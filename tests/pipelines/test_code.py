@@ -50,7 +50,7 @@ def test_a_finished_run_is_kept_when_its_code_changes_and_nothing_after_it_runs(
     before = {f: f.stat().st_mtime_ns for f in (kept.folder / "outputs/sample/running").rglob("*.safetensors")}
     edit(kept, "azneobert/engine/optim.py")
     ran, printed = repro(kept)
-    assert ran == ["phase1", "phase2"]
+    assert ran == ["phase1@sample", "phase2@sample"]
     assert printed.count("complete, by other code than today's; kept") == 2
     after = {f: f.stat().st_mtime_ns for f in (kept.folder / "outputs/sample/running").rglob("*.safetensors")}
     assert after == before
@@ -62,7 +62,7 @@ def test_a_finished_run_that_is_in_the_cache_alone_comes_back_from_there(kept: P
     shutil.rmtree(kept.folder / "outputs/sample/running")
     edit(kept, "azneobert/engine/optim.py")
     ran, printed = repro(kept)
-    assert ran == ["phase1", "phase2"]
+    assert ran == ["phase1@sample", "phase2@sample"]
     assert printed.count("brought back from there") == 2
     assert printed.count("complete, by other code than today's; kept") == 2
     assert repro(kept)[0] == []
@@ -73,7 +73,7 @@ def test_the_same_change_trains_anew_where_the_recipe_says_so_and_the_former_run
     project.change({"runtime": {"changed_code": "retrain"}})
     edit(project, "azneobert/engine/optim.py")
     ran, printed = repro(project, "phase1")
-    assert ran == ["phase1"]
+    assert ran == ["phase1@sample"]
     assert "it is complete, and the code has changed since" in printed
     assert len(list((project.folder / "outputs/sample/running").glob("phase1.aside-*"))) == 1
 

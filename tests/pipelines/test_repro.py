@@ -12,19 +12,19 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from project import Reproduced, stages_run
+from project import COLLECTIONS, Reproduced, stages_run
 
 from azneobert.checkpoint.manifest import read_manifest
 from azneobert.environment import EXIT_STOPPED
 from azneobert.tracking.points import read_points
 from azneobert.tracking.record import read_run_id
 
-STAGES_OF_A_REPRO = 11 + 1 + 1 + 11 + 2 + 2 + 2 + 1 + 1
+STAGES_OF_A_REPRO = len(COLLECTIONS) + 1 + 1 + len(COLLECTIONS) + 2 + 2 + 2 + 1 + 1
 
 
 def test_make_repro_runs_every_stage_and_says_where_to_look_next(reproduced: Reproduced) -> None:
     assert len(stages_run(reproduced.printed)) == STAGES_OF_A_REPRO
-    for hint in ("mlflow ui", "models:/azneobert/2", "phase1.png", "azneobert fill-mask"):
+    for hint in ("mlflow ui", "models:/azneobert-sample/2", "phase1.png", "azneobert fill-mask"):
         assert hint in reproduced.printed
     assert "up to date" in reproduced.project.run("dvc", "status").stdout
 
@@ -35,14 +35,14 @@ def test_both_phases_are_registered_and_load_without_remote_code(reproduced: Rep
     listed = reproduced.project.run("azneobert", "registry", "list").stdout
     assert "phase1" in listed
     assert "phase2" in listed
-    reproduced.project.run("azneobert", "registry", "pull", "models:/azneobert@phase2", str(tmp_path / "model"))
+    reproduced.project.run("azneobert", "registry", "pull", "models:/azneobert-sample@phase2", str(tmp_path / "model"))
     model = AutoModelForMaskedLM.from_pretrained(tmp_path / "model", trust_remote_code=False)
     assert model.config.hidden_size == 32
     reproduced.project.run("azneobert", "checkpoint", "verify", str(tmp_path / "model" / "checkpoint"))
 
 
 def test_mlflow_itself_downloads_the_same_bytes(reproduced: Reproduced, tmp_path: Path) -> None:
-    uri = "models:/azneobert@phase1"
+    uri = "models:/azneobert-sample@phase1"
     reproduced.project.run("azneobert", "registry", "pull", uri, str(tmp_path / "ours"))
     reproduced.project.run(
         "mlflow", "artifacts", "download", "--artifact-uri", uri, "--dst-path", str(tmp_path / "theirs")
@@ -58,7 +58,7 @@ def test_the_checkpoint_names_commit_tokens_and_run(reproduced: Reproduced) -> N
     folder = reproduced.project.folder
     manifest = read_manifest(folder / "outputs/sample/phase2/checkpoint")
     assert len(manifest.segments[-1].git_commit) == 40
-    assert set(manifest.lineage["tokens_md5"]) == set(manifest.recipe["data"]["sources"])
+    assert set(manifest.lineage["tokens_md5"]) == set(manifest.recipe["data"]["order"])
     assert all(md5.endswith(".dir") for md5 in manifest.lineage["tokens_md5"].values())
     assert manifest.lineage["mlflow_run_id"] == read_run_id(folder / "outputs/sample/running/phase2/tracking")
     assert manifest.lineage["started_from"]["phase"] == "phase1"
@@ -69,7 +69,7 @@ def test_mlflow_holds_one_run_a_phase_with_curve_settings_and_lineage(reproduced
     client = mlflow.MlflowClient(f"sqlite:///{reproduced.project.folder}/mlflow.db")
     experiment = client.get_experiment_by_name("azneobert")
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    assert set(runs) == {"sample-phase1", "sample-phase2", "sample-finetune"}
+    assert set(runs) == {"sample-phase1", "sample-phase2", "sample-finetune-topics"}
     phase1 = runs["sample-phase1"]
     assert phase1.info.status == "FINISHED"
     assert all(run.info.end_time > run.info.start_time for run in runs.values())
@@ -120,10 +120,10 @@ def test_metrics_parameters_and_offline_plots_show(reproduced: Reproduced) -> No
 def test_params_diff_and_exp_run_take_a_changed_number(reproduced: Reproduced) -> None:
     project = reproduced.project
     project.change({"finetuning": {"batch_size": 8}})
-    assert "sample.finetuning.batch_size" in project.run("dvc", "params", "diff").stdout
+    assert "finetuning.batch_size" in project.run("dvc", "params", "diff").stdout
     project.run("git", "checkout", "-q", "params.yaml")
-    ran = project.run("dvc", "exp", "run", "-S", "sample.finetuning.batch_size=32").stdout
-    assert stages_run(ran) == ["finetune"]
+    ran = project.run("dvc", "exp", "run", "-S", "finetuning.batch_size=32").stdout
+    assert stages_run(ran) == ["finetune@topics"]
     project.run("git", "checkout", "-q", ".")
     project.run("dvc", "checkout", "-q")
 
@@ -135,7 +135,7 @@ def test_a_changed_number_runs_the_stages_that_depend_on_it_and_no_other(reprodu
         ran = stages_run(project.run("dvc", "repro").stdout)
     finally:
         project.run("git", "checkout", "-q", ".")
-    assert ran == ["phase2", "evaluate@phase2", "register", "finetune"]
+    assert ran == ["phase2@sample", "evaluate@sample-phase2", "register@sample", "finetune@topics"]
     assert list((project.folder / "outputs/sample/running").glob("phase2.aside-*")), "the former run must be kept"
     project.run("dvc", "checkout", "-q")
     assert stages_run(project.run("dvc", "repro").stdout) == []
@@ -144,7 +144,7 @@ def test_a_changed_number_runs_the_stages_that_depend_on_it_and_no_other(reprodu
     try:
         done = project.run("dvc", "repro", check=False)
         assert done.returncode != 0
-        assert "models:/azneobert@phase2 is models:/azneobert/3" in done.stderr
+        assert "models:/azneobert-sample@phase2 is models:/azneobert-sample/3" in done.stderr
     finally:
         project.run("git", "checkout", "-q", ".")
     project.run("dvc", "checkout", "-q")
@@ -154,9 +154,9 @@ def test_a_changed_number_runs_the_stages_that_depend_on_it_and_no_other(reprodu
 @pytest.mark.parametrize(
     ("edits", "words"),
     [
-        ({"phase1": {"sequence_length": 4096}}, ["sample", "phase1.sequence_length 4096", "512 or less would do"]),
+        ({"phase1": {"sequence_length": 4096}}, ["params.yaml", "phase1.sequence_length 4096", "use 512 or less"]),
         ({"runtime": {"processes": 3}}, ["phase1.global_batch 8", "3 processes", "6 or 9"]),
-        ({"data": {"sources": {"news": {"path": "data/nowhere"}}}}, ["data/nowhere", "no such source"]),
+        ({"data": {"files": {"cc100": {"path": "data/nowhere"}}}}, ["data/nowhere", "no such source"]),
         ({"tokenizer": {"vocab_size": 401}}, ["tokenizer.vocab_size 401", "model.vocab_size 400"]),
     ],
 )

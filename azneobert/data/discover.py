@@ -1,0 +1,136 @@
+"""What lies in a folder: which of it are collections, in which fields their text and ids stand, which are tasks."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from azneobert.data.local_files import FORMATS, file_format, source_files
+from azneobert.data.records import parse_json
+from azneobert.errors import DataError
+from azneobert.recipe import FileSource, name_of
+
+_SPLITS = ("train", "validation", "test")
+_USUAL = ("text", "content", "body", "raw_content", "mətn", "metn", "article", "document")
+_RECORDS, _FILES = 50, 20  # that are looked at, of a file and of a folder
+_LONG = 1 << 20  # bytes of a plain text file that is more than one document
+
+
+@dataclass
+class Found:
+    """The collections and labelled tasks of a folder by name, and what is neither, a line each."""
+
+    files: dict[str, FileSource] = field(default_factory=dict)
+    tasks: dict[str, str] = field(default_factory=dict)
+    passed_over: list[str] = field(default_factory=list)
+
+
+def discover(folder: Path) -> Found:
+    """Look through a folder: each folder in it that holds readable files is a collection, and so is each such file.
+
+    Raises:
+        DataError: there is no such folder, or no collection in it.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; use one that holds the collections")
+    found = Found()
+    for place in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
+        name = _free_name(name_of(place.name.split(".")[0]), found)
+        if all((place / f"{split}.jsonl").is_file() for split in _SPLITS):
+            found.tasks[name] = str(place)
+            continue
+        try:
+            found.files[name] = describe(place)
+        except DataError as error:
+            found.passed_over.append(str(error))
+    if not found.files:
+        raise DataError(
+            f"{folder}: no collection there; expected files or folders of {', '.join(FORMATS)} (each but .parquet also "
+            f".gz or .zst){''.join(f'; {line}' for line in found.passed_over[:3])}"
+        )
+    return found
+
+
+def describe(place: Path) -> FileSource:
+    """A file or a folder as a source: the fields of text and id, and what a document is in plain text.
+
+    Raises:
+        DataError: it holds no readable file, or no field of text that all its files have.
+    """
+    files = source_files(place)[:_FILES]
+    tables = [file for file in files if _format(file) != ".txt"]
+    if not tables:
+        long = len(files) == 1 and files[0].stat().st_size > _LONG
+        return FileSource(path=str(place), sample_by="paragraph" if long else "document")
+    fields = [_text_fields(file) for file in tables]
+    common = {name: sum(each[name] for each in fields) for name in fields[0] if all(name in each for each in fields)}
+    if not common:
+        raise DataError(
+            f"{place}: no field of text that all its files have; give each such file a collection of its own"
+        )
+    text = next((name for name in _USUAL if name in common), max(common, key=lambda name: common[name]))
+    has_id = all("id" in record for file in tables for record in first_records(file))
+    return FileSource(path=str(place), text_field=text, id_field="id" if has_id else None)
+
+
+def sample_texts(source: FileSource) -> list[str]:
+    """The first texts of a source, to see what language it is in; none of a file that cannot be read."""
+    texts = []
+    for file in source_files(Path(source.path))[:_FILES]:
+        key = "text" if _format(file) == ".txt" else source.text_field
+        texts += [text for record in first_records(file) for name, text in _strings(record) if name == key]
+    return texts
+
+
+def first_records(file: Path) -> list[dict[str, Any]]:
+    """The first records of a file that are whole; of plain text, its beginning as one."""
+    form, compression = file_format(file) or ("", None)
+    try:
+        if form == ".parquet":
+            batch = next(pq.ParquetFile(file).iter_batches(_RECORDS), None)
+            return [] if batch is None else batch.to_pylist()
+        with pa.input_stream(str(file), compression=compression) as stream:
+            lines = io.TextIOWrapper(io.BufferedReader(stream), encoding="utf-8-sig", errors="replace", newline="")
+            if form == ".txt":
+                return [{"text": lines.read(1 << 16)}]
+            if form == ".csv":
+                return list(itertools.islice(csv.DictReader(lines), _RECORDS))
+            records = (parse_json(line.encode()) for line in itertools.islice(lines, _RECORDS))
+            return [record for record in records if isinstance(record, dict)]
+    except (pa.ArrowException, OSError, csv.Error, ValueError):
+        return []  # what is wrong with it is for the reader to say
+
+
+def _text_fields(file: Path) -> dict[str, float]:
+    """The fields of a file that hold text in most records, by dots, and the characters in each on average."""
+    records = first_records(file)
+    sizes: dict[str, list[int]] = {}
+    for record in records:
+        for name, text in _strings(record):
+            sizes.setdefault(name, []).append(len(text))
+    return {name: sum(each) / len(each) for name, each in sizes.items() if 2 * len(each) > len(records)}
+
+
+def _strings(record: dict[str, Any], within: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in record.items():
+        if isinstance(value, str) and value.strip() and key is not None:
+            yield f"{within}{key}", value
+        elif isinstance(value, dict) and within.count(".") < 5:
+            yield from _strings(value, f"{within}{key}.")
+
+
+def _format(file: Path) -> str:
+    return (file_format(file) or ("", None))[0]
+
+
+def _free_name(name: str, found: Found) -> str:
+    numbers = (f"{name}{'' if number == 1 else f'_{number}'}" for number in itertools.count(1))
+    return next(each for each in numbers if each not in found.files and each not in found.tasks)
