@@ -1,0 +1,142 @@
+"""`azneobert recipe ...`, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from azneobert.cli import app
+from azneobert.errors import AzNeoBertError
+from azneobert.recipe import load_recipe
+from azneobert.yaml_files import edit_yaml, write_yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project's folder with its recipes, the sample in place, and one collection that is there."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "recipes", "recipes")
+    shutil.copy("recipes/sample.yaml", "params.yaml")
+    shutil.copytree(ROOT / "data/sample/folklor", "corpus/folklor")
+    return tmp_path
+
+
+def invoke(*arguments: str) -> str:
+    result = CliRunner().invoke(app, ["recipe", *arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def refusal(*arguments: str) -> str:
+    with pytest.raises(AzNeoBertError) as caught:
+        CliRunner().invoke(app, ["recipe", *arguments], catch_exceptions=False)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def change(path: str, block: str, **edits: object) -> None:
+    content = edit_yaml(Path(path))
+    content[block].update(edits)
+    write_yaml(Path(path), content)
+
+
+def test_from_a_folder_to_a_recipe_in_place() -> None:
+    said = invoke("new", "kitab", "--from", "corpus")
+    assert "folklor: corpus/folklor, text in text, id in id" in said
+    assert "dvc add corpus/folklor" in said
+    assert "azneobert recipe use kitab" in said
+    assert "recipe kitab runs from now on" in invoke("use", "kitab")
+    assert load_recipe().name == "kitab"
+    said = invoke("check")
+    assert "recipe kitab: " in said
+    assert "1 collections" in said
+
+
+def test_what_git_or_dvc_has_is_not_offered_again(project: Path) -> None:
+    subprocess.run(["git", "init", "-q"], check=True)
+    subprocess.run(["git", "add", "corpus"], check=True)
+    assert "dvc add" not in invoke("new", "kitab", "--from", "corpus")
+    subprocess.run(["git", "rm", "-rq", "--cached", "corpus"], check=True)
+    (project / "corpus/folklor.dvc").write_text("outs: []\n")
+    assert "dvc add" not in invoke("new", "other", "--from", "corpus")
+
+
+def test_what_lies_elsewhere_is_not_offered_to_dvc(tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    shutil.copytree("corpus/folklor", elsewhere / "folklor")
+    assert "dvc add" not in invoke("new", "kitab", "--from", str(elsewhere))
+
+
+def test_a_new_recipe_without_a_folder_says_what_it_lacks() -> None:
+    assert "name its collections under data.files or data.hub" in invoke("new", "kitab")
+    assert "data: no collection" in refusal("use", "kitab")
+
+
+def test_a_new_recipe_of_a_folder_without_a_collection_writes_nothing() -> None:
+    Path("empty").mkdir()
+    assert "empty: no collection there" in refusal("new", "kitab", "--from", "empty")
+    assert not Path("recipes/kitab.yaml").exists()
+
+
+def test_the_list_says_which_runs_and_whether_it_is_changed() -> None:
+    assert "runs" in next(line for line in invoke("list").splitlines() if "sample" in line)
+    change("params.yaml", "runtime", log_every=7)
+    assert "runs, changed" in next(line for line in invoke("list").splitlines() if "sample" in line)
+    Path("recipes/wrong.yaml").write_text("name: wrong\n")
+    assert "recipes/wrong.yaml: seed: is missing" in refusal("list")
+
+
+def test_a_changed_recipe_is_kept_and_the_place_is_said() -> None:
+    change("params.yaml", "runtime", log_every=7)
+    assert "kept as recipes/kept/sample-1.yaml" in invoke("use", "h200")
+    assert "kept" not in invoke("use", "recipes/kept/sample-1.yaml")
+    assert load_recipe().runtime.log_every == 7
+
+
+@pytest.mark.parametrize(
+    ("block", "edits", "words"),
+    [
+        ("data", {}, ["params.yaml: data.files.wikipedia.path: data/sample/wikipedia: no such source file"]),
+        (
+            "tokenizer",
+            {"trained": {}, "imported": {"ours": {"path": "nowhere.json"}}},
+            ["tokenizer.imported.ours.path"],
+        ),
+        ("finetuning", {"files": {"ner": {"path": "data/ner"}}}, ["finetuning.files.ner.path: data/ner is not there"]),
+    ],
+)
+def test_a_file_that_is_not_there_is_refused_by_its_key(block: str, edits: dict, words: list[str]) -> None:
+    if block != "data":
+        change("params.yaml", "data", files={"folklor": {"path": "corpus/folklor"}}, order=["folklor"])
+        shutil.copytree(ROOT / "data/sample/topics", "data/sample/topics")
+    change("params.yaml", block, **edits)
+    line = refusal("check")
+    assert all(word in line for word in words), line
+    assert "--allow-missing" not in line, "without a dvc.lock nothing was made of it yet"
+    Path("dvc.lock").write_text("{}")
+    assert "`dvc repro --allow-missing`" in refusal("check")
+    assert "recipe sample: " in invoke("check", "--allow-missing")
+
+
+def test_a_file_of_before_is_migrated_on_request() -> None:
+    content = edit_yaml(Path("recipes/sample.yaml"))
+    data, tokenizer, tuning = content["data"], content["tokenizer"], content["finetuning"]
+    data["sources"] = data.pop("files")
+    del data["hub"]
+    del content["name"]
+    content["tokenizer"] = {"algorithm": "bpe", "vocab_size": tokenizer["vocab_size"], "lowercase": False, "path": None}
+    tuning["task"] = next(iter(tuning.pop("files").values()))["path"]
+    write_yaml(Path("params.yaml"), {"recipe": "old", "old": json.loads(json.dumps(content))})
+    assert "`azneobert recipe migrate`" in refusal("check")
+    said = invoke("migrate")
+    assert "recipes/old.yaml: written" in said
+    assert "the former file is recipes/kept/params-1.yaml" in said
+    recipe, sample = load_recipe(), load_recipe("recipes/sample.yaml")
+    assert recipe.model_copy(update={"name": "sample"}) == sample
