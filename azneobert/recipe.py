@@ -270,7 +270,7 @@ class Registry(_Block):
 
 
 class Finetuning(_Block):
-    """The task that shows what the pretrained encoder is worth: the topic of a text."""
+    """The task that shows what the pretrained encoder is worth: texts and their labels."""
 
     model: str
     task: str
