@@ -6,6 +6,7 @@ import json
 import statistics
 import tempfile
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 from azneobert.errors import RegistryError
 from azneobert.files import write_json
 from azneobert.finetuning.classification import fine_tune
-from azneobert.finetuning.tasks import read_task
+from azneobert.finetuning.tasks import Task, read_task
 from azneobert.layout import Layout
 from azneobert.recipe import Recipe
 from azneobert.registry.pull import pull
@@ -40,11 +41,18 @@ def finetune(recipe: Recipe, layout: Layout, options: Namespace) -> None:
         log_scores(tracker, scores)
     figures = {weights: summary(found) for weights, found in scores.items()}
     figures["examples"] = {split: len(examples) for split, examples in task.splits.items()}
+    figures["seeds"] = seeds = len(settings.seeds)
+    figures["chance"] = round(chance(task), 4)
     write_json(layout.metrics(f"finetune/{options.task}"), figures)
-    seeds = len(settings.seeds)
     for weights in scores:
         mean, deviation = figures[weights]["accuracy"], figures[weights]["accuracy_deviation"]
         print(f"{options.task}: {weights} weights: test accuracy {mean:.1%} ± {deviation:.1%}, {seeds} seeds")
+
+
+def chance(task: Task) -> float:
+    """The accuracy of always giving the label that most test examples have."""
+    labels = Counter(label for _, label in task.splits["test"])
+    return max(labels.values()) / labels.total()
 
 
 def check_version(recipe: Recipe, layout: Layout) -> None:

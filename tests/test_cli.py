@@ -152,7 +152,7 @@ def test_recipe_of_the_hub_does_not_ask_the_hub(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(RecipeError, match=where + r"data/h200/tokenizer\.json is not there"):
         CliRunner().invoke(app, ["recipe", "check", "h200"], catch_exceptions=False)
     Path("data/h200/tokenizer.json").write_text("{}")
-    shutil.copytree(ROOT / "data/sample/topics", "data/sample/topics")
+    shutil.copytree(ROOT / "data/sample/punctuation", "data/sample/punctuation")
     result = CliRunner().invoke(app, ["recipe", "check", "h200"], catch_exceptions=False)
     assert result.exit_code == 0
     assert "recipe h200: " in result.output

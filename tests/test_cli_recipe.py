@@ -115,7 +115,7 @@ def test_a_changed_recipe_is_kept_and_the_place_is_said() -> None:
 def test_a_file_that_is_not_there_is_refused_by_its_key(block: str, edits: dict, words: list[str]) -> None:
     if block != "data":
         change("params.yaml", "data", files={"folklor": {"path": "corpus/folklor"}}, order=["folklor"])
-        shutil.copytree(ROOT / "data/sample/topics", "data/sample/topics")
+        shutil.copytree(ROOT / "data/sample/punctuation", "data/sample/punctuation")
     change("params.yaml", block, **edits)
     line = refusal("check")
     assert all(word in line for word in words), line

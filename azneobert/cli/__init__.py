@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from rich.table import Column, Table
 from azneobert.cli.bench import app as bench_app
 from azneobert.cli.checkpoint import app as checkpoint_app
 from azneobert.cli.console import console
+from azneobert.cli.next import where_next
 from azneobert.cli.recipe import RecipeName
 from azneobert.cli.recipe import app as recipe_app
 from azneobert.cli.runs import app as runs_app
@@ -33,6 +33,7 @@ app.add_typer(bench_app, name="bench")
 app.add_typer(registry, name="registry")
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(runs_app, name="runs")
+app.command(name="next")(where_next)
 
 
 def main() -> None:
@@ -45,29 +46,6 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: {error.filename}: {error.strerror}")
-
-
-@app.command(name="next")
-def where_next(name: RecipeName = None) -> None:
-    """Say where to look after `dvc repro`."""
-    _, loaded = open_recipe(name)
-    root = Layout(loaded.name).root
-    console.print(f"\n[bold]recipe {loaded.name} is done[/bold]\n")
-    console.print(_versions_table(loaded))
-    tuned = json.loads((root / "metrics" / "finetune.json").read_text())
-    console.print(
-        f"topic of a text, test accuracy: {tuned['pretrained']['accuracy']:.1%} pretrained, "
-        f"{tuned['random']['accuracy']:.1%} from random weights\n"
-    )
-    for what, command in (
-        ("loss curves", f"{root}/plots/phase1.png and phase2.png"),
-        ("all plots, offline", "dvc plots show"),
-        ("numbers", f"dvc metrics show {root}/metrics/phase*.json"),
-        ("compare runs", "mlflow ui"),
-        ("fill a mask", 'azneobert fill-mask "Bakı Azərbaycanın [MASK] şəhəridir."'),
-        ("get the model", f"azneobert registry pull models:/{loaded.registry.name}@phase2 DIR"),
-    ):
-        console.print(f"  {what:<20} {command}", markup=False)
 
 
 @app.command(name="fill-mask")

@@ -26,7 +26,7 @@ def test_each_run_of_the_stage_is_a_run_in_mlflow_also_when_that_was_away(
     for accuracy in (0.25, 0.5):
         with monkeypatch.context() as patch:
             patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-            with finetune.recorded(recipe, layout, "topics") as tracker:
+            with finetune.recorded(recipe, layout, "punctuation") as tracker:
                 finetune.log_scores(tracker, {"pretrained": [{"accuracy": accuracy}] * 2})
     folders = layout.tracking_folders()
     assert len(folders) == 2
@@ -34,9 +34,9 @@ def test_each_run_of_the_stage_is_a_run_in_mlflow_also_when_that_was_away(
     for folder in folders:
         assert deliver_folder(folder, recipe.tracking) == 2
         run = MlflowClient(mlflow_uri).get_run(str(read_run_id(folder)))
-        assert (run.info.run_name, run.info.status) == ("toy-finetune-topics", "FINISHED")
+        assert (run.info.run_name, run.info.status) == ("toy-finetune-punctuation", "FINISHED")
         found[folder.parent.name.split(".")[0], run.data.metrics["test/accuracy/pretrained"]] = folder
-    assert found.keys() == {("finetune-topics", 0.25), ("finetune-topics", 0.5)}
-    with finetune.recorded(recipe, layout, "topics") as tracker:
+    assert found.keys() == {("finetune-punctuation", 0.25), ("finetune-punctuation", 0.5)}
+    with finetune.recorded(recipe, layout, "punctuation") as tracker:
         finetune.log_scores(tracker, {"pretrained": [{"accuracy": 0.75}] * 2})
     assert len(layout.tracking_folders()) == 2, "a run that MLflow has makes room for the next"

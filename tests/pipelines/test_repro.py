@@ -69,7 +69,7 @@ def test_mlflow_holds_one_run_a_phase_with_curve_settings_and_lineage(reproduced
     client = mlflow.MlflowClient(f"sqlite:///{reproduced.project.folder}/mlflow.db")
     experiment = client.get_experiment_by_name("azneobert")
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    assert set(runs) == {"sample-phase1", "sample-phase2", "sample-finetune-topics"}
+    assert set(runs) == {"sample-phase1", "sample-phase2", "sample-finetune-punctuation"}
     phase1 = runs["sample-phase1"]
     assert phase1.info.status == "FINISHED"
     assert all(run.info.end_time > run.info.start_time for run in runs.values())
@@ -123,7 +123,7 @@ def test_params_diff_and_exp_run_take_a_changed_number(reproduced: Reproduced) -
     assert "finetuning.batch_size" in project.run("dvc", "params", "diff").stdout
     project.run("git", "checkout", "-q", "params.yaml")
     ran = project.run("dvc", "exp", "run", "-S", "finetuning.batch_size=32").stdout
-    assert stages_run(ran) == ["finetune@topics"]
+    assert stages_run(ran) == ["finetune@punctuation"]
     project.run("git", "checkout", "-q", ".")
     project.run("dvc", "checkout", "-q")
 
@@ -135,7 +135,7 @@ def test_a_changed_number_runs_the_stages_that_depend_on_it_and_no_other(reprodu
         ran = stages_run(project.run("dvc", "repro").stdout)
     finally:
         project.run("git", "checkout", "-q", ".")
-    assert ran == ["phase2@sample", "evaluate@sample-phase2", "register@sample", "finetune@topics"]
+    assert ran == ["phase2@sample", "evaluate@sample-phase2", "register@sample", "finetune@punctuation"]
     assert list((project.folder / "outputs/sample/running").glob("phase2.aside-*")), "the former run must be kept"
     project.run("dvc", "checkout", "-q")
     assert stages_run(project.run("dvc", "repro").stdout) == []
