@@ -101,6 +101,19 @@ def loss(
     _run("Loss: fast against plain", bench_loss(names, steps, quick, curves), output, without_bars=quick)
 
 
+@app.command()
+def busy(
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each setting.")] = 5,
+    quick: Quick = False,
+    output: Output = None,
+) -> None:
+    """Training a small model on this machine's cores, alone and beside other work, under settings of OpenMP."""
+    from azneobert.bench.busy import Turns, bench_busy
+
+    turns = Turns(rounds=1, seconds=0.5) if quick else Turns(rounds)
+    _run("A busy machine: training on cores that others use", bench_busy(turns), output, without_bars=quick)
+
+
 def _needs_a_gpu(command: str, quick: bool) -> None:
     import torch
 

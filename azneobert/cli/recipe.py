@@ -144,16 +144,17 @@ def _check_inputs(path: Path, recipe: Recipe, allow_missing: bool) -> None:
     """See to it that every file which the recipe names is there: sources, a tokenizer, labelled tasks."""
     from azneobert.data.local_files import source_files
 
-    for name, source in recipe.data.files.items():
-        if Path(source.path).exists() or not allow_missing:
-            try:
-                source_files(Path(source.path))  # a hub data set is asked for when it is read
-            except DataError as error:
-                raise RecipeError(f"{path}: data.files.{name}.path: {error}{_in_a_clone(source.path)}") from None
+    if allow_missing:
+        return
+    for name, source in recipe.data.files.items():  # a hub data set is asked for when it is read
+        try:
+            source_files(Path(source.path))
+        except DataError as error:
+            raise RecipeError(f"{path}: data.files.{name}.path: {error}{_in_a_clone(source.path)}") from None
     others = {f"tokenizer.imported.{name}": each.path for name, each in recipe.tokenizer.imported.items()}
     others |= {f"finetuning.files.{name}": each.path for name, each in recipe.finetuning.files.items()}
     for key, place in others.items():
-        if not allow_missing and not Path(place).exists():
+        if not Path(place).exists():
             raise RecipeError(f"{path}: {key}.path: {place} is not there; put it there{_in_a_clone(place)}")
 
 

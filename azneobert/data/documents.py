@@ -47,10 +47,10 @@ def parts(folder: Path) -> list[Path]:
     """
     found = sorted(folder.glob("part-*.parquet"))
     if not found:
-        raise DataError(f"{folder}: no documents there; `dvc repro ingest` writes them")
+        raise DataError(f"{folder}: no documents there; `dvc repro deduplicate` brings them")
     for number, part in enumerate(found):
         if part.name != part_name(number):
-            raise DataError(f"{folder / part_name(number)}: no such file; `dvc repro ingest` writes it")
+            raise DataError(f"{folder / part_name(number)}: no such file; `dvc repro deduplicate` brings it")
     return found
 
 
@@ -137,9 +137,11 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file; `dvc repro ingest` writes it") from None
+        raise DataError(f"{path}: no such file; `dvc repro deduplicate` brings it") from None
     except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = " ".join(str(error).split())
-        raise DataError(f"{path}: not a whole Parquet file ({reason}); delete it and run `dvc repro ingest`") from None
+        raise DataError(
+            f"{path}: not a whole Parquet file ({reason}); delete it and run `dvc repro deduplicate`"
+        ) from None

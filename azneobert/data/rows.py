@@ -30,7 +30,7 @@ FORMAT_VERSION = 2
 FRAME = 2  # [CLS] and [SEP] around each window
 _ARRAYS = {"store": np.uint8, "start": np.int64, "length": np.int32, "row_offsets": np.int64}
 _CHUNK = 1 << 22
-_RESTORE = "restore it with `dvc checkout --force` or `dvc repro -f rows`"
+_RESTORE = "`dvc repro -f -s rows` makes it anew"
 
 
 @dataclass(frozen=True)
@@ -162,11 +162,11 @@ def open_plan(path: Path, stores: dict[str, TokenStore]) -> RowPlan:
     except FileNotFoundError as error:
         raise DataError(f"{error.filename}: no whole row plan there; `dvc repro rows` writes it") from None
     except (TypeError, KeyError, ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
-        raise DataError(f"{path}: damaged row plan ({error}); `dvc repro -f rows` makes it anew") from None
+        raise DataError(f"{path}: damaged row plan ({error}); `dvc repro -f -s rows` makes it anew") from None
     if meta is None:
         raise DataError(
             f"{path}: row plan of format version {version}, this program reads {FORMAT_VERSION}; "
-            "`dvc repro -f rows` makes it anew"
+            "`dvc repro -f -s rows` makes it anew"
         )
     expected = {name: opened.meta.tokens_sha256 for name, opened in stores.items()}
     if meta.stores != expected:
@@ -175,7 +175,7 @@ def open_plan(path: Path, stores: dict[str, TokenStore]) -> RowPlan:
         raise DataError(f"{path}: made from other tokens of {', '.join(changed)}; `dvc repro rows` makes it anew")
     sizes = {"row_offsets": meta.rows + 1}
     if any(a.shape != (sizes.get(n, meta.windows),) or a.dtype != _ARRAYS[n] for n, a in arrays.items()):
-        raise DataError(f"{path}: its files do not have the {meta.rows} rows of meta.json; `dvc repro -f rows`")
+        raise DataError(f"{path}: its files do not have the {meta.rows} rows of meta.json; `dvc repro -f -s rows`")
     return RowPlan(meta, **arrays)
 
 

@@ -87,7 +87,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
         DataError: the file is missing or damaged.
     """
     if not path.is_file():
-        raise DataError(f"{path}: no such tokenizer; `dvc repro tokenizer` writes it, or set tokenizer.path")
+        raise DataError(f"{path}: no such tokenizer; `dvc repro tokens` brings it, or correct the path")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # `tokenizers` raises bare Exception

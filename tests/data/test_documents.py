@@ -227,13 +227,13 @@ def test_a_sample_for_training_is_a_part_of_what_training_sees(collection):
 
 def test_a_folder_without_parts_is_refused(tmp_path):
     for folder in (tmp_path, tmp_path / "missing"):
-        with refused(DataError, str(folder), "no documents there", "dvc repro ingest"):
+        with refused(DataError, str(folder), "no documents there", "dvc repro deduplicate"):
             parts(folder)
 
 
 def test_a_collection_with_a_part_missing_between_others_is_refused(collection):
     (collection / "part-00001.parquet").unlink()
-    with refused(DataError, f"{collection}/part-00001.parquet", "dvc repro ingest"):
+    with refused(DataError, f"{collection}/part-00001.parquet", "dvc repro deduplicate"):
         list(split_by_part(collection, NOTHING))
 
 
@@ -248,7 +248,7 @@ READERS = {
 
 @pytest.mark.parametrize("read", READERS.values(), ids=READERS.keys())
 def test_a_missing_part_is_refused(tmp_path, read):
-    with refused(DataError, f"{tmp_path}/part-00000.parquet", "no such file", "dvc repro ingest"):
+    with refused(DataError, f"{tmp_path}/part-00000.parquet", "no such file", "dvc repro deduplicate"):
         read(tmp_path / "part-00000.parquet")
 
 
@@ -257,7 +257,7 @@ def test_a_missing_part_is_refused(tmp_path, read):
 def test_a_truncated_part_is_refused(tmp_path, read, keep):
     part = write_part(tmp_path, 0, documents(numbered(50)))
     part.write_bytes(part.read_bytes()[:keep])
-    with refused(DataError, str(part), "not a whole Parquet file", "dvc repro ingest"):
+    with refused(DataError, str(part), "not a whole Parquet file", "dvc repro deduplicate"):
         read(part)
 
 
@@ -270,7 +270,7 @@ def test_a_part_with_damaged_bytes_is_refused(tmp_path, read, place):
     start = int(metadata.dictionary_page_offset + place * metadata.total_compressed_size)
     content[start : start + 64] = bytes(64)
     part.write_bytes(content)
-    with refused(DataError, str(part), "dvc repro ingest"):
+    with refused(DataError, str(part), "dvc repro deduplicate"):
         read(part)
 
 
@@ -280,7 +280,7 @@ def test_a_damaged_footer_is_refused(tmp_path):
     size = int.from_bytes(content[-8:-4], "little")
     content[-8 - size : -8] = b"\xff" * size
     part.write_bytes(content)
-    with refused(DataError, str(part), "dvc repro ingest"):
+    with refused(DataError, str(part), "dvc repro deduplicate"):
         count_documents(part)
 
 

@@ -168,7 +168,7 @@ def test_remaining_counts_everything_where_nothing_goes_and_nothing_where_everyt
 
 
 def test_a_collection_that_is_not_there_is_refused(collect, tmp_path):
-    with refused(DataError, f"{tmp_path}/missing", "dvc repro ingest"):
+    with refused(DataError, f"{tmp_path}/missing", "dvc repro deduplicate"):
         find_duplicates([*collect([["bir"]]), tmp_path / "missing"])
 
 
@@ -176,5 +176,5 @@ def test_a_damaged_part_is_refused(collect):
     folders = collect([["bir"]], [["iki"]])
     damaged = parts(folders[1])[0]
     damaged.write_bytes(damaged.read_bytes()[:-9])
-    with refused(DataError, str(damaged), "dvc repro ingest"):
+    with refused(DataError, str(damaged), "dvc repro deduplicate"):
         find_duplicates(folders)

@@ -308,7 +308,7 @@ def test_a_damaged_tokenizer_is_refused(saved, content):
 @pytest.mark.parametrize("read", [load_tokenizer, read_tokenizer])
 def test_a_missing_tokenizer_is_refused(tmp_path, read):
     for path in (tmp_path / "tokenizer.json", tmp_path):
-        with refused(DataError, str(path), "no such tokenizer", "dvc repro tokenizer", "tokenizer.path"):
+        with refused(DataError, str(path), "no such tokenizer", "dvc repro tokens", "correct the path"):
             read(path)
 
 

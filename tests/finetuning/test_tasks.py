@@ -22,8 +22,8 @@ def write(folder, split, examples):
 
 
 def test_the_sample_task_reads_with_every_label_in_every_split():
-    task = read_task(Path(__file__).parents[2] / "data/sample/topics")
-    assert task.name == "topics"
+    task = read_task(Path(__file__).parents[2] / "data/sample/punctuation")
+    assert task.name == "punctuation"
     for split in SPLITS:
         assert {label for _, label in task.splits[split]} == set(range(len(task.labels)))
 
