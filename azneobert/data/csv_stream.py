@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import codecs
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
-from azneobert.data.encoding import HEAD
-
 
 class Feed:
-    """The bytes of a CSV file, without a byte order mark, and then `end`.
+    """The bytes of a CSV file, unpacked, without a byte order mark, and then `end`.
 
     Arrow reads it from a thread of its own and lets go of it, which closes it, as soon as that is through, while rows
     are still to be had. A file that was closed then could not say how far it has been read; this one closes with the
-    last who holds it. With `coded`, each byte is written as the character of its number, so that everything is UTF-8.
+    last who holds it.
+
+    Of a row of the wrong width Arrow says nothing if it is not UTF-8, and refuses the file. So reading ends in an error
+    at what is not, `is_utf8` says so, and a feed that is `coded` writes each byte as the character of its number.
     """
 
     closed = False
@@ -27,19 +29,42 @@ class Feed:
         self._stream = self._file if compression is None else pa.CompressedInputStream(self._file, compression)
         self._end = end
         self._coded = coded
-        self.head = self._stream.read(HEAD)
-        self._pending = self.head.removeprefix(codecs.BOM_UTF8)
+        self._at_start = True
+        self._tail = b""
+        self.is_utf8 = True  # as far as it has been read
 
     def read(self, size: int) -> bytes:
-        """So many of the next bytes, or fewer at the end."""
+        """So many of the next bytes, or fewer at the end, and `end` after the last."""
         if self._coded:
-            size //= 2  # no byte becomes more than two
-        # A first block of a header without a line end would be refused, so the end comes with what is before it.
-        while len(self._pending) < size and (more := self._stream.read(size - len(self._pending)) or self._end):
-            self._end = self._end if more is not self._end else b""
-            self._pending += more
-        data, self._pending = self._pending[:size], self._pending[size:]
-        return data.decode("latin-1").encode() if self._coded else data
+            return self.plain(size // 2).decode("latin-1").encode()  # no byte becomes more than two
+        data = self.plain(size)
+        self._check(data)
+        return data
+
+    def plain(self, size: int) -> bytes:
+        """The same without a look at what they are."""
+        data = self._stream.read(size)
+        if self._at_start:
+            self._at_start, data = False, data.removeprefix(codecs.BOM_UTF8)
+        while len(data) < size and (more := self._stream.read(size - len(data))):
+            data += more
+        if len(data) < size:
+            # With what is before it, since a first block that holds no line end would be refused.
+            data, self._end = data + self._end, b""
+        return data
+
+    def _check(self, data: bytes) -> None:
+        data = self._tail + data if self._tail else data
+        # A character may be cut at the end of what has been read: it is looked at with what comes next.
+        cut = next((n for n in range(1, min(4, len(data) + 1)) if data[-n] >= 0xC0), 0)
+        cut = cut if cut and data[-cut] >= (0xC0, 0xE0, 0xF0)[cut - 1] else 0
+        self._tail = data[len(data) - cut :]
+        offsets = pa.py_buffer(array("i", [0, len(data) - cut]))
+        try:  # several times faster than Python's decoder, which makes a text of it
+            pa.StringArray.from_buffers(1, offsets, pa.py_buffer(data)).validate(full=True)
+        except pa.ArrowInvalid:
+            self.is_utf8 = False
+            raise OSError("not UTF-8") from None
 
     def tell(self) -> int:
         """How far the file, as it is packed, has been read."""

@@ -310,14 +310,13 @@ def _read_csv(file: Path, compression: str | None, source: Source, cursor: _Curs
                     fresh = batch.slice(max(0, cursor.record - before))
                     yield _from_arrow(file, _recoded(fresh, columns) if recode else fresh, source, cursor, feed.tell())
             break
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, OSError) as error:
             if "straddles two block boundaries" in str(error):
                 raise DataError(
                     f"{file}: a row after the {rows:,}th is longer than {_CSV_BLOCK >> 20} MB; look there for a quote "
                     "that never closes"
                 ) from None
-            # Arrow cannot show a row that is too wide or too narrow and not UTF-8, and refuses the file for it.
-            if recode or "CSV parse error: Row #" not in str(error):
+            if recode or feed.is_utf8:
                 raise
     # The parser runs ahead of the batches and passes over empty ones, so the rows that it skips come after all others;
     # an offset of 1 says that they did.
@@ -357,18 +356,23 @@ def _recoded(batch: pa.RecordBatch, columns: list[str]) -> pa.RecordBatch:
 
 def _csv_header(file: Path, compression: str | None, cursor: _Cursor) -> list[str] | None:
     """The names of the columns, None where the file holds nothing but blank lines."""
-    feed = Feed(file, compression, b"\n")
-    problem = None if cursor.started else encoding_problem(feed.head, file, compression)
+    problem = None if cursor.started else encoding_problem(Feed(file, compression).plain(HEAD), file, compression)
     if problem:
         raise DataError(f"{file}: {problem}")
-    try:
-        names = list(open_csv(feed, _CSV_BLOCK).schema.names)
-    except UnicodeDecodeError:
-        raise DataError(f"{file}: its header is not UTF-8; save it as UTF-8") from None
-    except pa.ArrowInvalid as error:
-        if "Empty CSV" not in str(error):
-            raise
-        names = []
+    names: list[str] = []
+    # A small block is enough for nearly every header.
+    for block, recode in ((min(HEAD, _CSV_BLOCK), False), (_CSV_BLOCK, False), (_CSV_BLOCK, True)):
+        try:
+            names = list(open_csv(Feed(file, compression, b"\n", recode), block).schema.names)
+            names = [decoded(name).decode() for name in names] if recode else names
+            break
+        except UnicodeDecodeError:
+            raise DataError(f"{file}: its header is not UTF-8; save it as UTF-8") from None
+        except (pa.ArrowInvalid, OSError) as error:
+            if "Empty CSV" in str(error) and block == _CSV_BLOCK:
+                break
+            if recode:
+                raise
     if not "".join(names).strip() and _count_blank(file, compression) is not None:
         return None
     return names
@@ -377,7 +381,7 @@ def _csv_header(file: Path, compression: str | None, cursor: _Cursor) -> list[st
 def _count_blank(file: Path, compression: str | None) -> int | None:
     """The lines of a file in which nothing stands, None where something does."""
     feed, lines = Feed(file, compression), 0
-    while data := feed.read(_CSV_BLOCK):
+    while data := feed.plain(_CSV_BLOCK):
         if data.strip():
             return None
         lines += data.count(b"\n")

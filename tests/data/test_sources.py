@@ -295,8 +295,8 @@ def test_rows_of_a_csv_file_with_a_wrong_number_of_columns_are_named(tmp_path):
     records = joined(read(path))
     assert records.texts == ["bir", "dörd"]
     assert records.malformed == [
-        f"{path}:3: 3 columns, the header has 2",
-        f"{path}:4: 1 columns, the header has 2",
+        f"{path}:3: 3 columns, the header has 2: '2,iki,üç'",
+        f"{path}:4: 1 columns, the header has 2: '3'",
     ]
 
 
