@@ -174,16 +174,16 @@ def _read_file(file: Path, source: Source, cursor: _Cursor) -> Iterator[Records]
 
 
 def _read_lines(file: Path, form: str, compression: str | None, source: Source, cursor: _Cursor) -> Iterator[Records]:
-    with file.open("rb", buffering=HEAD) as raw:
+    with file.open("rb") as raw:
         lines = _open_lines(raw, compression, cursor.offset)
         from_start = nothing_yet = not cursor.started
-        problem = encoding_problem(_head(lines), file, compression) if from_start else None
-        if problem and (form == ".jsonl" or source.sample_by != "document"):
+        whole_files = form == ".txt" and source.sample_by == "document"
+        if from_start and not whole_files and (problem := encoding_problem(_head(lines), file, compression)):
             raise DataError(f"{file}: {problem}")
         if form == ".jsonl":
             items = _json_lines(file, lines, cursor)
         else:
-            items = _texts(file, lines, cursor, source.sample_by, problem)
+            items = _texts(file, compression, lines, cursor, source.sample_by)
             source = source.model_copy(update={"text_field": "text", "id_field": None})
         records, characters = Records(), 0
         for where, record in items:
@@ -219,7 +219,7 @@ def _open_lines(raw: BinaryIO, compression: str | None, offset: int) -> BinaryIO
 
 def _head(lines: BinaryIO) -> bytes:
     assert isinstance(lines, io.BufferedReader)
-    return lines.peek(HEAD)[:HEAD]
+    return lines.peek(HEAD)[:HEAD]  # what is in its buffer
 
 
 def _json_lines(file: Path, lines: Iterable[bytes], cursor: _Cursor) -> Iterator[tuple[str, Any]]:
@@ -233,14 +233,14 @@ def _json_lines(file: Path, lines: Iterable[bytes], cursor: _Cursor) -> Iterator
 
 def _texts(
     file: Path,
+    compression: str | None,
     lines: Iterable[bytes],
     cursor: _Cursor,
     sample_by: Literal["document", "paragraph", "line"],
-    problem: str | None,
 ) -> Iterator[tuple[str, Any]]:
     """Plain text: a record is the whole file, what stands between blank lines, or a line.
 
-    A file in another encoding is one malformed record, with its `problem`, where a record is a whole file.
+    A file in another encoding is one malformed record where a record is a whole file.
     """
     pending: list[bytes] = []
     size = number = 0
@@ -254,8 +254,10 @@ def _texts(
         cursor.offset, cursor.record = cursor.offset + size, cursor.record + number
         pending.clear()
         size = number = 0
-        decoded = Malformed(problem) if problem else decode(text)
-        return where, decoded if isinstance(decoded, Malformed) else {"text": decoded}
+        found = decode(text)
+        if sample_by == "document" and (isinstance(found, Malformed) or "\0" in found):
+            found = Malformed(problem) if (problem := encoding_problem(text[:HEAD], file, compression)) else found
+        return where, found if isinstance(found, Malformed) else {"text": found}
 
     for line in lines:
         pending.append(line)
