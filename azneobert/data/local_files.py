@@ -42,7 +42,7 @@ def source_files(path: Path) -> list[Path]:
     if not os.path.lexists(path):
         raise DataError(f"{path}: no such source file or folder; change its `path`, or put it there: {readable}")
     if stat.S_ISDIR(_stat(path).st_mode):
-        files = sorted(file for file in _files_below(path) if file_format(file))
+        files = sorted(_files_below(path))
     else:
         files = [path]
     for file in files:
@@ -58,7 +58,7 @@ def source_files(path: Path) -> list[Path]:
 
 
 def _files_below(path: Path) -> Iterator[Path]:
-    """All that is not hidden and no folder, in whatever order."""
+    """All that is a source by its name and not hidden, in whatever order."""
 
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror}); allow it, or remove it") from None
@@ -74,9 +74,10 @@ def _files_below(path: Path) -> Iterator[Path]:
         for name in names:
             if not name.startswith("."):
                 file = Path(folder, name)
-                if file.is_symlink():
-                    _stat(file)  # also of what is no source by its name: it may have been a link to a folder
-                yield file
+                if file_format(file):
+                    yield file
+                elif file.is_symlink():
+                    _stat(file)  # it may have been a link to a folder
 
 
 def _stat(path: Path) -> os.stat_result:
@@ -191,7 +192,7 @@ def _read_lines(file: Path, form: str, compression: str | None, source: Source, 
             add_record(records, record, source, where)
             characters += len(records.texts[-1] or "") if len(records.texts) > before else 0
             if nothing_yet:
-                nothing_yet = form == ".txt" and len(records.texts) > before and not (records.texts[-1] or "").strip()
+                nothing_yet = form == ".txt" and len(records.texts) > before and _is_blank(records.texts[-1])
             if characters >= _BATCH_CHARACTERS or len(records) >= _BATCH_DOCUMENTS:
                 records.bytes_read = raw.tell()
                 yield records
@@ -200,6 +201,10 @@ def _read_lines(file: Path, form: str, compression: str | None, source: Source, 
         if nothing_yet:
             _note_blank(records, file, f"{cursor.record:,} blank lines" if cursor.record else "it is packed nothing")
         yield records
+
+
+def _is_blank(text: str | None) -> bool:
+    return not text or text.isspace()
 
 
 def _note_blank(records: Records, file: Path, found: str) -> None:

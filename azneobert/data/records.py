@@ -83,7 +83,8 @@ def add_record(records: Records, record: Any, source: Source, where: str) -> Non
         problem = " ".join(str(error.args[0]).split())[:300]
         records.malformed.append(_writable(f"{where}: {problem}"))
     else:
-        records.ids.append(_writable(str(where if identity is None else identity)))
+        identity = where if identity is None else identity
+        records.ids.append(str(identity).encode("utf-8", "replace").decode())  # as `_writable`, a call for each record
         records.texts.append(text)
 
 
