@@ -26,6 +26,7 @@ NOT_DECIDING = {
     "azneobert/tracking": "how points reach MLflow, not what they are",
     "azneobert/layout.py": "where outputs lie, not what they are",
     "azneobert/environment.py": "the names of variables",
+    "azneobert/pace.py": "when a person may expect the end",
     "azneobert/launching": "how ranks are started, and found again",
     "azneobert/data/progress.py": "what an interrupted stage goes on from, to the same end",
     "azneobert/training/progress.py": "what a person sees of a run",

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from azneobert.data.duplicates import Duplicates, find_duplicates, remaining
+from azneobert.data.duplicates import DuplicateIds, Duplicates, find_duplicate_ids, find_duplicates, remaining
 from azneobert.files import write_json
 from azneobert.layout import Layout
 from azneobert.recipe import Recipe
@@ -26,16 +26,30 @@ def deduplicate(recipe: Recipe, layout: Layout, options: Namespace) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         np.save(target, duplicates.all)
         lost += len(duplicates.all)
-        write_json(layout.metrics(f"documents/{collection}"), report(layout, collection, duplicates))
+        ids = find_duplicate_ids(layout.documents(collection))
+        write_json(layout.metrics(f"documents/{collection}"), report(layout, collection, duplicates, ids))
+        if ids.count:
+            such = ", ".join(f"{identity!r:.80}" for identity in ids.examples)
+            print(
+                f"warning: {collection}: {ids.count:,} documents bear the id of an earlier one, such as {such}; ids "
+                "are only names, so none is left out for that: check data.sources if they should differ"
+            )
     print(f"{lost:,} documents stand elsewhere too and are left out")
 
 
-def report(layout: Layout, collection: str, duplicates: Duplicates) -> dict[str, Any]:
+def report(layout: Layout, collection: str, duplicates: Duplicates, ids: DuplicateIds) -> dict[str, Any]:
     """What became of a collection's documents, from its source to its tokens."""
     ingested = json.loads(layout.metrics(f"ingest/{collection}").read_text(encoding="utf-8"))
     dropped = ingested["dropped"] | {"duplicate": len(duplicates.within), "elsewhere": len(duplicates.across)}
     kept = remaining(layout.documents(collection), duplicates)
-    return {"documents": ingested["documents"], "kept": kept.pop("documents"), "dropped": dropped, **kept}
+    return {
+        "documents": ingested["documents"],
+        "kept": kept.pop("documents"),
+        "dropped": dropped,
+        **kept,
+        "duplicate_ids": ids.count,
+        "duplicate_id_examples": ids.examples,
+    }
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from azneobert.data.documents import count_documents, parts, read_column, read_hashes, split_by_part
@@ -43,6 +45,42 @@ def find_duplicates(folders: Iterable[Path]) -> list[Duplicates]:
         across = first[inside] < start
         found.append(Duplicates(*(np.sort(repeated[inside][chosen] - start) for chosen in (~across, across))))
     return found
+
+
+@dataclass(frozen=True)
+class DuplicateIds:
+    """How many documents of a collection bear the id of an earlier one, and up to three such ids."""
+
+    count: int
+    examples: list[str]
+
+
+def find_duplicate_ids(folder: Path) -> DuplicateIds:
+    """The ids that a collection uses more than once, found by sorting 8-byte hashes of them.
+
+    Two ids of one hash would count as the same: among 100 million ids, one time in 3,700. The memory is 8 bytes a
+    document and some 16 more while they are sorted.
+    """
+    hashes = np.concatenate([_hash_ids(part) for part in parts(folder)])
+    order = np.argsort(hashes, kind="stable")
+    ordered = hashes[order]
+    repeated = np.sort(order[1:][ordered[1:] == ordered[:-1]])
+    del order, ordered
+    _, places = np.unique(hashes[repeated], return_index=True)
+    shown = repeated[np.sort(places)[:3]]
+    examples = [
+        identity
+        for part, indices in split_by_part(folder, shown)
+        if len(indices)
+        for identity in read_column(part, "id").take(pa.array(indices)).to_pylist()
+    ]
+    return DuplicateIds(len(repeated), examples)
+
+
+def _hash_ids(part: Path) -> np.ndarray:
+    ids = read_column(part, "id").cast(pa.binary()).to_pylist()
+    # Python's own hash is faster, and another one in each process.
+    return np.frombuffer(b"".join(hashlib.blake2b(i, digest_size=8).digest() for i in ids), dtype=np.uint64)
 
 
 def remaining(folder: Path, duplicates: Duplicates) -> dict[str, int]:

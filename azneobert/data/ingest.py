@@ -19,6 +19,7 @@ from azneobert.recipe import Cleaning, Source
 
 PART_CHARACTERS = 8 << 20  # small enough that the cores which tokenize parts end together
 _SURE_AFTER = 10_000  # records after which a share of malformed ones says that the source is broken
+_WARNINGS = 5
 
 
 @dataclass
@@ -47,8 +48,6 @@ def ingest(source: Source, cleaning: Cleaning, target: Path, partial: Path, *, c
         progress.advance_to(state.report.documents, None)
         if not state.finished:
             _read_on(reader, source, cleaning, partial, state, progress)
-    if not state.report.kept:
-        raise DataError(f"{source.name}: none of {state.report.documents} documents stay ({state.report.dropped})")
     (partial / "state.json").unlink()
     shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -60,8 +59,14 @@ def _read_on(
     reader: SourceReader, source: Source, cleaning: Cleaning, partial: Path, state: _State, progress: Progress
 ) -> None:
     part = Documents()
-    characters = 0
+    characters = warned = 0
+    blank: list[str] = []
     for records in reader.read(state.position):
+        if records.warning:
+            warned += 1
+            blank += [records.warning] * records.blank
+            if warned <= _WARNINGS:
+                progress.say(f"warning: {records.warning}")
         documents = clean(records, cleaning, state.report)
         _check_malformed(source, cleaning, state.report, last=False)
         for column, more in vars(documents).items():
@@ -73,6 +78,9 @@ def _read_on(
             _save_part(partial, state, part)
             part, characters = Documents(), 0
     _check_malformed(source, cleaning, state.report, last=True)
+    _check_kept(source, state.report, blank)
+    if warned > _WARNINGS:
+        progress.say(f"warning: {source.name}: {warned:,} such warnings in all, the first {_WARNINGS} are shown")
     state.finished = True
     _save_part(partial, state, part)
 
@@ -121,3 +129,19 @@ def _check_malformed(source: Source, cleaning: Cleaning, report: CleaningReport,
             f"{report.first_malformed}; {report.dropped['malformed']} of {report.documents} records of {source.name} "
             f"cannot be read, more than data.cleaning.max_malformed ({cleaning.max_malformed:.1%}): mend the source"
         )
+
+
+def _check_kept(source: Source, report: CleaningReport, blank: list[str]) -> None:
+    """Refuse a source of which nothing stays; `blank` names its files in which no text stands."""
+    if report.kept:
+        return
+    if blank and report.documents == report.dropped["empty"]:
+        more = f" (and {len(blank) - 1:,} files more)" if len(blank) > 1 else ""
+        raise DataError(f"{blank[0]}{more}; put documents there, or change `path`")
+    if not report.documents:
+        raise DataError(f"{source.name}: holds no record; expected documents")
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in report.dropped.items() if count)
+    raise DataError(
+        f"{source.name}: none of {report.documents:,} documents stay (dropped: {dropped}); mend the source, or change "
+        "data.cleaning"
+    )

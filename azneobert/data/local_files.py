@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import io
+import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +15,11 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from azneobert.data.csv_stream import Feed, coded, decoded, end_row, open_csv
+from azneobert.data.encoding import HEAD, encoding_problem
 from azneobert.data.records import Malformed, Position, Records, add_record, decode, parse_json
 from azneobert.errors import DataError
-from azneobert.recipe import FileSource as Source
+from azneobert.recipe import FileSource
 
 FORMATS = (".jsonl", ".parquet", ".csv", ".txt")
 COMPRESSIONS = {"": None, ".gz": "gzip", ".zst": "zstd"}
@@ -27,23 +32,65 @@ _CSV_BLOCK = 16 << 20
 def source_files(path: Path) -> list[Path]:
     """The files of a local source: the path itself, or the readable files below a folder in the order of their paths.
 
+    Links are followed.
+
     Raises:
-        DataError: the path is missing, holds no readable file, or a file is empty.
+        DataError: the path is missing, holds no readable file, or holds something that cannot be read: an empty file, a
+            link to nowhere or in a circle, a pipe or a device, a folder that this user may not look into.
     """
     readable = "a .jsonl, .csv or .txt file (or one of them as .gz or .zst), or a .parquet file, would do"
-    if not path.exists():
+    if not os.path.lexists(path):
         raise DataError(f"{path}: no such source file or folder; change its `path`, or put it there: {readable}")
-    if path.is_file():
-        files = [path] if file_format(path) else []
+    if stat.S_ISDIR(_stat(path).st_mode):
+        files = sorted(_files_below(path))
     else:
-        visible = (f for f in path.rglob("*") if not any(p.startswith(".") for p in f.relative_to(path).parts))
-        files = sorted(f for f in visible if file_format(f) and f.is_file())
+        files = [path]
+    for file in files:
+        found = _stat(file)
+        if not stat.S_ISREG(found.st_mode):
+            raise DataError(f"{file}: is a {_kind(found.st_mode)}, expected a file or folder; {readable}")
+        if file_format(file) and found.st_size == 0:
+            raise DataError(f"{file}: is empty; remove it, or fetch it again")
+    files = [file for file in files if file_format(file)]
     if not files:
         raise DataError(f"{path}: holds no source; {readable}")
-    for file in files:
-        if file.stat().st_size == 0:
-            raise DataError(f"{file}: is empty; remove it, or fetch it again")
     return files
+
+
+def _files_below(path: Path) -> Iterator[Path]:
+    """All that is a source by its name and not hidden, in whatever order."""
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror}); allow it, or remove it") from None
+
+    above: dict[str, set[tuple[int, int]]] = {}  # each folder with those on the way to it
+    for folder, folders, names in os.walk(path, onerror=refuse, followlinks=True):
+        found = _stat(Path(folder))
+        way = above.pop(folder, set())
+        if (found.st_dev, found.st_ino) in way:
+            raise DataError(f"{folder}: is a link to a folder above it; remove it")
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        above |= {str(Path(folder, name)): way | {(found.st_dev, found.st_ino)} for name in folders}
+        for name in names:
+            if not name.startswith("."):
+                file = Path(folder, name)
+                if file_format(file):
+                    yield file
+                elif file.is_symlink():
+                    _stat(file)  # it may have been a link to a folder
+
+
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        if path.is_symlink() and isinstance(error, FileNotFoundError):
+            raise DataError(f"{path}: is a link to {path.readlink()}, which is not there; put it there") from None
+        raise DataError(f"{path}: cannot be read ({error.strerror}); mend or remove it") from None
+
+
+def _kind(mode: int) -> str:
+    return "pipe" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
 
 
 def file_format(file: Path) -> tuple[str, str | None] | None:
@@ -62,14 +109,25 @@ class _Cursor:
     offset: int
     record: int
 
+    @property
+    def started(self) -> bool:
+        return self.offset > 0 or self.record > 0
+
 
 class FileReader:
     """Local files, one after the other. A position is a file's number and how far into it the records reach."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: FileSource):
         self._source = source
         self._files = source_files(Path(source.path))
-        self._sizes = [file.stat().st_size for file in self._files]
+        found = [file.stat() for file in self._files]
+        self._sizes = [one.st_size for one in found]
+        self._twins: dict[int, Path] = {}  # files that stand under another name before
+        first: dict[tuple[int, int], int] = {}
+        for number, one in enumerate(found):
+            before = first.setdefault((one.st_dev, one.st_ino), number)
+            if before != number:
+                self._twins[number] = self._files[before]
         self.size: int | None = sum(self._sizes)
 
     def state(self) -> Any:
@@ -83,13 +141,20 @@ class FileReader:
             at_start = number > first["file"]
             cursor = _Cursor(0, 0) if at_start else _Cursor(first["offset"], first["record"])
             before = sum(self._sizes[:number])
+            if number in self._twins and not cursor.started:
+                yield Records(
+                    position={"file": number, "offset": 0, "record": 0},
+                    bytes_read=before,
+                    warning=f"{self._files[number]}: is the same file as {self._twins[number]}, "
+                    "so that all of it comes twice; remove one of them",
+                )
             for records in _read_file(self._files[number], self._source, cursor):
                 records.position = {"file": number, "offset": cursor.offset, "record": cursor.record}
                 records.bytes_read = before + (records.bytes_read or 0)
                 yield records
 
 
-def _read_file(file: Path, source: Source, cursor: _Cursor) -> Iterator[Records]:
+def _read_file(file: Path, source: FileSource, cursor: _Cursor) -> Iterator[Records]:
     form, compression = file_format(file) or ("", None)
     try:
         if form == ".parquet":
@@ -98,7 +163,7 @@ def _read_file(file: Path, source: Source, cursor: _Cursor) -> Iterator[Records]
             yield from _read_csv(file, compression, source, cursor)
         else:
             yield from _read_lines(file, form, compression, source, cursor)
-    except pa.ArrowInvalid as error:
+    except pa.ArrowException as error:
         raise DataError(f"{file}: damaged {form[1:]} file ({_one_line(error)}); fetch it again") from None
     except OSError as error:
         if error.errno is not None:
@@ -108,25 +173,41 @@ def _read_file(file: Path, source: Source, cursor: _Cursor) -> Iterator[Records]
         ) from None
 
 
-def _read_lines(file: Path, form: str, compression: str | None, source: Source, cursor: _Cursor) -> Iterator[Records]:
+def _read_lines(file: Path, form: str, compression: str | None, source: FileSource, cursor: _Cursor) -> Iterator[Records]:
     with file.open("rb") as raw:
         lines = _open_lines(raw, compression, cursor.offset)
+        from_start = nothing_yet = not cursor.started
+        whole_files = form == ".txt" and source.sample_by == "document"
+        if from_start and not whole_files and (problem := encoding_problem(_head(lines), file, compression)):
+            raise DataError(f"{file}: {problem}")
         if form == ".jsonl":
             items = _json_lines(file, lines, cursor)
         else:
-            items = _texts(file, lines, cursor, source.sample_by)
+            items = _texts(file, compression, lines, cursor, source.sample_by)
             source = source.model_copy(update={"text_field": "text", "id_field": None})
         records, characters = Records(), 0
         for where, record in items:
             before = len(records.texts)
             add_record(records, record, source, where)
             characters += len(records.texts[-1] or "") if len(records.texts) > before else 0
+            if nothing_yet:
+                nothing_yet = form == ".txt" and len(records.texts) > before and _is_blank(records.texts[-1])
             if characters >= _BATCH_CHARACTERS or len(records) >= _BATCH_DOCUMENTS:
                 records.bytes_read = raw.tell()
                 yield records
                 records, characters = Records(), 0
         records.bytes_read = raw.tell()
+        if nothing_yet:
+            _note_blank(records, file, f"{cursor.record:,} blank lines" if cursor.record else "it is packed nothing")
         yield records
+
+
+def _is_blank(text: str | None) -> bool:
+    return not text or text.isspace()
+
+
+def _note_blank(records: Records, file: Path, found: str) -> None:
+    records.blank, records.warning = True, f"{file}: holds no record: {found}"
 
 
 def _open_lines(raw: BinaryIO, compression: str | None, offset: int) -> BinaryIO:
@@ -140,6 +221,11 @@ def _open_lines(raw: BinaryIO, compression: str | None, offset: int) -> BinaryIO
     return io.BufferedReader(stream, 1 << 20)
 
 
+def _head(lines: BinaryIO) -> bytes:
+    assert isinstance(lines, io.BufferedReader)
+    return lines.peek(HEAD)[:HEAD]  # what is in its buffer
+
+
 def _json_lines(file: Path, lines: Iterable[bytes], cursor: _Cursor) -> Iterator[tuple[str, Any]]:
     for line in lines:
         cursor.offset += len(line)
@@ -150,9 +236,16 @@ def _json_lines(file: Path, lines: Iterable[bytes], cursor: _Cursor) -> Iterator
 
 
 def _texts(
-    file: Path, lines: Iterable[bytes], cursor: _Cursor, sample_by: Literal["document", "paragraph", "line"]
+    file: Path,
+    compression: str | None,
+    lines: Iterable[bytes],
+    cursor: _Cursor,
+    sample_by: Literal["document", "paragraph", "line"],
 ) -> Iterator[tuple[str, Any]]:
-    """Plain text: a record is the whole file, what stands between blank lines, or a line."""
+    """Plain text: a record is the whole file, what stands between blank lines, or a line.
+
+    A file in another encoding is one malformed record where a record is a whole file.
+    """
     pending: list[bytes] = []
     size = number = 0
 
@@ -160,11 +253,15 @@ def _texts(
         nonlocal size, number
         where = str(file) if sample_by == "document" else f"{file}:{cursor.record + 1}"
         text = b"".join(pending)
+        if not cursor.offset:
+            text = text.removeprefix(codecs.BOM_UTF8)
         cursor.offset, cursor.record = cursor.offset + size, cursor.record + number
         pending.clear()
         size = number = 0
-        decoded = decode(text)
-        return where, decoded if isinstance(decoded, Malformed) else {"text": decoded}
+        found = decode(text)
+        if sample_by == "document" and (isinstance(found, Malformed) or "\0" in found):
+            found = Malformed(problem) if (problem := encoding_problem(text[:HEAD], file, compression)) else found
+        return where, found if isinstance(found, Malformed) else {"text": found}
 
     for line in lines:
         pending.append(line)
@@ -175,10 +272,14 @@ def _texts(
         yield record()
 
 
-def _read_parquet(file: Path, source: Source, cursor: _Cursor) -> Iterator[Records]:
+def _read_parquet(file: Path, source: FileSource, cursor: _Cursor) -> Iterator[Records]:
     opened = pq.ParquetFile(file)
     columns = _columns(file, opened.schema_arrow.names, source)
     size, rows = file.stat().st_size, opened.metadata.num_rows
+    if not rows:
+        records = Records(bytes_read=size)
+        _note_blank(records, file, "0 rows")
+        yield records
     group_end = 0
     for group in range(opened.num_row_groups):
         group_start, group_end = group_end, group_end + opened.metadata.row_group(group).num_rows
@@ -192,60 +293,122 @@ def _read_parquet(file: Path, source: Source, cursor: _Cursor) -> Iterator[Recor
                 yield _from_arrow(file, taken, source, cursor, size * (cursor.record + len(taken)) // rows)
 
 
-def _read_csv(file: Path, compression: str | None, source: Source, cursor: _Cursor) -> Iterator[Records]:
-    try:
-        names = _open_csv(file, compression).schema.names
-    except UnicodeDecodeError:
-        raise DataError(f"{file}: its header is not UTF-8; save it as UTF-8") from None
+def _read_csv(file: Path, compression: str | None, source: FileSource, cursor: _Cursor) -> Iterator[Records]:
+    size = file.stat().st_size
+    names = _csv_header(file, compression, cursor)
+    if names is None:
+        blank, lines = Records(bytes_read=size), _count_blank(file, compression)
+        _note_blank(blank, file, f"{lines:,} blank lines" if lines else "it is packed nothing")
+        yield blank
+        return
     columns = _columns(file, names, source)
+    from_start, ended, rows = not cursor.started, cursor.offset, 0
     malformed: list[str] = []
-
-    def skip(row: pa_csv.InvalidRow) -> str:
-        malformed.append(f"{file}:{row.number}: {row.actual_columns} columns, the header has {row.expected_columns}")
-        return "skip"
-
+    for recode in (False, True):
+        rows = 0
+        malformed = []
+        feed = Feed(file, compression, f"\n{end_row(len(names))}".encode(), recode)
+        asked = [coded(name) for name in columns] if recode else columns
+        try:
+            for batch in open_csv(feed, _CSV_BLOCK, asked, _skip(file, end_row(len(names)), malformed, recode)):
+                before, rows = rows, rows + len(batch)
+                if rows > cursor.record:
+                    fresh = batch.slice(max(0, cursor.record - before))
+                    yield _from_arrow(file, _recoded(fresh, columns) if recode else fresh, source, cursor, feed.tell())
+            break
+        except (pa.ArrowInvalid, OSError) as error:
+            if "straddles two block boundaries" in str(error):
+                raise DataError(
+                    f"{file}: a row after the {rows:,}th is longer than {_CSV_BLOCK >> 20} MB; look there for a quote "
+                    "that never closes"
+                ) from None
+            if recode or feed.is_utf8:
+                raise
     # The parser runs ahead of the batches and passes over empty ones, so the rows that it skips come after all others;
     # an offset of 1 says that they did.
-    rows, ended = 0, cursor.offset
-    with file.open("rb") as raw:
-        for batch in _open_csv(raw, compression, columns, skip):
-            rows += len(batch)
-            if rows > cursor.record:
-                yield _from_arrow(file, batch, source, cursor, raw.tell())
-        if malformed and not ended:
-            cursor.offset = 1
-            yield Records(malformed=malformed, bytes_read=raw.tell())
+    if malformed and not ended:
+        cursor.offset = 1
+        yield Records(malformed=malformed, bytes_read=size)
+    elif not rows and from_start:
+        empty = Records(bytes_read=size)
+        _note_blank(empty, file, "a header and no row")
+        yield empty
 
 
-def _open_csv(
-    file: Path | BinaryIO,
-    compression: str | None,
-    columns: list[str] | None = None,
-    skip: Callable[[pa_csv.InvalidRow], str] | None = None,
-) -> pa_csv.CSVStreamingReader:
-    # Bytes, so that one value that is not UTF-8 is one malformed record and not a broken file.
-    convert = pa_csv.ConvertOptions(
-        include_columns=columns or [], column_types=dict.fromkeys(columns or [], pa.binary()), strings_can_be_null=False
-    )
-    plain = pa.PythonFile(file, mode="r") if not isinstance(file, Path) else pa.OSFile(str(file))
-    return pa_csv.open_csv(
-        plain if compression is None else pa.CompressedInputStream(plain, compression),
-        read_options=pa_csv.ReadOptions(use_threads=False, block_size=_CSV_BLOCK),
-        parse_options=pa_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip or (lambda row: "skip")),
-        convert_options=convert,
-    )
+def _skip(file: Path, end: str, malformed: list[str], recode: bool) -> Callable[[pa_csv.InvalidRow], str]:
+    """What to do with a row of another width than the header: say so in `malformed`, or what it means at the end."""
+
+    def skip(row: pa_csv.InvalidRow) -> str:
+        text = decoded(row.text).decode(errors="replace") if recode else row.text
+        where = f"{file}:{row.number}"
+        if text.endswith(f"\n{end}"):
+            # Each line that the quote has swallowed counts, so that the tolerated share decides.
+            lost = [line for line in text[: -len(end)].split("\n") if line.strip()]
+            malformed.append(f"{where}: a quote opens here and never closes, {len(lost):,} lines: {lost[0]!r:.60}")
+            malformed.extend([f"{where}: inside a quote that never closes"] * (len(lost) - 1))
+        elif text != end:
+            found, expected = row.actual_columns, row.expected_columns
+            malformed.append(f"{where}: {found} columns, the header has {expected}: {text!r:.60}")
+        return "skip"
+
+    return skip
 
 
-def _columns(file: Path, names: list[str], source: Source) -> list[str]:
+def _recoded(batch: pa.RecordBatch, columns: list[str]) -> pa.RecordBatch:
+    """The bytes that stand in the file, of what a feed has coded as characters."""
+    values = ([value and decoded(value.decode()) for value in column.to_pylist()] for column in batch.columns)
+    return pa.RecordBatch.from_arrays([pa.array(column, pa.binary()) for column in values], names=columns)
+
+
+def _csv_header(file: Path, compression: str | None, cursor: _Cursor) -> list[str] | None:
+    """The names of the columns, None where the file holds nothing but blank lines."""
+    problem = None if cursor.started else encoding_problem(Feed(file, compression).plain(HEAD), file, compression)
+    if problem:
+        raise DataError(f"{file}: {problem}")
+    names: list[str] = []
+    # A small block is enough for nearly every header.
+    for block, recode in ((min(HEAD, _CSV_BLOCK), False), (_CSV_BLOCK, False), (_CSV_BLOCK, True)):
+        try:
+            names = list(open_csv(Feed(file, compression, b"\n", recode), block).schema.names)
+            names = [decoded(name).decode() for name in names] if recode else names
+            break
+        except UnicodeDecodeError:
+            raise DataError(f"{file}: its header is not UTF-8; save it as UTF-8") from None
+        except (pa.ArrowInvalid, OSError) as error:
+            if "Empty CSV" in str(error) and block == _CSV_BLOCK:
+                break
+            if recode:
+                raise
+    if not "".join(names).strip() and _count_blank(file, compression) is not None:
+        return None
+    return names
+
+
+def _count_blank(file: Path, compression: str | None) -> int | None:
+    """The lines of a file in which nothing stands, None where something does."""
+    feed, lines = Feed(file, compression), 0
+    while data := feed.plain(_CSV_BLOCK):
+        if data.strip():
+            return None
+        lines += data.count(b"\n")
+    return lines
+
+
+def _columns(file: Path, names: list[str], source: FileSource) -> list[str]:
     """The top-level columns that the text and the id stand in."""
     fields = [name for name in (source.text_field, source.id_field) if name is not None]
     missing = [name for name in fields if name.split(".")[0] not in names]
     if missing:
-        raise DataError(f"{file}: no column {missing[0]!r}, found {', '.join(names)}; name one of them")
-    return list(dict.fromkeys(name.split(".")[0] for name in fields))
+        found = " ".join(", ".join(names).split())[:300] or "none"
+        raise DataError(f"{file}: no column {missing[0]!r}, found {found}; name one of them")
+    columns = list(dict.fromkeys(name.split(".")[0] for name in fields))
+    for column in columns:
+        if names.count(column) > 1:
+            raise DataError(f"{file}: {names.count(column)} columns are called {column!r}; rename all but one")
+    return columns
 
 
-def _from_arrow(file: Path, batch: pa.RecordBatch, source: Source, cursor: _Cursor, bytes_read: int) -> Records:
+def _from_arrow(file: Path, batch: pa.RecordBatch, source: FileSource, cursor: _Cursor, bytes_read: int) -> Records:
     """Rows of a table as records; moves the cursor past them."""
     records = Records(bytes_read=bytes_read)
     for row in _rows(batch):

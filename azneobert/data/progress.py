@@ -7,8 +7,10 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
+
+from azneobert.pace import Pace, time_stamp
 
 _SECONDS_BETWEEN_LINES = 30.0
 
@@ -21,14 +23,16 @@ class Progress:
         self._size = size
         self._documents = 0
         self._bytes = 0
+        self._pace = Pace()
         self._bar: RichProgress | None = None
         self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
         console = Console(file=sys.stdout)
         if console.is_terminal:
             columns = [TextColumn("{task.description}"), BarColumn(), DownloadColumn()]
-            columns += [TextColumn("{task.fields[documents]:,} documents"), TimeElapsedColumn(), TimeRemainingColumn()]
+            columns += [TextColumn("{task.fields[documents]:,} documents"), TimeElapsedColumn()]
+            columns += [TextColumn("{task.fields[left]}")]
             self._bar = RichProgress(*columns, console=console, transient=True)
-            self._task = self._bar.add_task(name, total=size, documents=0)
+            self._task = self._bar.add_task(name, total=size, documents=0, left="")
 
     def __enter__(self) -> Progress:
         if self._bar is not None:
@@ -44,14 +48,27 @@ class Progress:
     def advance_to(self, documents: int, size: int | None) -> None:
         """So many documents and bytes are done in all."""
         self._documents = documents
-        self._bytes = self._bytes if size is None else size
+        if size is not None:  # an interrupted stage says how many documents it has before it knows their bytes
+            self._bytes = size
+            self._pace.reach(size)
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._bytes, documents=documents)
+            self._bar.update(self._task, completed=self._bytes, documents=documents, left=self._left().strip(", "))
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
             of = f" of {self._size / 1e6:,.0f}" if self._size else ""
-            print(f"{self._name}: {documents:,} documents, {self._bytes / 1e6:,.0f}{of} MB", flush=True)
+            done = f"{documents:,} documents, {self._bytes / 1e6:,.0f}{of} MB{self._left()}"
+            print(f"{time_stamp()}  {self._name}: {done}", flush=True)
 
     def advance(self, documents: int, size: int) -> None:
         """So many more documents and bytes are done."""
         self.advance_to(self._documents + documents, self._bytes + size)
+
+    def say(self, message: str) -> None:
+        """A line that stays, above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(message, highlight=False, markup=False, soft_wrap=True)
+        else:
+            print(message, flush=True)
+
+    def _left(self) -> str:
+        return f", left {self._pace.left(self._bytes, self._size)}" if self._size else ""

@@ -19,7 +19,8 @@ class Records:
     """Consecutive records of a source. `malformed` says, a line each, what is wrong with those that have no text.
 
     A text may be missing (None). `position` is where to go on after these records; `bytes_read` is how far
-    they reach into the source's files, None where that is not known.
+    they reach into the source's files, None where that is not known. `warning` is what a person should know of the file
+    that they come from, in one line; `blank` that it says that no text stands in that file.
     """
 
     ids: list[str] = field(default_factory=list)
@@ -27,6 +28,8 @@ class Records:
     malformed: list[str] = field(default_factory=list)
     position: Position = field(default_factory=dict)
     bytes_read: int | None = None
+    warning: str = ""
+    blank: bool = False
 
     def __len__(self) -> int:
         return len(self.texts) + len(self.malformed)
@@ -65,9 +68,10 @@ def pick(record: dict[str, Any], dotted: str) -> Any:
 
 def add_record(records: Records, record: Any, source: Source, where: str) -> None:
     """Put a record's id and text into a batch, or what is wrong with it; `where` names it in either case."""
+    if isinstance(record, Malformed):
+        records.malformed.append(_writable(f"{where}: {record.problem}"))
+        return
     try:
-        if isinstance(record, Malformed):
-            raise KeyError(record.problem)
         if not isinstance(record, dict):
             raise KeyError(f"a JSON {type(record).__name__}, not an object")
         text = pick(record, source.text_field)
@@ -77,11 +81,16 @@ def add_record(records: Records, record: Any, source: Source, where: str) -> Non
     except KeyError as error:
         # The names that a record uses may hold line ends, halves of surrogate pairs, or very much.
         problem = " ".join(str(error.args[0]).split())[:300]
-        records.malformed.append(f"{where}: {problem}".encode("utf-8", "replace").decode())
+        records.malformed.append(_writable(f"{where}: {problem}"))
     else:
-        # A JSON string may hold half of a surrogate pair, which no file can.
-        records.ids.append(str(where if identity is None else identity).encode("utf-8", "replace").decode())
+        identity = where if identity is None else identity
+        records.ids.append(str(identity).encode("utf-8", "replace").decode())  # as `_writable`, a call for each record
         records.texts.append(text)
+
+
+def _writable(text: str) -> str:
+    # A JSON string or a file's name may hold half of a surrogate pair, which no file can.
+    return text.encode("utf-8", "replace").decode()
 
 
 @dataclass(frozen=True)

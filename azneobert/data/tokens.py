@@ -59,6 +59,7 @@ def tokenize_collection(
     _remove_others(folder)
     jobs = [_Job(part, indices, folder) for part, indices, _ in sources]
     with Progress(documents.name, sum(job.part.stat().st_size for job in jobs)) as progress:
+        progress.advance(0, sum(job.part.stat().st_size for job in jobs if job.done))
         for job, count in _run([job for job in jobs if not job.done], tokenizer_file, vocab_size):
             progress.advance(count, job.part.stat().st_size)
     metas = {

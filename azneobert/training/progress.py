@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-import time
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
+
+from azneobert.pace import Pace, time_stamp
 
 _LINES_IN_A_LOG = 20
 
@@ -18,7 +19,6 @@ class Progress:
     def __init__(self, name: str, steps: int, first_step: int, *, visible: bool):
         self._name = name
         self._steps = steps
-        self._first_step = first_step
         self._visible = visible
         self._console = Console(file=sys.stdout)
         self._bar: RichProgress | None = None
@@ -29,12 +29,12 @@ class Progress:
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[figures]}"),
                 TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
+                TextColumn("left {task.fields[left]}"),
                 console=self._console,
             )
-            self._task = self._bar.add_task(name, total=steps, completed=first_step, figures="")
-        self._began = time.monotonic()
+            self._task = self._bar.add_task(name, total=steps, completed=first_step, figures="", left="?")
+        self._pace = Pace()
+        self._pace.reach(first_step)
         self._printed = first_step
 
     def __enter__(self) -> Progress:
@@ -49,11 +49,13 @@ class Progress:
     def update(self, step: int, figures: dict[str, float]) -> None:
         """Show the figures of a step."""
         text = f"loss {figures['train/loss']:.4f}  {figures['train/tokens_per_second']:,.0f} tokens/s"
+        self._pace.reach(step)
+        left = self._pace.left(step, self._steps)
         if self._bar:
-            self._bar.update(self._task, completed=step, figures=text)
+            self._bar.update(self._task, completed=step, figures=text, left=left)
         elif self._visible and (step - self._printed >= self._steps / _LINES_IN_A_LOG or step == self._steps):
             self._printed = step
-            print(f"{self._name}  step {step}/{self._steps}  {text}  left {self._left(step)}", flush=True)
+            print(f"{time_stamp()}  {self._name}  step {step}/{self._steps}  {text}  left {left}", flush=True)
 
     def validation(self, step: int, loss: float, accuracy: float) -> None:
         """Show a validation."""
@@ -62,8 +64,4 @@ class Progress:
             if self._bar:
                 self._bar.console.print(message, highlight=False)
             else:
-                print(message, flush=True)
-
-    def _left(self, step: int) -> str:
-        seconds = (time.monotonic() - self._began) / max(1, step - self._first_step) * (self._steps - step)
-        return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
+                print(f"{time_stamp()}  {message}", flush=True)

@@ -6,7 +6,7 @@ from refusals import refused
 
 from azneobert.data.cleaning import Documents, content_hash
 from azneobert.data.documents import parts, read_texts, split_by_part, write_part
-from azneobert.data.duplicates import find_duplicates, remaining
+from azneobert.data.duplicates import find_duplicate_ids, find_duplicates, remaining
 from azneobert.errors import DataError
 
 
@@ -178,3 +178,33 @@ def test_a_damaged_part_is_refused(collect):
     damaged.write_bytes(damaged.read_bytes()[:-9])
     with refused(DataError, str(damaged), "dvc repro deduplicate"):
         find_duplicates(folders)
+
+
+def with_ids(folder, *parts_of_ids):
+    folder.mkdir()
+    for number, ids in enumerate(parts_of_ids):
+        documents = as_documents([f"{number} {index}" for index in range(len(ids))])
+        documents.ids[:] = ids
+        write_part(folder, number, documents)
+    return folder
+
+
+def test_ids_that_are_used_again_are_counted_with_the_first_three(tmp_path):
+    folder = with_ids(tmp_path / "a", ["x", "y", "x", "ə"], ["w", "x", "y"], ["ə", "w", "z", ""])
+    found = find_duplicate_ids(folder)
+    assert (found.count, found.examples) == (5, ["x", "y", "ə"])
+
+
+def test_no_id_is_used_again_where_all_differ_or_nothing_stands(tmp_path):
+    assert find_duplicate_ids(with_ids(tmp_path / "a", ["x", "X", "x ", ""], ["y"])).count == 0
+    assert find_duplicate_ids(with_ids(tmp_path / "b", [])).examples == []
+
+
+@given(ids=st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=6), min_size=1, max_size=4))
+@settings(max_examples=40, deadline=None)
+def test_the_ids_used_again_are_those_that_a_set_finds(tmp_path_factory, ids):
+    found = find_duplicate_ids(with_ids(tmp_path_factory.mktemp("ids") / "a", *ids))
+    flat = [identity for part in ids for identity in part]
+    assert found.count == len(flat) - len(set(flat))
+    again = [identity for place, identity in enumerate(flat) if identity in flat[:place]]
+    assert found.examples == list(dict.fromkeys(again))[:3]

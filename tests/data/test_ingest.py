@@ -207,8 +207,8 @@ def test_a_few_malformed_records_at_the_start_are_no_reason_to_stop(tmp_path, mo
 def test_a_source_of_which_nothing_stays_is_refused(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"id": 1, "text": "Salam"}\n{"id": 2, "text": ""}\n')
-    for _ in range(2):  # the second time, what is unfinished is complete
-        with refused(DataError, f"{path}: none of 2 documents stay", "'short': 1", "'empty': 1"):
+    for _ in range(2):
+        with refused(DataError, f"{path}: none of 2 documents stay", "1 short", "1 empty"):
             run(path, tmp_path)
     assert not (tmp_path / "documents").exists()
 
@@ -467,3 +467,40 @@ place = Path(sys.argv[2])
 cleaning = Cleaning(**{CLEANING.model_dump()!r})
 ingest.ingest(FileSource(path=sys.argv[1]), cleaning, place / "documents", place / "partial")
 """
+
+
+# Nothing in it
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.csv"])
+def test_a_source_of_blank_lines_is_refused_for_what_it_holds(tmp_path, name):
+    path = tmp_path / name
+    path.write_text("\n  \n\n")
+    for _ in range(2):
+        with refused(DataError, f"{path}: holds no record: 3 blank lines", "`path`"):
+            run(path, tmp_path)
+    (tmp_path / "source").mkdir()
+    for number in range(3):
+        (tmp_path / "source" / f"{number}{name}").write_text("\n")
+    with refused(DataError, f"{tmp_path}/source/0{name}: holds no record: 1 blank lines (and 2 files more)"):
+        run(tmp_path / "source", tmp_path)
+
+
+def test_blank_files_beside_good_ones_are_named_and_the_first_few_only(tmp_path, capsys):
+    source = write_source(tmp_path / "source")
+    report = run(source, tmp_path / "1")
+    assert capsys.readouterr().out == ""
+    for number in range(7):
+        (source / f"blank{number}.jsonl").write_text("\n\n")
+    assert asdict(run(source, tmp_path / "2")) == asdict(report)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"warning: {source}/blank0.jsonl: holds no record: 2 blank lines"
+    assert [len(said), said[-1]] == [6, f"warning: {source}: 7 such warnings in all, the first 5 are shown"]
+
+
+def test_a_source_in_another_encoding_is_refused_in_one_line(tmp_path):
+    for encoding, said in (("utf-16", "is UTF-16"), ("cp1254", "looks like cp1254")):
+        path = tmp_path / f"{encoding}.txt"
+        path.write_bytes("görüş işıq küçə ağac\n".replace("ə", "e").encode(encoding))
+        with refused(DataError, f"{path}: ", said, "iconv", "1 of 1 records"):
+            run(path, tmp_path)

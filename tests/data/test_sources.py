@@ -3,8 +3,10 @@ import gzip
 import io
 import json
 import os
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +26,7 @@ from azneobert.recipe import FileSource
 PACKERS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
 LINE_FORMATS = [f"{form}{suffix}" for form in (".jsonl", ".csv", ".txt") for suffix in PACKERS]
 FORMATS = [*LINE_FORMATS, ".parquet"]
+MUTATIONS = 40
 TEXTS = ["Bakı, Xəzərin sahilində", 'dırnaqda "söz"', "iki\nsətir", "\u200bgöl ", "", "İ" * 90]
 
 
@@ -295,8 +298,8 @@ def test_rows_of_a_csv_file_with_a_wrong_number_of_columns_are_named(tmp_path):
     records = joined(read(path))
     assert records.texts == ["bir", "dörd"]
     assert records.malformed == [
-        f"{path}:3: 3 columns, the header has 2",
-        f"{path}:4: 1 columns, the header has 2",
+        f"{path}:3: 3 columns, the header has 2: '2,iki,üç'",
+        f"{path}:4: 1 columns, the header has 2: '3'",
     ]
 
 
@@ -500,6 +503,7 @@ def small(batch: int, block: int = 64) -> pytest.MonkeyPatch:
 @given(lines=st.lists(ANY_LINE, min_size=1, max_size=12), suffix=st.sampled_from([*PACKERS]), batch=st.integers(1, 4))
 def test_any_lines_are_read_once_wherever_reading_goes_on(tmp_path_factory, lines, suffix, batch):
     path = tmp_path_factory.mktemp("any") / f"a.jsonl{suffix}"
+    lines = ['{"id": 0, "text": "ə"}'.encode(), *lines]  # else random bytes may pass for a file in another encoding
     path.write_bytes(PACKERS[suffix](b"\n".join(lines) + b"\n"))
     patch = small(batch)
     try:
@@ -548,3 +552,318 @@ def test_no_character_of_a_plain_text_is_lost(tmp_path_factory, text, sample_by,
         assert "".join(joined(check_resume(path, sample_by=sample_by)).texts) == text
     finally:
         patch.undo()
+
+
+# Other encodings
+
+AZERBAIJANI = [f"{number} küçə, görüş, işıq, ağac, İçərişəhər" for number in range(30)]
+
+
+def lines_of(form: str) -> str:
+    rows = [(f"n{number}", text) for number, text in enumerate(AZERBAIJANI)]
+    if form == ".csv":
+        return "id,text\n" + "".join(f'{identity},"{text}"\n' for identity, text in rows)
+    if form == ".jsonl":
+        return "".join(f'{{"id": "{identity}", "text": "{text}"}}\n' for identity, text in rows)
+    return "".join(f"{text}\n\n" for _, text in rows)
+
+
+ENCODINGS = {
+    "utf-16": ("is UTF-16, not UTF-8", "iconv -f UTF-16 -t UTF-8"),
+    "utf-16-le": ("is UTF-16 without a byte order mark", "iconv -f UTF-16LE -t UTF-8"),
+    "utf-16-be": ("is UTF-16 without a byte order mark", "iconv -f UTF-16BE -t UTF-8"),
+    "utf-32": ("is UTF-32, not UTF-8", "iconv -f UTF-32 -t UTF-8"),
+    "cp1254": ("looks like cp1254", "iconv -f CP1254 -t UTF-8"),
+}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("form", LINE_FORMATS)
+def test_a_file_in_another_encoding_is_refused_with_the_command_that_converts_it(tmp_path, form, encoding):
+    path = tmp_path / f"a{form}"
+    suffix = path.suffixes[1] if len(path.suffixes) > 1 else ""
+    # cp1254 has no ə: who writes Azerbaijani in it writes ä or e.
+    text = lines_of(path.suffixes[0]).replace("ə", "e" if encoding == "cp1254" else "ə")
+    path.write_bytes(PACKERS[suffix](text.encode(encoding)))
+    said, command = ENCODINGS[encoding]
+    with refused(DataError, f"{path}: ", said, command, str(path)):
+        read(path, sample_by="line")
+
+
+def test_the_command_that_converts_a_file_does(tmp_path):
+    path = tmp_path / "a b.csv.gz"
+    path.write_bytes(gzip.compress(lines_of(".csv").encode("utf-16")))
+    with pytest.raises(DataError) as caught:
+        read(path)
+    subprocess.run(str(caught.value).split("convert it: ")[1], shell=True, check=True)
+    assert joined(read(path)).texts == AZERBAIJANI
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_one_document_of_many_in_another_encoding_is_one_malformed_record(tmp_path, suffix):
+    for name, encoding in (("a", "utf-8"), ("b", "utf-16-le"), ("c", "cp1254"), ("d", "utf-8-sig")):
+        text = "görüş işıq ağac " * 9
+        (tmp_path / f"{name}.txt{suffix}").write_bytes(PACKERS[suffix](text.encode(encoding)))
+    records = joined(check_resume(tmp_path))
+    assert records.texts == [text] * 2
+    assert [said.split(";")[0] for said in records.malformed] == [
+        f"{tmp_path}/b.txt{suffix}: is UTF-16 without a byte order mark, not UTF-8",
+        f"{tmp_path}/c.txt{suffix}: is not UTF-8 and looks like cp1254 (Turkish Windows)",
+    ]
+
+
+def test_a_few_records_in_another_encoding_are_malformed_and_no_reason_to_refuse_the_file(tmp_path):
+    lines = [f'{{"id": {number}, "text": "küçə"}}'.encode() for number in range(20)]
+    lines[7:9] = ['{"id": 7, "text": "görüş"}'.encode("cp1254"), '{"id": 8, "text": "işıq"}'.encode("cp1254")]
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    (records,) = read(path)
+    assert (len(records.texts), len(records.malformed)) == (18, 2)
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_a_character_cut_by_the_end_of_what_is_looked_at_is_no_other_encoding(tmp_path, suffix):
+    for shift in range(2):
+        path = tmp_path / f"{shift}.txt{suffix}"
+        path.write_bytes(PACKERS[suffix](("a" * shift + "ə" * 100_000).encode()))
+        assert joined(read(path, sample_by="line")).malformed == []
+
+
+@pytest.mark.parametrize("form", LINE_FORMATS)
+def test_a_byte_order_mark_before_utf8_is_passed_over_in_every_format(tmp_path, form):
+    path = tmp_path / f"a{form}"
+    suffix = path.suffixes[1] if len(path.suffixes) > 1 else ""
+    path.write_bytes(PACKERS[suffix](lines_of(path.suffixes[0]).encode("utf-8-sig")))
+    records = joined(read(path, sample_by="paragraph"))
+    assert [text.strip() for text in records.texts] == AZERBAIJANI
+    assert records.malformed == []
+
+
+# Rows of a CSV file that are not as the header says
+
+ROWS = {
+    "in the middle": ("1,bir\n2,iki,üç\n3,dörd\n", [3]),
+    "first": ("2,iki,üç\n1,bir\n3,dörd\n", [2]),
+    "last": ("1,bir\n3,dörd\n2,iki,üç", [4]),
+    "only": ("2,iki,üç\n", [2]),
+    "narrow": ("1,bir\n2\n3,dörd\n", [3]),
+    "narrow and last": ("1,bir\n3,dörd\n2", [4]),
+    "several": ("1,bir\n2,a,b\n2\n3,dörd\n2,a,b,c", [3, 4, 6]),
+}
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+@pytest.mark.parametrize("case", ROWS)
+def test_a_row_that_is_too_wide_or_too_narrow_is_one_malformed_record_however_packed(tmp_path, suffix, case):
+    # Regression: ValueError (I/O operation on closed file) where the file is packed.
+    rows, expected = ROWS[case]
+    path = tmp_path / f"a.csv{suffix}"
+    path.write_bytes(PACKERS[suffix](f"id,text\n{rows}".encode()))
+    for _ in range(3):  # it depends on when Arrow's thread lets go of the file
+        records = joined(check_resume(path))
+        assert records.texts == (["bir", "dörd"] if "1,bir" in rows else [])
+        assert [int(said.removeprefix(f"{path}:").split(":")[0]) for said in records.malformed] == expected
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_a_row_that_is_too_wide_and_not_utf8_is_one_malformed_record(tmp_path, suffix, capfd):
+    # Regression: the whole file is refused, and a traceback is printed.
+    path = tmp_path / f"a.csv{suffix}"
+    rows = b"n,t\xc9\x99\n1,bir\n2,\xff,x\n3,d\xc3\xb6rd\n4,\xff\n"
+    path.write_bytes(PACKERS[suffix](rows))
+    records = joined(check_resume(path, text_field="tə", id_field="n"))
+    assert (records.ids, records.texts) == (["1", "3"], ["bir", "dörd"])
+    assert [said.split(": ", 1)[1] for said in records.malformed] == [
+        "not UTF-8 (invalid start byte)",
+        "3 columns, the header has 2: '2,\ufffd,x'",
+    ]
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+@pytest.mark.parametrize("row", ['2,"iki\n3,dörd\n4,beş', '"2,iki\n3,dörd\n4,beş', '2,"iki ""\n3,dörd\n\n4,beş\n'])
+def test_what_a_quote_that_never_closes_swallows_is_counted(tmp_path, suffix, row):
+    # Regression: all that follows is taken for one text, and nothing said.
+    path = tmp_path / f"a.csv{suffix}"
+    path.write_bytes(PACKERS[suffix](f"id,text\n1,bir\n{row}".encode()))
+    records = joined(check_resume(path))
+    assert (records.ids, len(records.malformed)) == (["1"], 3)
+    assert records.malformed[0].startswith(f"{path}:3: a quote opens here and never closes, 3 lines")
+
+
+def test_a_quote_that_swallows_more_than_a_block_is_refused_with_its_place(tmp_path, small_batches):
+    path = tmp_path / "a.csv"
+    path.write_text('id,text\n1,bir\n2,"iki\n' + "3,üç\n" * 500)
+    with refused(DataError, f"{path}: a row after the", "a quote that never closes"):
+        read(path)
+
+
+@pytest.mark.parametrize("text", ['a,"b', "ab", 'a"b', '"a"', '"a""b"', '"a"b', "", '""'])
+@pytest.mark.parametrize("newline", ["", "\n", "\r\n"])
+@pytest.mark.parametrize("columns", [1, 2])
+def test_the_last_row_is_read_like_any_other(tmp_path, text, newline, columns):
+    header, row = ("text", "x") if columns == 1 else ("id,text", "1,x")
+    value = f'"{text.replace(chr(34), chr(34) * 2)}"'
+    path = tmp_path / "a.csv"
+    path.write_text(f"{header}\n{row}\n{row[:-1]}{value}{newline}", newline="")
+    records = joined(read(path, id_field=None))
+    assert (records.texts, records.malformed) == (["x", text], [])
+
+
+def test_a_column_that_stands_twice_is_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("id,text,text\n1,bir,iki\n")
+    with refused(DataError, f"{tmp_path}/a.csv: 2 columns are called 'text'", "rename"):
+        read(tmp_path)
+    (tmp_path / "a.csv").write_text("id,x,x,text\n1,a,b,bir\n")
+    assert joined(read(tmp_path)).texts == ["bir"]
+
+
+def test_the_columns_that_are_there_are_named_in_one_line(tmp_path):
+    (tmp_path / "a.csv").write_text('"a\nb",' + "c" * 5000 + "\n1,2\n")
+    with refused(DataError, "no column 'text', found a b, c") as _:
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("length", [local_files.HEAD - 10, local_files.HEAD + 10, 5 * local_files.HEAD])
+def test_a_long_header_or_a_long_first_row_is_read(tmp_path, length):
+    (tmp_path / "a.csv").write_text(f"id,text,{'x' * length}\n1,bir,y\n")
+    (tmp_path / "b.csv").write_text(f"id,text\n2,{'x' * length}")
+    assert joined(read(tmp_path)).ids == ["1", "2"]
+
+
+# Nothing in it
+
+NOTHING = {
+    "a.jsonl": (b"\n  \n\r\n", "3 blank lines"),
+    "b.jsonl.gz": (gzip.compress(b""), "it is packed nothing"),
+    "c.csv": (b"\n\n  \n\n", "4 blank lines"),
+    "d.csv.gz": (gzip.compress(b""), "it is packed nothing"),
+    "e.csv": (b"id,text\n", "a header and no row"),
+    "f.csv.zst": (PACKERS[".zst"](b"id,text"), "a header and no row"),
+    "g.txt": (b"\xef\xbb\xbf \n\t\n", "2 blank lines"),
+    "h.txt.gz": (gzip.compress(b"\n" * 50), "50 blank lines"),
+}
+
+
+@pytest.mark.parametrize("sample_by", ["document", "paragraph", "line"])
+@pytest.mark.parametrize("name", NOTHING)
+def test_a_file_without_a_text_says_so(tmp_path, name, sample_by):
+    content, found = NOTHING[name]
+    (tmp_path / name).write_bytes(content)
+    batches = list(open_source(FileSource(path=str(tmp_path), sample_by=sample_by)).read())
+    assert [(b.warning, b.blank) for b in batches if b.warning] == [
+        (f"{tmp_path}/{name}: holds no record: {found}", True)
+    ]
+
+
+def test_a_file_with_a_text_says_nothing_wherever_reading_goes_on(tmp_path, small_batches):
+    for form in FORMATS:
+        write(tmp_path / f"a{form}", [(number, f"\n\n{text_of(number)}") for number in range(9)])
+    reader = open_source(FileSource(path=str(tmp_path), sample_by="line"))
+    positions = [None, *(batch.position for batch in reader.read())]
+    assert len(positions) > 20
+    assert not [b.warning for position in positions for b in reader.read(position) if b.warning]
+
+
+# Links and what is no file
+
+
+def test_a_file_that_stands_there_twice_is_named(tmp_path):
+    path = write(tmp_path / "a.jsonl", [(1, "bir")])
+    (tmp_path / "b.jsonl").symlink_to(path)
+    (tmp_path / "c.jsonl").hardlink_to(path)
+    batches = list(open_source(FileSource(path=str(tmp_path))).read())
+    said = [batch.warning for batch in batches if batch.warning]
+    assert [line.split(",")[0] for line in said] == [
+        f"{tmp_path}/{name}.jsonl: is the same file as {path}" for name in "bc"
+    ]
+    assert joined(batches).ids == ["1"] * 3
+
+
+def test_a_folder_behind_a_link_is_read(tmp_path):
+    write(tmp_path / "there/b.jsonl", [(1, "bir")])
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/link").symlink_to(tmp_path / "there")
+    assert joined(read(tmp_path / "source")).ids == ["1"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "folder"])
+def test_a_link_to_nowhere_is_refused(tmp_path, name):
+    write(tmp_path / "source/b.jsonl", [(1, "bir")])
+    link = tmp_path / "source" / name
+    link.symlink_to(tmp_path / "gone")
+    for path in (tmp_path / "source", link):
+        with refused(DataError, f"{link}: is a link to {tmp_path}/gone, which is not there", "put it there"):
+            source_files(path)
+
+
+def test_links_in_a_circle_are_refused(tmp_path):
+    write(tmp_path / "source/b.jsonl", [(1, "bir")])
+    (tmp_path / "source/deep").mkdir()
+    (tmp_path / "source/deep/up").symlink_to(tmp_path / "source")
+    with refused(DataError, f"{tmp_path}/source/deep/up: is a link to a folder above it", "remove"):
+        source_files(tmp_path / "source")
+    (tmp_path / "c.jsonl").symlink_to(tmp_path / "d.jsonl")
+    (tmp_path / "d.jsonl").symlink_to(tmp_path / "c.jsonl")
+    with refused(DataError, f"{tmp_path}/c.jsonl: cannot be read (Too many levels of symbolic links)"):
+        source_files(tmp_path / "c.jsonl")
+
+
+def test_a_pipe_or_a_device_is_refused_and_not_waited_for(tmp_path):
+    write(tmp_path / "b.jsonl", [(1, "bir")])
+    os.mkfifo(tmp_path / "a.jsonl")
+    for path in (tmp_path, tmp_path / "a.jsonl"):
+        with refused(DataError, f"{tmp_path}/a.jsonl: is a pipe, expected a file"):
+            source_files(path)
+    with refused(DataError, "/dev/null: is a device, expected a file"):
+        source_files(Path("/dev/null"))
+
+
+def test_a_folder_that_may_not_be_looked_into_is_refused(tmp_path, monkeypatch):
+    write(tmp_path / "a.jsonl", [(1, "bir")])
+    (tmp_path / "closed").mkdir()
+    scandir = os.scandir
+
+    def closed(path):  # as for any user but root
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with refused(DataError, f"{tmp_path}/closed: cannot be read (Permission denied)", "allow it"):
+        source_files(tmp_path)
+
+
+# Whatever stands in a file
+
+
+def mutated(content: bytes, random: Random) -> bytes:
+    """A few bytes changed, put in, taken out or doubled."""
+    changed = bytearray(content)
+    for _ in range(random.randint(1, 4)):
+        place = random.randrange(len(changed) + 1)
+        some = random.choice([b'"', b",", b"\n", b"\r", b"\0", b"\xff", b"\xef\xbb\xbf", b"{", random.randbytes(3)])
+        end = place + random.choice([0, 0, 1, 5, 60])
+        changed[place:end] = random.choice([some, b"", changed[place:end] * 2, some * 40])
+    return bytes(changed) or b"\n"
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_file_changed_at_random_is_read_the_same_from_everywhere_or_refused(tmp_path, small_batches, form):
+    random = Random(form)
+    path = write(tmp_path / f"a{form}", [(number, text_of(number)) for number in range(9)])
+    suffix = path.suffixes[1] if len(path.suffixes) > 1 else ""
+    packed = path.read_bytes()
+    whole = packed if not suffix else {".gz": gzip.decompress, ".zst": zstandard.decompress}[suffix](packed)
+    refusals: list[str] = []
+    for number in range(MUTATIONS):
+        # Half of them inside what is packed, half in the packed bytes.
+        inside = not suffix or number % 2
+        path.write_bytes(PACKERS[suffix](mutated(whole, random)) if inside else mutated(packed, random))
+        try:
+            check_resume(path, sample_by=random.choice(["document", "paragraph", "line"]))
+        except DataError as error:
+            refusals.append(str(error))
+    assert len(refusals) < MUTATIONS
+    assert [said for said in refusals if "\n" in said or not said.startswith(f"{path}: ")] == []
