@@ -1,13 +1,15 @@
 """Stage: one collection's source -> cleaned documents."""
 
 from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import asdict
 
+from azneobert.data.cleaning import CleaningReport
 from azneobert.data.ingest import ingest
 from azneobert.files import write_json
 from azneobert.layout import Layout
 from azneobert.provenance import code_sha256
-from azneobert.recipe import Recipe
+from azneobert.recipe import Cleaning, Recipe
 from stage import run_stage
 
 
@@ -26,8 +28,30 @@ def ingest_collection(name: str, recipe: Recipe, layout: Layout, options: Namesp
         f"{collection}: {report.kept:,} of {report.documents:,} documents kept (dropped: {dropped}), "
         f"{report.words:,} words, {report.validation:,} held out"
     )
+    for line in remarks(report, recipe.data.cleaning):
+        print(line)
+
+
+def remarks(report: CleaningReport, settings: Cleaning) -> Iterator[str]:
+    """What a person may want to look at, a line each."""
     if report.first_malformed:
-        print(f"the first malformed record: {report.first_malformed}")
+        yield f"the first malformed record: {report.first_malformed}"
+    if report.html:
+        yield f"HTML in {report.html:,} documents ({report.html / report.documents:.1%}; html: {settings.html})"
+    of_all = sum(row["documents"] for row in report.scripts.values())
+    by_size = sorted(report.scripts.items(), key=lambda entry: -entry[1]["documents"])
+    if len(by_size) > 1 or any(row["mixed"] for row in report.scripts.values()):
+        parts = (f"{name} {row['documents'] / of_all:.1%} ({row['mixed']:,} mixed)" for name, row in by_size)
+        yield f"scripts of {of_all:,} documents: {', '.join(parts)}"
+    if report.lines["repeated"]:
+        about = "about " if settings.repeated_lines == "report" else ""
+        share = report.lines["repeated"] / report.lines["seen"]
+        yield (
+            f"lines that stand in more than {settings.line_copies:,} documents: {about}{report.lines['repeated']:,} copies "
+            f"beyond those ({share:.1%} of all lines; repeated_lines: {settings.repeated_lines})"
+        )
+    for kind, examples in report.examples.items():
+        yield from (f"{kind}: {example}" for example in examples)
 
 
 if __name__ == "__main__":

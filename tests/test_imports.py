@@ -69,7 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("mlflow_store", "recipe", "errors", "environment", "files", "dotted"),
     },
     "launching": {"checkpoint", "layout", "errors", "environment"},
-    "registry": {"checkpoint", "model", "mlflow_store", "recipe", "errors", "files"},
+    "registry": {"checkpoint", "model", "data", "mlflow_store", "recipe", "errors", "files"},
 }
 MAY_IMPORT["bench"] = set(MAY_IMPORT)
 MAY_IMPORT["pipelines"] = set(MAY_IMPORT) - {"bench"}
