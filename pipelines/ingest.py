@@ -47,11 +47,12 @@ def remarks(report: CleaningReport, settings: Cleaning) -> Iterator[str]:
         about = "about " if settings.repeated_lines == "report" else ""
         share = report.lines["repeated"] / report.lines["seen"]
         yield (
-            f"lines that stand in more than {settings.line_copies:,} documents: {about}{report.lines['repeated']:,} copies "
-            f"beyond those ({share:.1%} of all lines; repeated_lines: {settings.repeated_lines})"
+            f"lines in more than {settings.line_copies:,} documents: {about}{report.lines['repeated']:,} copies beyond "
+            f"those ({share:.1%} of all lines; repeated_lines: {settings.repeated_lines})"
         )
-    for kind, examples in report.examples.items():
-        yield from (f"{kind}: {example}" for example in examples)
+    expected = f"{by_size[0][0]} script" if by_size else ""  # which nobody needs to see examples of
+    for kind in sorted(report.examples.keys() - {expected}):
+        yield from (f"{kind}: {example}" for example in report.examples[kind])
 
 
 if __name__ == "__main__":

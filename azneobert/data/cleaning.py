@@ -119,7 +119,7 @@ def _without_html(identity: str, raw: str, settings: Cleaning, report: CleaningR
         return raw
     report.html += 1
     if report.wants("html"):
-        report.show("html", identity, raw[found.start() :], f"{settings.html}: holds {found[0][:20]!r}")
+        report.show("html", identity, raw[found.start() :], f"holds {found[0][:20]!r}")
     if settings.html == "drop":
         report.drop("html")
         return None

@@ -50,7 +50,11 @@ def ingest(source: Source, cleaning: Cleaning, target: Path, partial: Path, *, c
         if not state.finished:
             _read_on(reader, source, cleaning, partial, state, progress)
     if not state.report.kept:
-        raise DataError(f"{source.name}: none of {state.report.documents} documents stay ({state.report.dropped})")
+        first = "".join(f"; {kind}: {examples[0]}" for kind, examples in state.report.examples.items())
+        raise DataError(
+            f"{source.name}: none of {state.report.documents} documents stay ({state.report.dropped}{first}); change "
+            "data.cleaning or the source"
+        )
     (partial / "state.json").unlink()
     shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
