@@ -154,7 +154,7 @@ def _in_a_script(
     if main is not None and len(others) < len(kept):
         _count_script(report, main, len(kept) - len(others))
     for at, script, share in others:
-        _count_script(report, script, 1, mixed=is_mixed(share))
+        _count_script(report, script, 1, mixed=script != "none" and is_mixed(share))
         stays[at] = not wanted or script in wanted
         if (script != main or not stays[at]) and report.wants(f"{script} script"):
             report.show(f"{script} script", kept.ids[at], kept.texts[at], f"{share:.1%} of its letters")

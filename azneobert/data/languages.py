@@ -48,9 +48,11 @@ _TURKISH = Language(
     name="turkish",
     letters="A-Za-zÀ-ɏə",
     min_share=0.7,
-    must="ığşçöüİ",
-    min_must_share=0.04,
-    # Azerbaijani has all of these letters, and one in eleven of its letters is a schwa, which Turkish does not have.
+    # Turkish has ç, ö and ü too, but so have German and French: with them a German sentence had 4.9%, and a Turkish one
+    # 2.3%. Without them a Turkish sentence has 2.1% at least and 7.4% in the median, and the others have none.
+    must="ığşİ",
+    min_must_share=0.02,
+    # Azerbaijani has all of these letters. One in ten of its letters is a schwa, which Turkish does not have.
     must_not="əә",
     max_must_not_share=0.01,
     lookalikes=_CYRILLIC_AND_GREEK,
