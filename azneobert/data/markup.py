@@ -14,7 +14,7 @@ _LONG_NAMES = (
 )
 # A name of one letter may be a variable, as in "a <b and b> c": it needs to be closed, or to have an attribute.
 _TAG = re.compile(
-    rf"<(?:/(?:{_LONG_NAMES}|[abipqsu])\s*+>|!DOCTYPE\b(?:[^<>]*+>)?|!--|"
+    rf"<(?=[/!a-z])(?:/(?:{_LONG_NAMES}|[abipqsu])\s*+>|!DOCTYPE\b(?:[^<>]*+>)?|!--|"
     rf"(?:{_LONG_NAMES})(?=[\s/>]|\Z)(?:[^<>]*+>)?|[abipqsu](?:\s*+/?>|\s++[a-z-]+\s*+=[^<>]*+>))",
     re.IGNORECASE,
 )
