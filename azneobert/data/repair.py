@@ -172,7 +172,7 @@ def tokenizer_steps(language: Language | None) -> list[tuple[str, str]]:
     steps += [(r" ?(?:\n ?){3,}", "\n\n"), (r" \n ?|\n ", "\n"), ("", "")]
     if language and (language.replace or language.dotted_i):
         steps += [(_escaped_for_tokenizers(found), meant) for found, meant in language.replace.items()]
-        steps += [("i\u0307+", "i")] if language.dotted_i else []
+        steps += [("(?<=i)\u0307+", "")] if language.dotted_i else []  # so that the i keeps its place in the text
         steps += [("", "")]
     return steps
 
