@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 import unicodedata
 from pathlib import Path
 from random import Random
@@ -133,10 +134,17 @@ def test_offsets_point_into_the_text_as_it_was_given(pairs, corpus: list[str]) -
             assert normalise(odd[start:end]) == plain[first:last].strip()
 
 
-def test_a_megabyte_of_marks_takes_no_longer_than_its_length_asks_for(pairs) -> None:
-    _, exported, _ = pairs[0]
-    for text in ("\u0301\u0327" * 500_000, " \u00a0" * 500_000, "\u00ad" * 10**6, " \n" * 500_000, "i\u0307" * 300_000):
-        assert len(exported.normalizer.normalize_str(f"x{text}x")) <= len(text) + 2
+@pytest.mark.parametrize(
+    "text",
+    ["\u0301\u0327" * 500_000, " \u00a0" * 500_000, "\u00ad" * 10**6, " \n" * 500_000, "i\u0307" * 300_000],
+    ids=["marks", "spaces", "soft hyphens", "lines", "dotted i"],
+)
+def test_a_megabyte_takes_no_longer_than_its_length_asks_for(text: str, tmp_path: Path) -> None:
+    file = imported(tmp_path, None)
+    exported = Tokenizer.from_str(repairing_tokenizer(file, "azeri_latin"))
+    started = time.perf_counter()
+    exported.normalizer.normalize_str(f"x{text}x")
+    assert time.perf_counter() - started < 5  # a tenth of that when it is linear, minutes when it is quadratic
 
 
 def test_the_tokenizer_of_training_is_left_as_it_is_and_the_export_is_another(trained: Path) -> None:
