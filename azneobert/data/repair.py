@@ -9,8 +9,9 @@ import functools
 import re
 import unicodedata
 from collections.abc import Iterable
+from typing import cast
 
-from azneobert.data.languages import SCRIPTS, find_language, ranges, script_of
+from azneobert.data.languages import BUILT_IN, SCRIPTS, ranges, script_of
 from azneobert.recipe import Language, LanguageName, expand_letters
 
 # Zero-width characters, directional marks and isolates, soft hyphen, byte order mark, control characters but tab and
@@ -146,13 +147,14 @@ def normalise(text: str, language: LanguageName | Language = "azeri_latin") -> s
 
 def repair_of(setting: LanguageName | Language) -> Repair:
     """The repair of a language, made once."""
-    language = find_language(setting)
-    return _repair_of(language.model_dump_json() if language else None)
+    return _repair_of(setting if isinstance(setting, str) else setting.model_dump_json())
 
 
 @functools.lru_cache(maxsize=16)
-def _repair_of(language: str | None) -> Repair:
-    return Repair(Language.model_validate_json(language) if language else None)
+def _repair_of(setting: str) -> Repair:
+    """By name or, since a block with tables in it has no hash, by its JSON."""
+    is_block = setting.startswith("{")
+    return Repair(Language.model_validate_json(setting) if is_block else BUILT_IN[cast(LanguageName, setting)])
 
 
 def tokenizer_steps(language: Language | None) -> list[tuple[str, str]]:
