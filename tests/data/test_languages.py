@@ -304,6 +304,7 @@ def test_a_recipe_goes_through_json_unchanged(language) -> None:
         ("漢字漢 かな", "han", 0.6),
         ("ქართული ენა", "georgian", 1.0),
         ("ꦲꦏ꧀ꦱꦫ", "other", 1.0),
+        ("a" * 300 + "ж" * 700, "cyrillic", 0.7),  # its first letters tell another script
         ("123 !?", "none", 0.0),
         ("", "none", 0.0),
     ],
