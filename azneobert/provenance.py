@@ -20,6 +20,7 @@ UNKNOWN = "unknown"
 NOT_DECIDING = {
     "azneobert/errors.py": "the kinds of errors",
     "azneobert/recipe.py": "each setting that a stage reads is one of its parameters",
+    "azneobert/settings.py": "checks what a recipe says",
     "azneobert/yaml_files.py": "reads the recipe, and writes what a person reads",
     "azneobert/provenance.py": "says what a number is made of",
     "azneobert/mlflow_store.py": "where runs are recorded",

@@ -9,23 +9,21 @@ import hashlib
 import itertools
 import json
 import os
-import re
-import unicodedata
 from collections import Counter
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     model_validator,
 )
 
 from azneobert.errors import RecipeError
+from azneobert.language import Language, LanguageName, ScriptName, name_or_block
+from azneobert.settings import Below1, Block, Length, Name, Positive, Seed, Text, as_tuple, first_error, shown
 from azneobert.yaml_files import read_yaml
 
 PARAMS = Path("params.yaml")
@@ -33,56 +31,10 @@ PARAMS = Path("params.yaml")
 PhaseName = Literal["phase1", "phase2"]
 PHASES: tuple[PhaseName, ...] = get_args(PhaseName)
 EngineName = Literal["plain", "zero2"]
-
-_LETTERS = str.maketrans({"ə": "e", "ı": "i", " ": "_"})  # which no decomposition takes to Latin letters
-_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
-
-
-def check_name(name: str) -> str:
-    """A name of a recipe, a collection or a task: it becomes a folder, a stage of DVC, and a word of a shell's line.
-
-    Raises:
-        ValueError: it is none; the message says what one is.
-    """
-    if not _NAME.fullmatch(name):
-        raise ValueError(
-            f"{shown(name)} is no name here; expected lower-case letters, digits, _ and -, a letter first, as in news_2"
-        )
-    return name
-
-
-def name_of(text: str) -> str:
-    """A name made of any text, such as that of a file: `Xəbərlər 2023` is xeberler_2023."""
-    letters = unicodedata.normalize("NFKD", text.lower().translate(_LETTERS)).encode("ascii", "ignore").decode()
-    name = re.sub(r"[^a-z0-9_-]+", "_", letters).strip("_-")[:60]
-    return name if name[:1].isalpha() else f"c_{name}".rstrip("_")
-
-
-def shown(value: Any) -> str:
-    """A value in a message: on one line, escaped, and not very long."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-Name = Annotated[str, AfterValidator(check_name)]
-Text = Annotated[str, Field(min_length=1)]
-Positive = Annotated[int, Field(gt=0, le=1_000_000_000)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # of transformers
-Length = Annotated[int, Field(gt=0, le=1 << 20)]  # of a sequence, in tokens
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Below1 = Annotated[float, Field(ge=0, lt=1)]
 WandbMode = Literal["off", "offline", "online"]
 
 
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-class _Block(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class _Fields(_Block):
+class _Fields(Block):
     """Where a record's text and id stand: a name, or a dotted path into nested records."""
 
     text_field: Text = "text"
@@ -114,7 +66,7 @@ class HubSource(_Fields):
     dataset: Text  # also json, csv, text or parquet, which read the files or URLs of `data_files`
     config: Text | None = None
     split: Text = "train"
-    data_files: Annotated[Text | tuple[Text, ...] | None, BeforeValidator(_as_tuple)] = None
+    data_files: Annotated[Text | tuple[Text, ...] | None, BeforeValidator(as_tuple)] = None
     options: dict[str, Any] = Field(default_factory=dict)  # of the `datasets` library's reader, such as `delimiter`
     revision: str = ""  # a commit of the hub
 
@@ -135,17 +87,30 @@ class HubSource(_Fields):
 Source = FileSource | HubSource
 
 
-class Cleaning(_Block):
-    """Thresholds of data/cleaning.py."""
+class Cleaning(Block):
+    """What happens to a text, and which texts stay: data/cleaning.py.
+
+    What a report finds is always counted and shown; it changes nothing until it is set to `drop` (or `strip`).
+    """
 
     min_words: Positive
-    min_latin: Fraction
-    min_schwa: Fraction
+    language: Annotated[LanguageName | Language, BeforeValidator(name_or_block)] = "azeri_latin"
     max_malformed: Below1  # the share of a source's records that may be unreadable; more than that is a broken source
     validation_fraction: Annotated[float, Field(gt=0, lt=1)]
+    html: Literal["report", "strip", "drop"] = "report"  # strip takes tags away and keeps the text between them
+    repeated_lines: Literal["report", "drop"] = "report"  # drop takes a line's copies beyond the `line_copies`-th away
+    line_copies: Positive = 100  # in so many documents of a collection may one line stand before it is boilerplate
+    scripts: Annotated[tuple[ScriptName, ...], BeforeValidator(as_tuple)] = ()  # the ones that texts may be in; () all
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_thresholds(cls, data: Any) -> Any:
+        if isinstance(data, dict) and (former := [key for key in ("min_latin", "min_schwa") if key in data]):
+            raise ValueError(f"{former[0]}: is part of the language now; use `language: azeri_latin`, or a block")
+        return data
 
 
-class Data(_Block):
+class Data(Block):
     """The collections, and how they are cleaned.
 
     `files` are local, `hub` is streamed, and `order` names them all: a text that stands in two collections is kept in
@@ -154,7 +119,7 @@ class Data(_Block):
 
     files: dict[Name, FileSource]
     hub: dict[Name, HubSource]
-    order: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+    order: Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
     cleaning: Cleaning
 
     @property
@@ -189,20 +154,20 @@ class Data(_Block):
         return self
 
 
-class TrainedTokenizer(_Block):
+class TrainedTokenizer(Block):
     """How a tokenizer is trained. `max_characters` bounds what it sees, a sample of all collections by hash."""
 
     lowercase: bool = False
     max_characters: int = Field(default=2_000_000_000, gt=0, le=1_000_000_000_000)
 
 
-class ImportedTokenizer(_Block):
+class ImportedTokenizer(Block):
     """A tokenizer.json, taken unchanged."""
 
     path: Text
 
 
-class Tokenizer(_Block):
+class Tokenizer(Block):
     """A tokenizer: `trained` on the documents, by one of three algorithms, or `imported`; exactly one entry in all.
 
     Both are mappings, since DVC makes a stage of each entry, which depends on the file where there is one. `compare`
@@ -227,7 +192,7 @@ class Tokenizer(_Block):
         return self
 
 
-class Model(_Block):
+class Model(Block):
     """NeoBERT's architecture; `intermediate_size` is before the 2/3 rule of SwiGLU."""
 
     hidden_size: int = Field(gt=0, le=1 << 16)
@@ -251,7 +216,7 @@ class Model(_Block):
         return self
 
 
-class Training(_Block):
+class Training(Block):
     """What both phases share, and what decides the numbers that a run computes."""
 
     masking_rate: Annotated[float, Field(gt=0, le=0.5)]
@@ -269,7 +234,7 @@ class Training(_Block):
         return data
 
 
-class Carry(_Block):
+class Carry(Block):
     """What a phase takes over, beside the weights, from the checkpoint that it starts from."""
 
     moments: bool
@@ -277,14 +242,14 @@ class Carry(_Block):
     position: bool
 
 
-class MixturePart(_Block):
+class MixturePart(Block):
     """A part of the rows: made of documents of at least `min_tokens`, and this share of all samples."""
 
     min_tokens: Annotated[int, Field(ge=0, le=1_000_000_000)]
     share: Annotated[float, Field(gt=0, le=1)]
 
 
-class Phase(_Block):
+class Phase(Block):
     """One phase of pretraining: linear warm-up to the peak, then a cosine to zero at the last step.
 
     `mixture` draws rows by the length of their documents; without it, or with an empty one, every document is gone
@@ -299,7 +264,7 @@ class Phase(_Block):
     peak_learning_rate: Annotated[float, Field(gt=0)]
     start_from: Literal["phase1"] | None = None
     carry: Carry | None = None
-    mixture: Annotated[tuple[MixturePart, ...] | None, BeforeValidator(lambda value: _as_tuple(value) or None)] = None
+    mixture: Annotated[tuple[MixturePart, ...] | None, BeforeValidator(lambda value: as_tuple(value) or None)] = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Phase:
@@ -320,7 +285,7 @@ class Phase(_Block):
         return tuple((part.min_tokens, part.share) for part in self.mixture or (MixturePart(min_tokens=0, share=1.0),))
 
 
-class Runtime(_Block):
+class Runtime(Block):
     """How a run is carried out. Nothing here changes what is computed, so a resumed run may differ in it.
 
     `changed_code` says what becomes of a finished run whose code has changed since: it is trained anew, or kept.
@@ -340,14 +305,14 @@ class Runtime(_Block):
     changed_code: Literal["retrain", "keep"] = "keep"
 
 
-class Evaluation(_Block):
+class Evaluation(Block):
     """Held-out loss: how often while training, and on how many rows of each collection at most."""
 
     every: Positive
     max_rows_per_collection: Positive
 
 
-class Tracking(_Block):
+class Tracking(Block):
     """Where runs are recorded. The environment's MLFLOW_TRACKING_URI goes before `mlflow_uri`."""
 
     mlflow_uri: Text
@@ -356,20 +321,20 @@ class Tracking(_Block):
     wandb_project: Text = "azneobert"
 
 
-class Registry(_Block):
+class Registry(Block):
     """The registered model, and whether its versions hold the optimizer's moments."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     with_moments: bool
 
 
-class TaskFiles(_Block):
+class TaskFiles(Block):
     """A labelled task: a folder with train.jsonl, validation.jsonl and test.jsonl."""
 
     path: Text
 
 
-class Finetuning(_Block):
+class Finetuning(Block):
     """The labelled tasks that show what the pretrained encoder is worth; none is as good as any number."""
 
     model: Text
@@ -378,10 +343,10 @@ class Finetuning(_Block):
     batch_size: int = Field(gt=0, le=1 << 20)
     learning_rate: Annotated[float, Field(gt=0)]
     max_length: Length
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000), BeforeValidator(_as_tuple)]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000), BeforeValidator(as_tuple)]
 
 
-class Recipe(_Block):
+class Recipe(Block):
     """Everything that a stage may depend on. `name` is what its outputs, its stages and its runs are called by."""
 
     name: Name
@@ -462,26 +427,10 @@ def load_recipe(path: Path | str = PARAMS) -> Recipe:
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:
-        raise RecipeError(f"{path}: {_first_error(error)}") from None
+        raise RecipeError(f"{path}: {first_error(error)}") from None
 
 
 def recipe_fingerprint(block: BaseModel | dict[str, Any]) -> str:
     """The sha256 of a part of a recipe, in canonical JSON."""
     plain = block.model_dump(mode="json") if isinstance(block, BaseModel) else block
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-
-
-def _first_error(error: ValidationError) -> str:
-    details = error.errors()
-    first = details[0]
-    where = ".".join(str(part) for part in first["loc"] if part != "[key]")
-    # A check across several keys already names them, so the value it was given would only repeat the block.
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        message = "unknown key; remove it or correct its spelling"
-    elif first["type"] == "missing":
-        message = "is missing; every key of the recipe must be stated"
-    elif first["type"] != "value_error":
-        message = f"{message[0].lower()}{message[1:]}, found {shown(first['input'])}"
-    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    return f"{where}: {message}{more}" if where else f"{message}{more}"

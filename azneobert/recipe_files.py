@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from azneobert.errors import RecipeError
-from azneobert.recipe import PARAMS, FileSource, Recipe, check_name, load_recipe, name_of
+from azneobert.recipe import PARAMS, FileSource, Recipe, load_recipe
+from azneobert.settings import check_name, name_of
 from azneobert.yaml_files import edit_yaml, read_yaml, write_yaml, yaml_text
 
 FOLDER = Path("recipes")

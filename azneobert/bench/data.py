@@ -30,7 +30,7 @@ from azneobert.data.tokens import tokenize_collection
 from azneobert.recipe import Cleaning, FileSource
 
 _MIB, _GIB = 2**20, 2**30
-_CLEANING = Cleaning(min_words=5, min_latin=0.7, min_schwa=0.02, max_malformed=0.0, validation_fraction=0.001)
+_CLEANING = Cleaning(min_words=5, max_malformed=0.0, validation_fraction=0.001)
 _VOCABULARY = 8192  # which makes as many tokens of a word of so small a corpus as 64,000 do of a large one: 1.7
 _MIXTURE = ((0, 0.2), (1024, 0.4), (2048, 0.4))
 

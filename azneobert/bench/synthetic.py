@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from azneobert.data.cleaning import are_azerbaijani, normalise
+from azneobert.data.letters import letter_counts
+from azneobert.data.repair import normalise
 from azneobert.data.rows import open_plan, plan_rows, write_plan
 from azneobert.data.sources import open_source
 from azneobert.data.store import FORMAT_VERSION, ShardWriter, StoreMeta, TokenStore, assemble_store, shard_files
@@ -33,7 +34,12 @@ def sentences(corpus: Path) -> list[str]:
         if text is not None
     )
     found = (sentence for text in texts for sentence in re.split(r"(?<=[.!?]) +|\n+", text))
-    return [s for s in found if len(s) > 20 and normalise(s) == s and are_azerbaijani([s], 0.9, 0.02)[0]]
+    return [s for s in found if len(s) > 20 and normalise(s) == s and _is_azerbaijani(s)]
+
+
+def _is_azerbaijani(sentence: str) -> bool:
+    letters, latin, schwas, _ = letter_counts([sentence])[:, 0]
+    return latin > 0 and latin / letters >= 0.9 and schwas / latin >= 0.02
 
 
 def write_documents(file: Path, found: list[str], size: int, mean_sentences: float, seed: int = 1) -> int:

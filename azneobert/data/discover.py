@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from azneobert.data.local_files import FORMATS, file_format, source_files
 from azneobert.data.records import parse_json
 from azneobert.errors import DataError
-from azneobert.recipe import FileSource, name_of
+from azneobert.recipe import FileSource
+from azneobert.settings import name_of
 
 _SPLITS = ("train", "validation", "test")
 _USUAL = ("text", "content", "body", "raw_content", "mətn", "metn", "article", "document")

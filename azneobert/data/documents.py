@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from azneobert.data.cleaning import HASH_BYTES, Documents
 from azneobert.errors import DataError
 
+HASH_BYTES = 16
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -24,6 +25,20 @@ SCHEMA = pa.schema(
     ]
 )
 _ROWS = 1024  # an encoding takes some hundred bytes a token, so few documents at a time
+
+
+@dataclass
+class Documents:
+    """Cleaned documents by column: ids, texts, content hashes, the side of the split, and words (by white space)."""
+
+    ids: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    hashes: list[bytes] = field(default_factory=list)
+    validation: list[bool] = field(default_factory=list)
+    words: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.texts)
 
 
 def write_part(folder: Path, number: int, documents: Documents) -> Path:

@@ -8,8 +8,9 @@ import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from azneobert.data.cleaning import CleaningReport, Documents, clean
-from azneobert.data.documents import part_name, write_part
+from azneobert.data.cleaning import EXAMPLES, CleaningReport, clean
+from azneobert.data.documents import Documents, part_name, write_part
+from azneobert.data.lines import RepeatedLines
 from azneobert.data.progress import Progress
 from azneobert.data.records import Position, SourceReader
 from azneobert.data.sources import open_source
@@ -31,6 +32,7 @@ class _State:
     position: Position | None = None
     finished: bool = False
     report: CleaningReport = field(default_factory=CleaningReport)
+    lines: RepeatedLines = field(default_factory=RepeatedLines)
 
 
 def ingest(source: Source, cleaning: Cleaning, target: Path, partial: Path, *, code: str = "") -> CleaningReport:
@@ -67,7 +69,7 @@ def _read_on(
             blank += [records.warning] * records.blank
             if warned <= _WARNINGS:
                 progress.say(f"warning: {records.warning}")
-        documents = clean(records, cleaning, state.report)
+        documents = clean(records, cleaning, state.report, state.lines)
         _check_malformed(source, cleaning, state.report, last=False)
         for column, more in vars(documents).items():
             getattr(part, column).extend(more)
@@ -78,6 +80,9 @@ def _read_on(
             _save_part(partial, state, part)
             part, characters = Documents(), 0
     _check_malformed(source, cleaning, state.report, last=True)
+    sampled = cleaning.repeated_lines == "report"
+    if found := state.lines.most_frequent(cleaning.line_copies, sampled, EXAMPLES):
+        state.report.examples["lines"] = found
     _check_kept(source, state.report, blank)
     if warned > _WARNINGS:
         progress.say(f"warning: {source.name}: {warned:,} such warnings in all, the first {_WARNINGS} are shown")
@@ -89,6 +94,7 @@ def _save_part(partial: Path, state: _State, part: Documents) -> None:
     if len(part):
         write_part(partial, state.parts, part)
         state.parts += 1
+    state.lines.end_part()
     fresh = partial / ".state.json"
     fresh.write_text(json.dumps(asdict(state)), encoding="utf-8")
     sync(fresh)
@@ -99,7 +105,8 @@ def _resume(partial: Path, fingerprint: str) -> _State:
     """The state to go on from: the one in the folder if it is of the same work, else a new one in an empty folder."""
     try:
         saved = json.loads((partial / "state.json").read_text(encoding="utf-8"))
-        state = _State(**saved | {"report": CleaningReport(**saved["report"])})
+        report, lines = CleaningReport(**saved["report"]), RepeatedLines(**saved["lines"])
+        state = _State(**saved | {"report": report, "lines": lines})
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         state = None
     whole = state is not None and all((partial / part_name(n)).exists() for n in range(state.parts))
@@ -141,7 +148,8 @@ def _check_kept(source: Source, report: CleaningReport, blank: list[str]) -> Non
     if not report.documents:
         raise DataError(f"{source.name}: holds no record; expected documents")
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in report.dropped.items() if count)
+    first = "".join(f"; {kind}: {examples[0]}" for kind, examples in report.examples.items())
     raise DataError(
-        f"{source.name}: none of {report.documents:,} documents stay (dropped: {dropped}); mend the source, or change "
-        "data.cleaning"
+        f"{source.name}: none of {report.documents:,} documents stay (dropped: {dropped}{first}); mend the source, or "
+        "change data.cleaning"
     )

@@ -173,7 +173,9 @@ def _read_file(file: Path, source: FileSource, cursor: _Cursor) -> Iterator[Reco
         ) from None
 
 
-def _read_lines(file: Path, form: str, compression: str | None, source: FileSource, cursor: _Cursor) -> Iterator[Records]:
+def _read_lines(
+    file: Path, form: str, compression: str | None, source: FileSource, cursor: _Cursor
+) -> Iterator[Records]:
     with file.open("rb") as raw:
         lines = _open_lines(raw, compression, cursor.offset)
         from_start = nothing_yet = not cursor.started

@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from azneobert.data.tokenizer import CLS, MASK, PAD, SEP, UNK, load_tokenizer, special_ids
+from azneobert.data.tokenizer import CLS, MASK, PAD, SEP, UNK, load_tokenizer, special_ids, tokenizer_sha256
+from azneobert.language import Language, LanguageName
+from azneobert.model.exported_tokenizer import repairing_tokenizer
 from azneobert.model.size import swiglu_size
 from azneobert.recipe import Model
 
@@ -77,10 +79,17 @@ def eurobert_config(config: Model, token_ids: dict[str, int]) -> dict[str, objec
     }
 
 
-def export_transformers(weights: dict[str, torch.Tensor], config: Model, tokenizer: Path, target: Path) -> None:
+def export_transformers(
+    weights: dict[str, torch.Tensor],
+    config: Model,
+    tokenizer: Path,
+    target: Path,
+    language: LanguageName | Language = "azeri_latin",
+) -> None:
     """Write a folder that `AutoModel*.from_pretrained` and `AutoTokenizer.from_pretrained` load as it is.
 
-    `weights` may hold a tied head or leave it out.
+    `weights` may hold a tied head or leave it out. The tokenizer repairs what it is given as the documents of
+    `language` were repaired before training; its config names the sha256 of the one of training.
     """
     target.mkdir(parents=True, exist_ok=True)
     loaded = load_tokenizer(tokenizer, config.vocab_size)
@@ -89,7 +98,7 @@ def export_transformers(weights: dict[str, torch.Tensor], config: Model, tokeniz
         exported.pop("lm_head.weight", None)
     save_file(exported, target / "model.safetensors", metadata={"format": "pt"})
     _write_json(target / "config.json", eurobert_config(config, special_ids(loaded)))
-    (target / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+    (target / "tokenizer.json").write_text(repairing_tokenizer(tokenizer, language), encoding="utf-8")
     _write_json(
         target / "tokenizer_config.json",
         {
@@ -101,6 +110,7 @@ def export_transformers(weights: dict[str, torch.Tensor], config: Model, tokeniz
             "sep_token": SEP,
             "mask_token": MASK,
             "model_input_names": ["input_ids", "attention_mask"],
+            "training_tokenizer_sha256": tokenizer_sha256(tokenizer),
         },
     )
 

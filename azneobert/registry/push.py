@@ -63,7 +63,8 @@ def push(
 def assemble(checkpoint: Path, recipe: Recipe, figures: dict[str, Any], pictures: list[Path], folder: Path) -> Manifest:
     """Make the folder of a version."""
     state, manifest = read_checkpoint(checkpoint, moments=False)
-    export_transformers(all_weights(state), recipe.model, checkpoint / "tokenizer.json", folder)
+    tokenizer, language = checkpoint / "tokenizer.json", recipe.data.cleaning.language
+    export_transformers(all_weights(state), recipe.model, tokenizer, folder, language)
     target = folder / "checkpoint"
     target.mkdir()
     if recipe.registry.with_moments:

@@ -7,16 +7,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from azneobert.data.cleaning import (
-    CleaningReport,
-    are_azerbaijani,
-    clean,
-    content_hash,
-    is_validation,
-    letter_counts,
-    normalise,
-)
+from azneobert.data.cleaning import CleaningReport, clean, content_hash, is_validation
+from azneobert.data.languages import BUILT_IN
+from azneobert.data.letters import are_of, count_letters, letter_counts
 from azneobert.data.records import Records
+from azneobert.data.repair import normalise
 from azneobert.recipe import Cleaning
 
 AZERBAIJANI = "Azərbaycanın paytaxtı Bakı Xəzər dənizinin sahilində yerləşən ən böyük şəhərdir."
@@ -24,7 +19,7 @@ CYRILLIC_AZERBAIJANI = "Азәрбајҹанын пајтахты Бакы Хә�
 RUSSIAN = "Столица Азербайджана Баку расположена на берегу Каспийского моря и является крупнейшим городом."
 TURKISH = "Azerbaycan'ın başkenti Bakü, Hazar Denizi kıyısında yer alan en büyük şehirdir."
 ENGLISH = "Baku, the capital of Azerbaijan, is the largest city on the shore of the Caspian Sea."
-THRESHOLDS = Cleaning(min_words=3, min_latin=0.7, min_schwa=0.02, max_malformed=0.01, validation_fraction=0.5)
+THRESHOLDS = Cleaning(min_words=3, max_malformed=0.01, validation_fraction=0.5)
 # What a repair may trip over: look-alikes, marks that compose, invisible characters, spaces, signs among the letters.
 ODD = (
     "aəiıIİoTxçş_1.-'×ªſ \n\r\t\x0b\x0c\x1c\x1f\x85\u00a0\u2003\u2028\u3000"
@@ -44,6 +39,12 @@ def records(*texts, malformed=()):
 def cleaned(*texts, **changes):
     report = CleaningReport()
     return clean(records(*texts), THRESHOLDS.model_copy(update=changes), report), report
+
+
+def are_azerbaijani(texts, min_latin, min_schwa):
+    shares = {"min_share": min_latin, "min_must_share": min_schwa}
+    language = BUILT_IN["azeri_latin"].model_copy(update=shares)
+    return are_of(count_letters(texts, language), language)
 
 
 def seconds(function, *arguments):
@@ -196,7 +197,7 @@ def test_normalising_twice_changes_nothing(text):
 @given(texts=st.lists(weird_texts, max_size=5))
 @settings(max_examples=300, deadline=None)
 def test_words_are_counted_as_split_counts_them(texts):
-    documents, _ = cleaned(*texts, min_words=1, min_latin=0.0, min_schwa=0.0)
+    documents, _ = cleaned(*texts, min_words=1, language="any")
     assert documents.words == [len(text.split()) for text in documents.texts]
 
 
@@ -288,7 +289,7 @@ def slow_letter_counts(text):
     """Latin letters are those of the blocks that European languages use, and ə."""
     letters = [c for c in text if c.isalpha()]
     latin = [c for c in letters if "A" <= c <= "Z" or "a" <= c <= "z" or "À" <= c <= "ɏ" or c == "ə"]
-    return [len(letters), len(latin), sum(c in "əƏ" for c in text)]
+    return [len(letters), len(latin), sum(c in "əƏ" for c in text), 0]
 
 
 @given(texts=st.lists(st.text(st.sampled_from("aZçəƏжΩ漢 1.\n") | st.characters(codec="utf-8")), max_size=8))
@@ -300,8 +301,8 @@ def test_letters_are_counted_as_one_by_one(texts):
 
 
 def test_letter_counts_of_nothing():
-    assert letter_counts([]).shape == (3, 0)
-    assert letter_counts(["", ""]).tolist() == [[0, 0]] * 3
+    assert letter_counts([]).shape == (4, 0)
+    assert letter_counts(["", ""]).tolist() == [[0, 0]] * 4
 
 
 # Counts

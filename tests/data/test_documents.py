@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import refused
 
-from azneobert.data.cleaning import Documents, content_hash
+from azneobert.data.cleaning import content_hash
 from azneobert.data.documents import (
+    Documents,
     count_documents,
     parts,
     read_column,

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import refused
 
-from azneobert.data.cleaning import Documents, content_hash
-from azneobert.data.documents import parts, read_texts, split_by_part, write_part
+from azneobert.data.cleaning import content_hash
+from azneobert.data.documents import Documents, parts, read_texts, split_by_part, write_part
 from azneobert.data.duplicates import find_duplicate_ids, find_duplicates, remaining
 from azneobert.errors import DataError
 

@@ -18,7 +18,7 @@ from azneobert.data.cleaning import CleaningReport
 from azneobert.errors import DataError
 from azneobert.recipe import Cleaning, FileSource, HubSource, Source
 
-CLEANING = Cleaning(min_words=3, min_latin=0.7, min_schwa=0.02, max_malformed=0.1, validation_fraction=0.3)
+CLEANING = Cleaning(min_words=3, max_malformed=0.1, validation_fraction=0.3)
 WORDS = ["Xəzər", "dənizi", "şəhər", "küçə", "gözəl", "böyük", "ölkə", "kənd", "məktəb", "yol", "mədəniyyət", "xalq"]
 # Parts of about four documents, read two at a time.
 SMALL = {"ingest.PART_CHARACTERS": 1000, "local_files._BATCH_DOCUMENTS": 2, "hub._BATCH_RECORDS": 2}
@@ -356,7 +356,7 @@ KILLER = """
 import json, os, shutil, signal, sys
 from pathlib import Path
 place, source, cleaning, small, hub, step = json.loads(sys.argv[1])
-import azneobert.data.hub, azneobert.data.ingest, azneobert.data.sources
+import azneobert.data.hub, azneobert.data.ingest, azneobert.data.letters, azneobert.data.sources
 if hub:
     import datasets
     datasets.config.HF_DATASETS_CACHE = place + "/cache"
@@ -366,7 +366,7 @@ for name, value in small.items():
     module, name = name.split(".")
     setattr(getattr(azneobert.data, module), name, value)
 # What is slow the first time is done before the forks.
-azneobert.data.cleaning.letter_counts(["a"])
+azneobert.data.letters.letter_counts(["a"])
 source = (FileSource if "path" in source else HubSource)(**source)
 for _ in azneobert.data.sources.open_source(source).read():
     pass
@@ -504,3 +504,59 @@ def test_a_source_in_another_encoding_is_refused_in_one_line(tmp_path):
         path.write_bytes("görüş işıq küçə ağac\n".replace("ə", "e").encode(encoding))
         with refused(DataError, f"{path}: ", said, "iconv", "1 of 1 records"):
             run(path, tmp_path)
+
+
+# What is kept beside the documents: examples, and the lines that repeat from part to part
+
+
+def write_mixed(folder: Path) -> Path:
+    """Documents of which some are of another language, some hold HTML, and all but those share a line."""
+    folder.mkdir()
+    with (folder / "0.jsonl").open("w") as file:
+        for number in range(30):
+            text = f"{prose(number)}\nBütün hüquqlar qorunur\n{prose(number + 100)}"
+            if number % 5 == 3:
+                text = f"Это документ на русском языке номер {number}"
+            if number % 7 == 2:
+                text = f"<p>{text}</p>"
+            file.write(json.dumps({"id": f"d{number}", "text": text}) + "\n")
+    return folder
+
+
+def test_what_a_report_shows_and_drops_is_the_same_after_an_interruption(tmp_path, small_parts, monkeypatch):
+    source = write_mixed(tmp_path / "source")
+    chosen = CLEANING.model_copy(update={"repeated_lines": "drop", "line_copies": 3, "html": "strip"})
+    report = run(source, tmp_path / "whole", chosen)
+    parts = len(files(tmp_path / "whole"))
+    assert parts > 4
+    assert report.html == 4
+    assert report.lines["repeated"] == 24 - 3
+    assert [example[:3] for example in report.examples["language"]] == ["d3:", "d8:", "d13"]
+    assert report.examples["lines"] == ["in 24 documents: Bütün hüquqlar qorunur"]
+    assert sum("Bütün hüquqlar" in row["text"] for row in kept(tmp_path / "whole")) == 3
+    for after in range(1, parts):
+        place = tmp_path / f"stopped-{after}"
+        stop_with(source, place, chosen, monkeypatch, after)
+        assert asdict(run(source, place, chosen)) == asdict(report)
+        assert files(place) == files(tmp_path / "whole")
+
+
+def stop_with(source: Path, place: Path, cleaning: Cleaning, monkeypatch, after: int) -> None:
+    real = ingest._save_part
+
+    def save(partial, state, part):
+        real(partial, state, part)
+        if state.parts == after:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ingest, "_save_part", save)
+        with pytest.raises(KeyboardInterrupt):
+            run(source, place, cleaning)
+
+
+def test_where_nothing_stays_the_first_reason_is_shown(tmp_path):
+    source = tmp_path / "source.jsonl"
+    source.write_text(json.dumps({"id": "d1", "text": "Not a word of it is Azerbaijani"}) + "\n")
+    with refused(DataError, "none of 1 documents stay", "d1: Not a word", "0.0% of its letters are among əƏ"):
+        run(source, tmp_path)

@@ -12,8 +12,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from azneobert.data import tokens
-from azneobert.data.cleaning import Documents
-from azneobert.data.documents import write_part
+from azneobert.data.documents import Documents, write_part
 from azneobert.data.store import TokenStore
 from azneobert.data.tokenizer import tokenizer_sha256, train_tokenizer
 from azneobert.data.tokens import tokenize_collection

@@ -11,7 +11,7 @@ from refusals import refused
 from toy import lively, packed, random_ids, toy_recipe
 from transformers import AutoModelForMaskedLM, AutoTokenizer, EuroBertConfig, EuroBertForMaskedLM
 
-from azneobert.data.tokenizer import load_tokenizer, special_ids
+from azneobert.data.tokenizer import load_tokenizer, special_ids, tokenizer_sha256
 from azneobert.errors import DataError
 from azneobert.model.encoder import MaskedLM
 from azneobert.model.export import eurobert_config, export_transformers, to_eurobert
@@ -117,6 +117,23 @@ def test_the_exported_tokenizer_frames_a_text_as_training_does(exported: Path, t
     assert encoded == plain.encode("bakı [MASK] şəhər").ids
     assert tokenizer.model_max_length == 64
     assert (tokenizer.pad_token_id, tokenizer.mask_token_id) == (ids["[PAD]"], ids["[MASK]"])
+
+
+def test_the_export_repairs_in_its_language_and_names_the_tokenizer_of_training(
+    model: MaskedLM, exported: Path, toy_corpus: Path, tmp_path: Path
+) -> None:
+    of_training = toy_corpus / "tokenizer.json"
+    config = json.loads((exported / "tokenizer_config.json").read_text())
+    assert config["training_tokenizer_sha256"] == tokenizer_sha256(of_training)
+    assert tokenizer_sha256(exported / "tokenizer.json") != tokenizer_sha256(of_training)
+    plain = load_tokenizer(of_training)
+    assert (
+        AutoTokenizer.from_pretrained(exported)("dağlǝr\u00a0\u00ad su")["input_ids"] == plain.encode("dağlər su").ids
+    )
+    weights = {name: p.detach() for name, p in model.named_parameters(remove_duplicate=False)}
+    export_transformers(weights, model.config, of_training, tmp_path / "any", "any")
+    of_any = AutoTokenizer.from_pretrained(tmp_path / "any")
+    assert of_any("dağlǝr\u00a0\u00ad su")["input_ids"] == plain.encode("dağlǝr su").ids
 
 
 def test_weights_without_a_tied_head_export_like_weights_with_it(toy_corpus: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from toy import Toy
 
 from azneobert.checkpoint.manifest import verify_checkpoint
 from azneobert.checkpoint.universal import read_checkpoint
+from azneobert.data.tokenizer import read_tokenizer, tokenizer_sha256
 from azneobert.errors import CheckpointError
 from azneobert.registry.pull import pull
 from azneobert.registry.push import push
@@ -59,6 +61,20 @@ def test_the_model_card_has_the_results_the_curve_and_the_lineage(toy: Toy, tmp_
     ):
         assert part in card
     assert "{" not in card.split("```json")[0].replace("{folder}", ""), "a placeholder was left in the card"
+
+
+def test_a_version_has_the_tokenizer_of_its_language_and_beside_it_that_of_training(toy: Toy, tmp_path: Path) -> None:
+    data = {"cleaning": toy.recipe.data.cleaning.model_copy(update={"language": "turkish"}).model_dump(mode="json")}
+    push_newest(toy.with_({"data": data}), ["phase1"])
+    folder = pull("models:/toybert@phase1", tmp_path / "pulled", toy.recipe.tracking)
+    of_training = toy.result()[1].identity["tokenizer"]
+    assert tokenizer_sha256(folder / "checkpoint/tokenizer.json") == of_training
+    assert json.loads((folder / "tokenizer_config.json").read_text())["training_tokenizer_sha256"] == of_training
+    card = (folder / "README.md").read_text()
+    for part in ("model for Turkish:", "`data.cleaning.language: turkish`", of_training, "look-alikes", "two ends"):
+        assert part in card
+    exported = read_tokenizer(folder / "tokenizer.json")
+    assert exported.normalizer.normalize_str("a\u00a0\u00adǝ") == "a ǝ"  # in Turkish, ǝ is no ə
 
 
 def test_a_version_without_moments_holds_a_checkpoint_whose_weights_can_be_read(toy: Toy, tmp_path: Path) -> None:

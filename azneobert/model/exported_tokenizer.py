@@ -1,0 +1,52 @@
+"""The tokenizer of an exported model: the one of training, which also repairs a text as its documents were repaired.
+
+It is derived. The tokenizer that a checkpoint holds stays as it is, and the export says which one that was.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, models, normalizers
+
+from azneobert.data.languages import find_language
+from azneobert.data.repair import tokenizer_steps
+from azneobert.language import Language, LanguageName
+
+
+def repairing_tokenizer(tokenizer: Path, setting: LanguageName | Language) -> str:
+    """The tokenizer.json of an export: the one at `tokenizer`, with the repair before what it does to a text itself.
+
+    A repaired text has the same tokens under both.
+    """
+    content = json.loads(tokenizer.read_text(encoding="utf-8"))
+    repair = _repair(setting)
+    of_its_own = content.get("normalizer")
+    content["normalizer"] = {
+        "type": "Sequence",
+        "normalizers": [*_as_json(repair), *([of_its_own] if of_its_own else [])],
+    }
+    for token in content.get("added_tokens", []):
+        # Such a token, two spaces say, is normalized before it is looked for, and would then be found in any text with
+        # one space. Unrepaired texts alone hold it, so it is looked for in those.
+        if token.get("normalized") and repair.normalize_str(token["content"]) != token["content"]:
+            token["normalized"] = False
+    return json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+
+
+def _repair(setting: LanguageName | Language) -> normalizers.Sequence:
+    return normalizers.Sequence(
+        [
+            normalizers.Replace(Regex(pattern), by) if pattern else normalizers.NFC()
+            for pattern, by in tokenizer_steps(find_language(setting))
+        ]
+    )
+
+
+def _as_json(repair: normalizers.Sequence) -> list[dict[str, Any]]:
+    bare = Tokenizer(models.BPE())
+    bare.normalizer = repair
+    steps: list[dict[str, Any]] = json.loads(bare.to_str())["normalizer"]["normalizers"]
+    return steps
