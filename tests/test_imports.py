@@ -62,6 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "course": {"recipe"},
     "mlflow_store": {"recipe", "errors"},
     "data": {"language", "settings", "recipe", "errors", "files", "pace"},
+    "migration": {"recipe_files", "recipe", "settings", "errors", "yaml_files", "data"},
     "filling": {"data", "errors"},
     "finetuning": {"data", "recipe", "errors"},
     "kernels": {"errors"},

@@ -435,7 +435,6 @@ NUMBERS = [
     *((f"evaluation.{key}", int) for key in ("every", "max_rows_per_collection")),
     *((f"data.cleaning.{key}", float) for key in ("max_malformed", "validation_fraction")),
     ("data.cleaning.min_words", int),
-    *((f"data.cleaning.{key}", float) for key in ("min_latin", "min_schwa")),
     ("tokenizer.vocab_size", int),
     *((f"finetuning.{key}", int) for key in ("epochs", "batch_size", "max_length")),
     ("finetuning.learning_rate", float),

@@ -14,7 +14,7 @@ from azneobert.cli.console import console
 from azneobert.course import divide_batch
 from azneobert.errors import DataError, RecipeError
 from azneobert.recipe import PARAMS, PHASES, FileSource, PhaseName, Recipe, load_recipe
-from azneobert.recipe_files import FOLDER, check_free, migrate, open_recipe, recipe_paths, use, write_new
+from azneobert.recipe_files import FOLDER, check_free, open_recipe, recipe_paths, use, write_new
 
 RecipeName = Annotated[
     str | None, typer.Option("--recipe", help="A recipe of recipes/, or a file; default: the one that runs.")
@@ -110,6 +110,8 @@ def new_recipe(
 @app.command(name="migrate")
 def migrate_blocks() -> None:
     """Make a file of each block of a params.yaml of before; comments and outputs stay valid."""
+    from azneobert.migration import migrate
+
     written = migrate()
     for path in written[:-1]:
         console.print(f"{path}: written", markup=False)
