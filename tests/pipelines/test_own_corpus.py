@@ -60,10 +60,10 @@ def hashes(folder: Path) -> dict[str, str]:
 def both(pristine: Reproduced, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, dict[str, str], list[str]]:
     """A project with a finished sample, then the README's commands on a corpus; what they print, and a whole remote."""
     project = pristine.project.copy(tmp_path_factory.mktemp("own") / "project")
-    write_corpus(project.folder / "corpus")
     project.run("dvc", "remote", "add", "-d", "store", str(project.folder.parent / "remote"))
     project.run("dvc", "push", "-q")
     project.commit()
+    write_corpus(project.folder / "corpus")
     before = hashes(project.folder / "outputs/sample")
     printed = []
     for command in commands():

@@ -47,7 +47,7 @@ def test_mlflow_ui_in_the_project_shows_the_runs(reproduced: Reproduced) -> None
         body = b'{"filter": "name = \'azneobert\'", "max_results": 10}'
         found = _post(f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search", body)
         assert '"azneobert"' in found
-        assert '"phase2"' in _get(f"http://127.0.0.1:{port}/api/2.0/mlflow/registered-models/get?name=azneobert")
+        assert '"phase2"' in _get(f"http://127.0.0.1:{port}/api/2.0/mlflow/registered-models/get?name=azneobert-sample")
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait()

@@ -176,7 +176,7 @@ def test_bad_input_is_refused_before_any_stage_runs(reproduced: Reproduced, edit
 
 def test_a_truncated_token_store_stops_the_training_stage_in_one_line(reproduced: Reproduced, tmp_path: Path) -> None:
     project = reproduced.project.copy(tmp_path / "project")
-    tokens = project.folder / "outputs/sample/tokens/news/train/tokens.npy"
+    tokens = project.folder / "outputs/sample/tokens/wikipedia/train/tokens.npy"
     content = tokens.read_bytes()
     tokens.unlink()
     tokens.write_bytes(content[:-100])
