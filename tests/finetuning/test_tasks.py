@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import pytest
 from refusals import refused
@@ -19,13 +18,6 @@ def folder(tmp_path):
 def write(folder, split, examples):
     lines = [json.dumps({"text": text, "label": label}, ensure_ascii=False) for text, label in examples]
     (folder / f"{split}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-def test_the_sample_task_reads_with_every_label_in_every_split():
-    task = read_task(Path(__file__).parents[2] / "data/sample/punctuation")
-    assert task.name == "punctuation"
-    for split in SPLITS:
-        assert {label for _, label in task.splits[split]} == set(range(len(task.labels)))
 
 
 def test_labels_are_numbered_in_sorted_order_whatever_the_order_of_the_lines(folder):

@@ -9,6 +9,7 @@ import pytest
 from mlflow import MlflowClient
 from toy import toy_recipe
 
+from azneobert.finetuning.tasks import Task
 from azneobert.layout import Layout
 from azneobert.tracking.delivery import deliver_folder
 from azneobert.tracking.record import read_run_id
@@ -40,3 +41,13 @@ def test_each_run_of_the_stage_is_a_run_in_mlflow_also_when_that_was_away(
     with finetune.recorded(recipe, layout, "punctuation") as tracker:
         finetune.log_scores(tracker, {"pretrained": [{"accuracy": 0.75}] * 2})
     assert len(layout.tracking_folders()) == 2, "a run that MLflow has makes room for the next"
+
+
+@pytest.mark.parametrize(("test", "expected"), [([0, 1, 0, 1], 0.5), ([0, 1, 1, 1], 0.75), ([2], 1.0)])
+def test_chance_is_the_share_of_the_most_frequent_label_of_the_test(
+    monkeypatch: pytest.MonkeyPatch, test: list[int], expected: float
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "pipelines")
+    finetune = importlib.import_module("finetune")
+    splits = {"train": [("mətn", 0)], "validation": [("mətn", 0)], "test": [("mətn", label) for label in test]}
+    assert finetune.chance(Task("toy", ["a", "b", "c"], splits)) == expected
