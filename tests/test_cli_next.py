@@ -2,15 +2,17 @@
 
 import json
 import shlex
+from pathlib import Path
 
 import pytest
 from toy import toy_recipe
 from typer.testing import CliRunner
 
 from azneobert.cli import app
-from azneobert.cli import next as next_module
 from azneobert.cli.next import explain, standard_error
 from azneobert.layout import Layout
+from azneobert.recipe import PARAMS
+from azneobert.yaml_files import write_yaml
 
 PHASE = {"held_out_loss": 5.9438, "held_out_accuracy": 0.0913}
 
@@ -67,7 +69,9 @@ def test_every_task_has_its_line_and_weights_that_never_err_are_no_division_by_z
 def finished(tmp_path, monkeypatch):
     """A folder with what `azneobert next` reads of a finished recipe; no labelled task yet."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(next_module, "load_recipe", lambda name=None: ("toy", toy_recipe()))
+    for file in (PARAMS, Path("recipes/toy.yaml")):
+        file.parent.mkdir(exist_ok=True)
+        write_yaml(file, toy_recipe().model_dump(mode="json"))
     layout = Layout("toy")
     write(layout.registered, {"phase2": {"uri": "models:/toybert/2", "alias": "models:/toybert@phase2"}})
     write(layout.metrics("phase2"), PHASE)
@@ -88,7 +92,7 @@ def shown(*options):
 @pytest.mark.parametrize("tuned", [False, True], ids=["without a task", "with a task"])
 def test_the_last_line_is_the_one_thing_to_try(finished, tuned):
     if tuned:
-        write(finished.metrics("finetune"), task(0.6, 0.44))
+        write(finished.metrics("finetune/punctuation"), task(0.6, 0.44))
     output = shown()
     assert ("pretraining helps here" in output) == tuned
     assert "models:/toybert/2 (models:/toybert@phase2)" in output
