@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from azneobert.errors import RecipeError
+from azneobert.language import LanguageName
 from azneobert.recipe import PARAMS, FileSource, Recipe, load_recipe
 from azneobert.settings import check_name
 from azneobert.yaml_files import read_yaml, yaml_text
@@ -78,8 +79,10 @@ def check_free(name: str) -> Path:
     return path
 
 
-def write_new(name: str, files: dict[str, FileSource], tasks: dict[str, str]) -> Path:
-    """Write recipes/<name>.yaml: the template with its comments, and these local collections and labelled tasks.
+def write_new(
+    name: str, files: dict[str, FileSource], tasks: dict[str, str], language: LanguageName = "azeri_latin"
+) -> Path:
+    """Write recipes/<name>.yaml: the template with its comments, these local collections, labelled tasks and language.
 
     Raises:
         RecipeError: the name is none, or taken, or the template is not there.
@@ -93,16 +96,17 @@ def write_new(name: str, files: dict[str, FileSource], tasks: dict[str, str]) ->
     if sources:
         text = _filled(text, "  files: {}", {"files": sources})
         text = _filled(text, "  order: []", {"order": list(sources)})
+    text = _filled(text, "    language: azeri_latin", {"language": language}, indent=4)
     if tasks:  # those of data are filled, so that the next place is that of finetuning
         text = _filled(text, "  files: {}", {"files": {key: {"path": place} for key, place in tasks.items()}})
     put(text.encode(), path)
     return path
 
 
-def _filled(text: str, place: str, content: dict[str, Any]) -> str:
+def _filled(text: str, place: str, content: dict[str, Any], indent: int = 2) -> str:
     """The template with the first place of its kind filled."""
     assert place in text, place
-    return text.replace(place, textwrap.indent(yaml_text(content), "  ").rstrip("\n"), 1)
+    return text.replace(place, textwrap.indent(yaml_text(content), " " * indent).rstrip("\n"), 1)
 
 
 def _is_kept(path: Path) -> bool:

@@ -58,7 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "settings": set(),
     "language": {"settings"},
     "recipe": {"errors", "yaml_files", "settings", "language"},
-    "recipe_files": {"recipe", "settings", "errors", "yaml_files"},
+    "recipe_files": {"recipe", "language", "settings", "errors", "yaml_files"},
     "course": {"recipe"},
     "mlflow_store": {"recipe", "errors"},
     "data": {"language", "settings", "recipe", "errors", "files", "pace"},

@@ -89,11 +89,13 @@ def new_recipe(
 
     check_free(name)
     found = Found() if folder is None else discover(folder)
-    path = write_new(name, found.files, found.tasks)
+    path = write_new(name, found.files, found.tasks, found.language)
     for collection, source in found.files.items():
         console.print(f"  {collection}: {source.path}, {_how(source)}", markup=False)
     for task, place in found.tasks.items():
         console.print(f"  {task}: {place}, a labelled task", markup=False)
+    if found.files:
+        console.print(f"  language: {found.language}, by the letters of the first texts", markup=False)
     for line in found.passed_over:
         console.print(f"  passed over: {line}", markup=False)
     if not found.files:

@@ -1,4 +1,4 @@
-"""What lies in a folder: which of it are collections, in which fields their text and ids stand, which are tasks."""
+"""What lies in a folder: its collections, the fields of their text and ids, their language, and labelled tasks."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from azneobert.data.languages import BUILT_IN
+from azneobert.data.letters import are_of, count_letters
 from azneobert.data.local_files import FORMATS, file_format, source_files
 from azneobert.data.records import parse_json
 from azneobert.errors import DataError
+from azneobert.language import LanguageName
 from azneobert.recipe import FileSource
 from azneobert.settings import name_of
 
@@ -27,10 +30,11 @@ _LONG = 1 << 20  # bytes of a plain text file that is more than one document
 
 @dataclass
 class Found:
-    """The collections and labelled tasks of a folder by name, and what is neither, a line each."""
+    """The collections and labelled tasks of a folder by name, the language, and what is neither, a line each."""
 
     files: dict[str, FileSource] = field(default_factory=dict)
     tasks: dict[str, str] = field(default_factory=dict)
+    language: LanguageName = "azeri_latin"
     passed_over: list[str] = field(default_factory=list)
 
 
@@ -57,7 +61,16 @@ def discover(folder: Path) -> Found:
             f"{folder}: no collection there; expected files or folders of {', '.join(FORMATS)} (each but .parquet also "
             f".gz or .zst){''.join(f'; {line}' for line in found.passed_over[:3])}"
         )
+    found.language = language_of([text for source in found.files.values() for text in sample_texts(source)])
     return found
+
+
+def language_of(texts: list[str]) -> LanguageName:
+    """The language that a recipe can name and that half of these texts are of at least; any where there is none."""
+    for name, language in BUILT_IN.items():
+        if language is not None and texts and are_of(count_letters(texts, language), language).mean() >= 0.5:
+            return name
+    return "any"
 
 
 def describe(place: Path) -> FileSource:
@@ -72,12 +85,12 @@ def describe(place: Path) -> FileSource:
         long = len(files) == 1 and files[0].stat().st_size > _LONG
         return FileSource(path=str(place), sample_by="paragraph" if long else "document")
     fields = [_text_fields(file) for file in tables]
-    common = {name: sum(each[name] for each in fields) for name in fields[0] if all(name in each for each in fields)}
+    common = {name: [text for each in fields for text in each[name]] for name in fields[0] if _in_all(name, fields)}
     if not common:
         raise DataError(
             f"{place}: no field of text that all its files have; give each such file a collection of its own"
         )
-    text = next((name for name in _USUAL if name in common), max(common, key=lambda name: common[name]))
+    text = next((name for name in _USUAL if name in common), max(common, key=lambda name: _promise(common[name])))
     has_id = all("id" in record for file in tables for record in first_records(file))
     return FileSource(path=str(place), text_field=text, id_field="id" if has_id else None)
 
@@ -110,14 +123,23 @@ def first_records(file: Path) -> list[dict[str, Any]]:
         return []  # what is wrong with it is for the reader to say
 
 
-def _text_fields(file: Path) -> dict[str, float]:
-    """The fields of a file that hold text in most records, by dots, and the characters in each on average."""
+def _text_fields(file: Path) -> dict[str, list[str]]:
+    """The fields of a file that hold text in most of its first records, by dots, and the texts in each."""
     records = first_records(file)
-    sizes: dict[str, list[int]] = {}
+    texts: dict[str, list[str]] = {}
     for record in records:
         for name, text in _strings(record):
-            sizes.setdefault(name, []).append(len(text))
-    return {name: sum(each) / len(each) for name, each in sizes.items() if 2 * len(each) > len(records)}
+            texts.setdefault(name, []).append(text)
+    return {name: each for name, each in texts.items() if 2 * len(each) > len(records)}
+
+
+def _in_all(name: str, fields: list[dict[str, list[str]]]) -> bool:
+    return all(name in each for each in fields)
+
+
+def _promise(texts: list[str]) -> tuple[bool, float]:
+    """How likely a field is the one: of a pair of translations the one in a known language, else the longest."""
+    return language_of(texts) != "any", sum(map(len, texts)) / len(texts)
 
 
 def _strings(record: dict[str, Any], within: str = "") -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ import pytest
 import zstandard
 from refusals import refused
 
-from azneobert.data.discover import describe, discover, first_records, sample_texts
+from azneobert.data.discover import describe, discover, first_records, language_of, sample_texts
 from azneobert.data.sources import open_source
 from azneobert.errors import DataError
 from azneobert.recipe import FileSource
@@ -122,3 +122,26 @@ def test_no_folder_or_none_with_a_collection_is_refused(tmp_path, content):
 def test_the_first_texts_of_a_source_tell_its_language(corpus):
     assert all(text.startswith("Xəzər") for text in sample_texts(discover(corpus).files["forum"]))
     assert len(sample_texts(discover(corpus).files["kitab"])) == 1
+
+
+def test_of_two_translations_it_is_the_one_in_a_known_language(tmp_path):
+    pair = {
+        "translation": {"az": "Şəhər dəniz sahilində yerləşir.", "en": "The city lies on the shore of the Caspian."}
+    }
+    write_jsonl(tmp_path / "a.jsonl", [pair] * 5)
+    assert describe(tmp_path / "a.jsonl").text_field == "translation.az"
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        (LONG, "azeri_latin"),
+        ("Şehir deniz kıyısında, ışıklı caddeleri ve geniş bahçeleri olan yaşlı bir yerdir.", "turkish"),
+        ("Город лежит на берегу Каспийского моря.", "any"),
+        ("12345", "any"),
+    ],
+)
+def test_the_language_is_told_by_the_first_texts(tmp_path, text, language):
+    write_jsonl(tmp_path / "a.jsonl", [{"text": text}] * 5)
+    assert discover(tmp_path).language == language
+    assert language_of([]) == "any"
