@@ -9,13 +9,24 @@ CACHE = "AZNEOBERT_CACHE"  # set by a user: where compiled kernels are kept; def
 EXIT_STOPPED = 75  # of a stage; EX_TEMPFAIL of sysexits.h: asked to stop, state saved, start again to go on
 EXIT_FORCED = 124  # of a rank, as of timeout(1): asked to stop, and no checkpoint within the grace time
 
-_SPINS = "GOMP_SPINCOUNT"
+SPINS = 10_000  # rounds that a thread waits at a barrier before it sleeps, where every thread has a core
 
 
 def quiet_barriers() -> None:
-    """Have torch's OpenMP threads sleep soon at a barrier; to be called before torch is imported.
+    """Say how long torch's OpenMP threads spin at a barrier, by what else this machine does; before torch is imported.
 
-    They spin 300,000 rounds each time, which is right where every thread has a core. Beside other work one of them is
-    without a core, the others burn theirs, and a step of a small model takes ten times as long (docs/results/busy.md).
+    By itself a thread spins 300,000 rounds. Beside other work one of the threads waits for a core, the others burn
+    theirs meanwhile, and a step of a small model takes six times as long. Without spinning it takes less than twice as
+    long, but so it does alone (docs/results/busy.md). A person's own GOMP_SPINCOUNT goes before.
     """
-    os.environ.setdefault(_SPINS, "1000")
+    if "GOMP_SPINCOUNT" not in os.environ:
+        os.environ["GOMP_SPINCOUNT"] = "0" if is_busy() else str(SPINS)
+
+
+def is_busy(seconds: float = 0.1) -> bool:
+    """Whether at least half of this process's cores work for others just now."""
+    import psutil
+
+    loads = psutil.cpu_percent(interval=seconds, percpu=True)
+    mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(loads))
+    return 2 * sum(loads[core] for core in mine if core < len(loads)) >= 100 * len(mine)

@@ -9,7 +9,7 @@ from azneobert.data.languages import find_language
 from azneobert.errors import RecipeError
 from azneobert.recipe import PARAMS, load_recipe
 from azneobert.recipe_files import FOLDER, KEPT, free, place_of_its_own, put
-from azneobert.settings import name_of
+from azneobert.settings import check_name, name_of
 from azneobert.yaml_files import edit_yaml, read_yaml, write_yaml
 
 _SHARES = {"min_latin": "min_share", "min_schwa": "min_must_share"}  # what the thresholds were called
@@ -32,6 +32,11 @@ def migrate() -> list[Path]:
     blocks = [key for key, value in document.items() if key != "recipe" and isinstance(value, dict)]
     if document.get("recipe") not in blocks:
         raise RecipeError(f"{PARAMS}: no block that `recipe:` names; it is a recipe by itself, or none")
+    for name in blocks:  # they become names of files
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise RecipeError(f"{PARAMS}: {error}") from None
     partial = FOLDER / ".migrated"
     partial.mkdir(parents=True, exist_ok=True)
     written = []

@@ -33,6 +33,7 @@ NOT_DECIDING = {
     "azneobert/training/progress.py": "what a person sees of a run",
     "azneobert/training/stopping.py": "when a run stops: it goes on to the last bit",
     "azneobert/training/folder.py": "which run goes on and which is set aside",
+    "pipelines/interruption.py": "what Ctrl-C prints",
     "pipelines/stage.py": "reads the recipe, prints errors",
     "pipelines/recover.py": "finds what a stage has made already",
 }

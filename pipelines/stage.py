@@ -1,16 +1,17 @@
-"""What every stage shares: where its recipe keeps things, how it fails, and how it is interrupted.
+"""What every stage shares: where its recipe keeps things, and how it fails or is interrupted.
 
-It is imported before anything else, and imports nothing slow, so that what it sets holds while torch is imported.
+A stage imports it before anything else, and it imports nothing slow: what it sets is to hold while torch is imported.
 """
 
 from __future__ import annotations
+
+import interruption  # noqa: F401 - from here on Ctrl-C is one line
 
 import argparse
 import logging
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from azneobert.environment import quiet_barriers
@@ -21,11 +22,9 @@ from azneobert.yaml_files import read_yaml
 
 ACCEPT_CHANGED = {"accept-changed": "go on although this part of the run's identity has changed, such as training"}
 
-_KEPT_WHEN_INTERRUPTED = {
-    "ingest": "what it has read so far is kept",
-    "tokens": "the parts that it has tokenized are kept",
-}
 _LARGEST_LOCK = 64 << 20  # bytes; eleven collections have 200,000
+
+quiet_barriers()
 
 
 def run_stage(
@@ -60,20 +59,6 @@ def run_stage(
     except OSError as error:
         sys.exit(f"error: {error.filename}: {error.strerror}")
 
-
-def _say_interrupted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """One line in the place of a traceback for Ctrl-C, wherever it meets the stage: in an import, too."""
-    if not issubclass(kind, KeyboardInterrupt):
-        sys.__excepthook__(kind, error, trace)
-        return
-    stage = Path(sys.argv[0]).stem
-    kept = _KEPT_WHEN_INTERRUPTED.get(stage, "the stages before it have kept theirs; this one starts again")
-    print(f"{' '.join([stage, *sys.argv[1:]])}: interrupted; {kept}. `dvc repro` goes on", file=sys.stderr, flush=True)
-
-
-# Before the imports of the stage itself, which take seconds.
-sys.excepthook = _say_interrupted
-quiet_barriers()
 
 
 def _check_choice(argument: str, found: str, choices: list[str], recipe: str) -> None:

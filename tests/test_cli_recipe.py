@@ -89,6 +89,11 @@ def test_the_list_says_which_runs_and_whether_it_is_changed() -> None:
     assert "runs" in next(line for line in invoke("list").splitlines() if "sample" in line)
     change("params.yaml", "runtime", log_every=7)
     assert "runs, changed" in next(line for line in invoke("list").splitlines() if "sample" in line)
+    Path("params.yaml").unlink()
+    result = CliRunner().invoke(app, ["recipe", "list"])
+    assert "h200" in result.output, "the others are shown"
+    assert "params.yaml: no such file" in refusal("list")
+    shutil.copy("recipes/sample.yaml", "params.yaml")
     Path("recipes/wrong.yaml").write_text("name: wrong\n")
     assert "recipes/wrong.yaml: seed: is missing" in refusal("list")
 

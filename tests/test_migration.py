@@ -165,6 +165,14 @@ def test_a_block_that_is_no_recipe_stops_the_migration_and_nothing_is_written(be
     assert not Path("recipes/.migrated").exists()
 
 
+def test_a_block_whose_name_would_leave_the_folder_is_refused(before: str) -> None:
+    PARAMS.write_text(before.replace("\none:", '\n"../one":'), encoding="utf-8")
+    known = files()
+    with refused(RecipeError, "params.yaml: '../one' is no name here"):
+        migrate()
+    assert files() == known
+
+
 def test_a_recipe_of_today_is_not_migrated() -> None:
     known = files()
     with refused(RecipeError, "params.yaml: no block that `recipe:` names"):

@@ -1,7 +1,7 @@
 """`azneobert bench busy`: training a small model on a laptop's cores, alone and beside other work.
 
 Settings of OpenMP take their turns in each round, so that what else the machine does meets all of them alike, and are
-compared as ratios to what torch does by itself, alone.
+compared with what OpenMP does by itself, alone.
 """
 
 from __future__ import annotations
@@ -18,15 +18,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from azneobert.bench.report import Row
+from azneobert.environment import SPINS
 
-_BY_ITSELF, _OURS = "torch's own settings", "GOMP_SPINCOUNT=1000, as every stage sets it"
+_BY_ITSELF = "300,000 rounds, as OpenMP by itself"
+_OURS = f"{SPINS:,} rounds or none, as every stage chooses"
 SETTINGS: dict[str, dict[str, str]] = {
-    _BY_ITSELF: {"GOMP_SPINCOUNT": "300000"},  # what OpenMP takes where nothing is set
-    _OURS: {"GOMP_SPINCOUNT": "1000"},
-    "no spinning": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"},
-    "one thread": {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "1000"},
+    _BY_ITSELF: {"GOMP_SPINCOUNT": "300000"},
+    _OURS: {},
+    f"{SPINS:,} rounds": {"GOMP_SPINCOUNT": str(SPINS)},
+    "no spinning": {"GOMP_SPINCOUNT": "0"},
+    "one thread": {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "300000"},
 }
-_BAR_BUSY, _BAR_ALONE = 12_000, 0.97
+# As shares of what the machine does alone: 12,000 of the 35,000 tokens a second that the question was first asked with.
+_BAR_BUSY, _BAR_ALONE = 0.34, 0.97
 _ROW, _BATCH = 128, 8
 
 
@@ -39,7 +43,7 @@ class Turns:
 
 
 def bench_busy(turns: Turns) -> Iterator[Row]:
-    """Tokens a second of the sample's model for each setting, alone and beside one busy process a core."""
+    """Tokens a second of the sample's model for each setting, as shares of what OpenMP by itself has alone."""
     from azneobert.bench.synthetic import write_small_corpus
 
     rates: dict[tuple[str, bool], list[float]] = {(name, busy): [] for name in SETTINGS for busy in (False, True)}
@@ -54,14 +58,13 @@ def bench_busy(turns: Turns) -> Iterator[Row]:
     for (name, busy), found in rates.items():
         rate = statistics.median(found)
         ours = name == _OURS
-        bar = f">= {_BAR_BUSY:,} tokens/s" if busy else f">= {_BAR_ALONE} of torch's own"
-        met = rate >= _BAR_BUSY if busy else rate >= _BAR_ALONE * alone
+        bar = _BAR_BUSY if busy else _BAR_ALONE
         yield Row(
             f"{name}, {'beside a busy process a core' if busy else 'alone'}",
-            f"{rate:,.0f} tokens/s",
-            bar if ours else "",
-            met if ours else None,
-            f"{rate / alone:.2f} of torch's own alone; {min(found):,.0f} to {max(found):,.0f} in {len(found)} turns",
+            f"{rate / alone:.2f}",
+            f">= {bar}" if ours else "",
+            rate >= bar * alone if ours else None,
+            f"{rate:,.0f} tokens/s, {min(found):,.0f} to {max(found):,.0f} in {len(found)} turns",
         )
 
 
@@ -95,7 +98,10 @@ def train_for(scratch: str, seconds: float) -> float:
 def _measured(scratch: str, seconds: float, setting: dict[str, str]) -> float:
     """Train in a process of its own, since OpenMP reads its settings once."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
-    program = f"from azneobert.bench.busy import train_for; print('rate', train_for({scratch!r}, {seconds}))"
+    program = (
+        "from azneobert.environment import quiet_barriers; quiet_barriers()\n"
+        f"from azneobert.bench.busy import train_for; print('rate', train_for({scratch!r}, {seconds}))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], env=kept | setting, capture_output=True, text=True, check=True
     )

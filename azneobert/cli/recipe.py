@@ -47,9 +47,12 @@ def list_recipes() -> None:
     """Show the recipes of recipes/, and which of them runs."""
     from azneobert.model.size import count_parameters
 
-    running = load_recipe() if PARAMS.exists() else None
+    running, wrong = None, []
+    try:
+        running = load_recipe()
+    except RecipeError as error:
+        wrong.append(str(error))
     table = Table("recipe", "", *(Column(title, justify="right") for title in ("collections", "parameters", "tokens")))
-    wrong = []
     for path in recipe_paths():
         try:
             _, recipe = open_recipe(path.stem)

@@ -128,6 +128,18 @@ def test_params_diff_and_exp_run_take_a_changed_number(reproduced: Reproduced) -
     project.run("dvc", "checkout", "-q")
 
 
+def test_how_a_run_is_carried_out_makes_no_stage_run_again(reproduced: Reproduced) -> None:
+    project = reproduced.project
+    project.change({"runtime": {"log_every": 2, "keep_checkpoints": 5, "checkpoint_every": 3}})
+    try:
+        assert "up to date" in project.run("dvc", "status").stdout
+        project.change({"tracking": {"wandb_project": "other"}})
+        status = project.run("dvc", "status").stdout
+    finally:
+        project.run("git", "checkout", "-q", "params.yaml")
+    assert [line for line in status.splitlines() if line.startswith("phase") or line.startswith("evaluate")] == []
+
+
 def test_a_changed_number_runs_the_stages_that_depend_on_it_and_no_other(reproduced: Reproduced) -> None:
     project = reproduced.project
     project.change({"phase2": {"peak_learning_rate": 1.0e-4}})
