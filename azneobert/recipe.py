@@ -223,7 +223,7 @@ class Training(Block):
     adam_betas: tuple[Below1, Below1]
     adam_eps: float = Field(gt=0, le=0.1)
     weight_decay: Annotated[float, Field(ge=0, le=10)]
-    clip_norm: float = Field(gt=0, le=1e6)
+    clip_norm: float = Field(gt=0, le=1e9)  # the largest is none
     compute_dtype: Literal["float32", "bfloat16"]
 
     @model_validator(mode="before")

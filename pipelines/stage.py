@@ -60,7 +60,6 @@ def run_stage(
         sys.exit(f"error: {error.filename}: {error.strerror}")
 
 
-
 def _check_choice(argument: str, found: str, choices: list[str], recipe: str) -> None:
     if found not in choices:
         raise RecipeError(f"{argument} {found!r} is not in recipe {recipe}; expected one of {', '.join(choices)}")

@@ -72,7 +72,9 @@ def test_the_same_documents_give_the_same_bytes(folder, tmp_path):
 def test_truncated_tokens_are_refused(folder):
     whole = (folder / "tokens.npy").read_bytes()
     (folder / "tokens.npy").write_bytes(whole[:-3])
-    with refused(DataError, f"{folder}/tokens.npy", f"{len(whole) - 3} bytes found", "6 entries", "dvc checkout"):
+    with refused(
+        DataError, f"{folder}/tokens.npy", f"{len(whole) - 3} bytes found", "6 entries", "dvc repro -f -s tokens"
+    ):
         TokenStore.open(folder)
 
 
@@ -86,7 +88,7 @@ def test_tokens_cut_anywhere_are_refused(folder):
 
 def test_tokens_of_another_type_are_refused(folder):
     rewrite(folder, "tokens", np.arange(6, dtype=np.int64))
-    with refused(DataError, f"{folder}/tokens.npy", "int64", "expected int32 of shape (6,)", "dvc checkout"):
+    with refused(DataError, f"{folder}/tokens.npy", "int64", "expected int32 of shape (6,)", "dvc repro -f -s tokens"):
         TokenStore.open(folder)
 
 
@@ -229,14 +231,14 @@ def test_a_file_with_bytes_behind_its_end_is_refused(folder, name):
     file = folder / f"{name}.npy"
     with file.open("ab") as opened:
         opened.write(bytes(8))
-    with refused(DataError, str(file), "dvc checkout"):
+    with refused(DataError, str(file), "dvc repro -f -s tokens"):
         TokenStore.open(folder)
 
 
 @pytest.mark.parametrize("name", ["tokens", "offsets"])
 def test_a_missing_file_is_refused(folder, name):
     (folder / f"{name}.npy").unlink()
-    with refused(DataError, f"{folder}/{name}.npy", "is missing", "dvc checkout"):
+    with refused(DataError, f"{folder}/{name}.npy", "is missing", "dvc repro -f -s tokens"):
         TokenStore.open(folder)
 
 

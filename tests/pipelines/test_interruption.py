@@ -18,6 +18,11 @@ STAGES = [
 ]
 
 
+def heed_ctrl_c() -> None:
+    """A suite in the background of a shell hands on that SIGINT is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("file", [file for file in STAGES if file.stem != "stage"], ids=lambda file: file.stem)
 def test_a_stage_imports_what_stages_share_before_anything_else(file: Path) -> None:
     body = ast.parse(file.read_text(encoding="utf-8")).body
@@ -60,6 +65,7 @@ def test_ctrl_c_is_one_line_that_says_what_is_kept(reproduced: Reproduced, comma
         env=environment(),
         capture_output=True,
         text=True,
+        preexec_fn=heed_ctrl_c,
     )
     lines = [line for line in done.stderr.splitlines() if "WARNING" not in line]
     assert len(lines) == 1, done.stderr
@@ -76,6 +82,7 @@ def test_ctrl_c_while_torch_is_imported_is_one_line_too(reproduced: Reproduced) 
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_ctrl_c,
     )
     deadline = time.monotonic() + 120
     while "libtorch" not in Path(f"/proc/{started.pid}/maps").read_text():

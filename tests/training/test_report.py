@@ -27,7 +27,7 @@ def finished(make_toy: Callable[..., Toy]) -> Toy:
 
 
 def report(toy: Toy, folder: Path, plots: Path) -> dict[str, Any]:
-    return write_report("toy", toy.recipe, "phase1", folder, plots)
+    return write_report(toy.recipe, "phase1", folder, plots)
 
 
 def test_the_report_holds_every_recorded_step_and_a_picture(finished: Toy, tmp_path: Path) -> None:

@@ -177,7 +177,9 @@ def test_a_resume_on_as_many_processes_is_bit_identical(make_toy: MakeToy) -> No
 
 def test_a_batch_that_does_not_divide_over_the_processes_is_refused_in_one_line(make_toy: MakeToy) -> None:
     toy = make_toy({"phase1": {"global_batch": 7}})
-    with pytest.raises(RecipeError, match=r"^phase1\.global_batch 7 does not divide over 2 processes; .* would do$"):
+    with pytest.raises(
+        RecipeError, match=r"^phase1\.global_batch 7 does not divide over 2 processes; use a batch of .* processes$"
+    ):
         toy.train(processes=2)
 
 
