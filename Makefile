@@ -11,7 +11,7 @@ ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 
-.PHONY: repro test lint format type docs-check ui setup constraints clean help
+.PHONY: repro test test-pipelines lint format type docs-check ui setup constraints clean help
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -25,7 +25,10 @@ repro: setup ## run the whole recipe that params.yaml names, and say where to lo
 	azneobert next
 
 test: setup ## run the tests
-	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/pipelines
+
+test-pipelines: setup ## whole projects at toy size, by the commands that a user types
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/pipelines
 
 lint: setup ## format check, lint, types
 	ruff format --check .
