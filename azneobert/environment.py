@@ -16,8 +16,8 @@ def quiet_barriers() -> None:
     """Say how long torch's OpenMP threads spin at a barrier, by what else this machine does; before torch is imported.
 
     By itself a thread spins 300,000 rounds. Beside other work one of the threads waits for a core, the others burn
-    theirs meanwhile, and a step of a small model takes six times as long. Without spinning it takes less than twice as
-    long, but so it does alone (docs/results/busy.md). A person's own GOMP_SPINCOUNT goes before.
+    theirs meanwhile, and a step of a small model takes four times as long or more. Without spinning it takes about
+    twice as long, but so it does alone (docs/results/busy.md). A person's own GOMP_SPINCOUNT goes before.
     """
     if "GOMP_SPINCOUNT" not in os.environ:
         os.environ["GOMP_SPINCOUNT"] = "0" if is_busy() else str(SPINS)

@@ -24,12 +24,17 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_json(file: Path, content: Any) -> None:
-    """Write JSON that a person can read; the file appears whole, in a folder that is made if need be."""
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file, which appears whole, in a folder that is made if need be."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.write_bytes(content)
     partial.replace(file)
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write JSON that a person can read, as `write_whole` does."""
+    write_whole(file, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def read_bounded(path: Path, most: int) -> bytes:

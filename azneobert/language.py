@@ -38,9 +38,7 @@ class Language(Block):
     name: Annotated[str, Field(pattern="^[a-z0-9_-]{1,40}$")]
     letters: str  # as they are written, "A-Za-zƏə" with ranges; a hyphen that is meant stands first or last
     min_share: Fraction = 0.7  # of a text's letters that are among `letters`
-    must: str = (
-        ""  # letters that tell the language; both cases count, but where another language has another pair (ı, I)
-    )
+    must: str = ""  # letters that tell the language, both cases where the other is theirs alone (not I for ı)
     min_must_share: Fraction = 0.0  # of the letters among `letters` that are among `must`
     must_not: str = ""  # letters that speak against it, both cases
     max_must_not_share: Fraction = 1.0  # of all of a text's letters

@@ -7,8 +7,9 @@ from typing import Any
 
 from azneobert.data.languages import find_language
 from azneobert.errors import RecipeError
+from azneobert.files import write_whole
 from azneobert.recipe import PARAMS, load_recipe
-from azneobert.recipe_files import FOLDER, KEPT, free, place_of_its_own, put
+from azneobert.recipe_files import FOLDER, KEPT, free, place_of_its_own
 from azneobert.settings import check_name, name_of
 from azneobert.yaml_files import edit_yaml, read_yaml, write_yaml
 
@@ -59,7 +60,7 @@ def migrate() -> list[Path]:
         partial.rmdir()
     written.append(free(KEPT / "params.yaml"))
     PARAMS.replace(written[-1])
-    put(chosen, PARAMS)
+    write_whole(PARAMS, chosen)
     return written
 
 

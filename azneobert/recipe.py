@@ -335,7 +335,7 @@ class TaskFiles(Block):
 
 
 class Finetuning(Block):
-    """The labelled tasks that show what the pretrained encoder is worth; none is as good as any number."""
+    """The labelled tasks that show what the pretrained encoder is worth; there may be none."""
 
     model: Text
     files: dict[Name, TaskFiles]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from azneobert.errors import RecipeError
+from azneobert.files import write_whole
 from azneobert.language import LanguageName
 from azneobert.recipe import PARAMS, FileSource, Recipe, load_recipe
 from azneobert.settings import check_name
@@ -60,7 +61,7 @@ def use(name: str) -> tuple[Recipe, Path | None]:
     """
     path, recipe = open_recipe(name)
     kept = None if not PARAMS.exists() or _is_kept(PARAMS) else _keep(PARAMS)
-    put(path.read_bytes(), PARAMS)
+    write_whole(PARAMS, path.read_bytes())
     return recipe, kept
 
 
@@ -99,7 +100,7 @@ def write_new(
     text = _filled(text, "    language: azeri_latin", {"language": language}, indent=4)
     if tasks:  # those of data are filled, so that the next place is that of finetuning
         text = _filled(text, "  files: {}", {"files": {key: {"path": place} for key, place in tasks.items()}})
-    put(text.encode(), path)
+    write_whole(path, text.encode())
     return path
 
 
@@ -124,7 +125,7 @@ def _same(one: Path, other: Path) -> bool:
 
 def _keep(path: Path) -> Path:
     target = place_of_its_own(_name_in(path), path)
-    put(path.read_bytes(), target)
+    write_whole(target, path.read_bytes())
     return target
 
 
@@ -151,11 +152,3 @@ def _name_in(path: Path) -> str | None:
         return check_name(str(read_yaml(path).get("name", "")))
     except ValueError:
         return None
-
-
-def put(content: bytes, target: Path) -> None:
-    """Write a file, which appears whole, in a folder that is made if need be."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(target)

@@ -11,9 +11,9 @@ from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent
 
-from azneobert.files import read_bounded
+from azneobert.files import read_bounded, write_whole
 
-_LARGEST = 1 << 20  # bytes; a recipe of a thousand collections has 100,000
+_LARGEST = 1 << 20  # bytes; the published recipe has 4,127
 _DEEPEST = 20
 
 
@@ -63,9 +63,7 @@ def edit_yaml(path: Path) -> Any:
 
 def write_yaml(path: Path, content: Any) -> None:
     """Write a mapping, its comments included, in the block style in which DVC writes it back; it appears whole."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(yaml_text(content), encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, yaml_text(content).encode())
 
 
 def yaml_text(content: Any) -> str:

@@ -32,7 +32,7 @@ def deduplicate(recipe: Recipe, layout: Layout, options: Namespace) -> None:
             such = ", ".join(f"{identity!r:.80}" for identity in ids.examples)
             print(
                 f"warning: {collection}: {ids.count:,} documents bear the id of an earlier one, such as {such}; ids "
-                "are only names, so none is left out for that: check data.sources if they should differ"
+                "are only names, so none is left out for that: name another `id_field` if they should differ"
             )
     print(f"{lost:,} documents stand elsewhere too and are left out")
 

@@ -22,7 +22,7 @@ from azneobert.yaml_files import read_yaml
 
 ACCEPT_CHANGED = {"accept-changed": "go on although this part of the run's identity has changed, such as training"}
 
-_LARGEST_LOCK = 64 << 20  # bytes; eleven collections have 200,000
+_LARGEST_LOCK = 64 << 20  # bytes; that of the sample has 100,000
 
 quiet_barriers()
 

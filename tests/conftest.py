@@ -35,6 +35,15 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
 from toy import Overrides, Toy, toy_recipe, write_corpus  # noqa: E402 - imports torch, under the settings above
 
 
+@pytest.fixture
+def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project's folder, in which the test runs: its recipes, and the sample in place."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(Path(__file__).parents[1] / "recipes", "recipes")
+    shutil.copy("recipes/sample.yaml", "params.yaml")
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database with its tables made, which takes seconds."""

@@ -19,13 +19,10 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project's folder with its recipes, the sample in place, and one collection that is there."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(ROOT / "recipes", "recipes")
-    shutil.copy("recipes/sample.yaml", "params.yaml")
+def project(recipes: Path) -> Path:
+    """One collection of the recipe is there."""
     shutil.copytree(ROOT / "data/sample/folklor", "corpus/folklor")
-    return tmp_path
+    return recipes
 
 
 def invoke(*arguments: str) -> str:

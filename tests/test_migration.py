@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -17,14 +16,7 @@ from azneobert.yaml_files import read_yaml
 ROOT = Path(__file__).parents[1]
 PARAMS = Path("params.yaml")
 
-
-@pytest.fixture(autouse=True)
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project's folder with its recipes."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(ROOT / "recipes", "recipes")
-    shutil.copy("recipes/sample.yaml", PARAMS)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("recipes")
 
 
 def files() -> dict[str, bytes]:

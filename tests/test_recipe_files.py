@@ -16,14 +16,7 @@ from azneobert.yaml_files import edit_yaml, read_yaml, write_yaml
 ROOT = Path(__file__).parents[1]
 PARAMS = Path("params.yaml")
 
-
-@pytest.fixture(autouse=True)
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project's folder: its recipes, and the sample in place."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(ROOT / "recipes", "recipes")
-    shutil.copy("recipes/sample.yaml", PARAMS)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("recipes")
 
 
 def change(path: Path, **edits: object) -> None:

@@ -170,8 +170,8 @@ def _in_a_clone(place: str) -> str:
     if Path(place).exists() or not Path("dvc.lock").exists():
         return ""
     return (
-        f", or bring it with `dvc pull {place}` if `dvc add` has it, or go on from what was made of it with "
-        "`dvc repro --allow-missing`"
+        f", or bring it with `dvc pull {shlex.quote(place)}` if `dvc add` has it, or go on from what was made of it "
+        "with `dvc repro --allow-missing`"
     )
 
 

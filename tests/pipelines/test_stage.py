@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from project import environment
 
 from azneobert.yaml_files import read_yaml
 
@@ -38,6 +41,24 @@ def test_dvc_runs_a_stage_again_when_the_order_that_it_uses_changes(pipeline: di
 @pytest.mark.parametrize("name", ["phase1", "phase2", "evaluate"])
 def test_how_a_run_is_carried_out_and_recorded_is_no_parameter_of_training(pipeline: dict[str, Any], name: str) -> None:
     assert not [param for param in pipeline["stages"][name]["params"] if param.startswith(("runtime", "tracking"))]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "stages"),
+    [
+        ("sample", {"ingest@cc100", "tokenizer@bpe", "tokens@sample-cc100", "phase1@sample", "finetune@punctuation"}),
+        ("h200", {"ingest@pdfs", "stream@cc100", "import_tokenizer@published", "tokens@h200-cc100", "phase2@h200"}),
+    ],
+)
+def test_dvc_makes_the_stages_of_a_recipe(recipe: str, stages: set[str], tmp_path: Path) -> None:
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    shutil.copy(ROOT / f"recipes/{recipe}.yaml", tmp_path / "params.yaml")
+    for command in (["init", "-q", "--no-scm"], ["stage", "list", "--name-only"]):
+        done = subprocess.run(["dvc", *command], cwd=tmp_path, env=environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    found = done.stdout.split()
+    assert stages <= set(found)
+    assert len(found) == len(set(found)) == 32, "eleven collections twice, and ten others"
 
 
 @pytest.fixture
