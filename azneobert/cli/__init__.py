@@ -17,20 +17,20 @@ from azneobert.cli.console import console
 from azneobert.cli.next import where_next
 from azneobert.cli.recipe import RecipeName
 from azneobert.cli.recipe import app as recipe_app
+from azneobert.cli.registry import app as registry_app
 from azneobert.cli.runs import app as runs_app
 from azneobert.environment import quiet_barriers
 from azneobert.errors import AzNeoBertError
 from azneobert.layout import Layout
-from azneobert.recipe import PHASES, Recipe, load_recipe
+from azneobert.recipe import PHASES, load_recipe
 from azneobert.recipe_files import open_recipe
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 data = typer.Typer(no_args_is_help=True, help="Token stores and row plans.")
-registry = typer.Typer(no_args_is_help=True, help="Registered versions of the model.")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(data, name="data")
 app.add_typer(bench_app, name="bench")
-app.add_typer(registry, name="registry")
+app.add_typer(registry_app, name="registry")
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(runs_app, name="runs")
 app.command(name="next")(where_next)
@@ -99,32 +99,3 @@ def verify_data(name: RecipeName = None) -> None:
             table.add_row(str(path.relative_to(root)), f"{plan.rows:,} rows", f"{plan.tokens:,}", plan.sha256[:16])
     console.print(table)
     console.print(f"{root}: every token store and row plan is whole")
-
-
-@registry.command(name="list")
-def list_registered(name: RecipeName = None) -> None:
-    """Show the registered versions and their aliases."""
-    console.print(_versions_table(open_recipe(name)[1]))
-
-
-@registry.command(name="pull")
-def pull_version(uri: str, folder: Path, name: RecipeName = None) -> None:
-    """Bring a version into a new folder, every file's hash verified."""
-    from azneobert.registry.pull import pull
-
-    pull(uri, folder, open_recipe(name)[1].tracking)
-    console.print(f"{uri} is in {folder}, every file verified")
-
-
-def _versions_table(loaded: Recipe) -> Table:
-    from azneobert.mlflow_store import tracking_uri
-    from azneobert.registry.versions import list_versions
-
-    table = Table(
-        "version", "aliases", "recipe", "step", "commit", title=f"registered in {tracking_uri(loaded.tracking)}"
-    )
-    for version in list_versions(loaded.tracking, loaded.registry.name):
-        tags = {key.removeprefix("azneobert."): value for key, value in version.tags.items()}
-        aliases = ", ".join(version.aliases)
-        table.add_row(version.uri, aliases, tags.get("recipe"), tags.get("step"), tags.get("git_commit", "")[:10])
-    return table
