@@ -22,6 +22,7 @@ repro: setup ## run the whole recipe that params.yaml names, and say where to lo
 	azneobert recipe check
 	dvc repro
 	azneobert runs deliver
+	azneobert registry restore
 	azneobert next
 
 test: setup ## run the tests
