@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import cache
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from azneobert.errors import RegistryError
-from azneobert.files import FileLock
+from azneobert.files import FileLock, write_whole
 from azneobert.recipe import Tracking
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Experiment, Run
 
 ARTIFACTS = "mlruns"
+
+_SECONDS_OF_A_LOCK = 20.0  # as MLflow waits
 
 _SQLITE = re.compile(r"(?P<scheme>sqlite(?:\+\w+)?:///)(?P<path>[^?]+)(?P<options>\?.*)?")
 _IN_ARTIFACTS = re.compile(rf"(?P<root>/.*)/{ARTIFACTS}/.+|/{ARTIFACTS}/.+")
@@ -46,9 +49,14 @@ def store_uri(tracking: Tracking) -> str:
 def absolute_uri(uri: str) -> str:
     """The address of a store, an SQLite file by its absolute path: a relative one starts at the project's root."""
     match = _SQLITE.fullmatch(uri)
-    if match is None or match["path"].startswith((":memory:", "file:")):
+    if match is None or match["path"].startswith(("/", ":memory:", "file:")):
         return uri
-    return f"{match['scheme']}{project_root() / match['path']}{match['options'] or ''}"
+    root = str(project_root())
+    if unquote(root) != root or "?" in root:
+        if project_root() == Path.cwd():  # MLflow decodes addresses, and would make a folder of the encoded name too
+            return uri
+        root = root.replace("%", "%25").replace("?", "%3F")
+    return f"{match['scheme']}{root}/{match['path']}{match['options'] or ''}"
 
 
 def project_root() -> Path:
@@ -59,7 +67,9 @@ def project_root() -> Path:
 def database_file(tracking: Tracking) -> Path | None:
     """The SQLite file of the store; None where the store is something else, as a server is."""
     match = _SQLITE.fullmatch(store_uri(tracking))
-    return Path(match["path"]) if match and match["path"].startswith("/") else None
+    if match is None or match["path"].startswith((":memory:", "file:")):
+        return None
+    return project_root() / unquote(match["path"])
 
 
 # Where its artifacts are
@@ -106,20 +116,26 @@ def check_place(tracking: Tracking) -> None:
         RegistryError: the project was moved or copied since, or the database cannot be read.
     """
     database = database_file(tracking)
-    if database is None or not database.exists():
+    if database is None:
         return
-    with sqlite_errors(tracking, database), closing(open_database(database)) as connection:
-        found = connection.execute(
-            "SELECT artifact_location FROM experiments WHERE name = ? UNION SELECT artifact_uri FROM runs"
-            " UNION SELECT storage_location FROM model_versions UNION SELECT source FROM model_versions",
-            (tracking.experiment,),
-        ).fetchall()
-    for (location,) in found:
-        if location and (root := former_root(location, database)):
+    with sqlite_errors(tracking, database):
+        found = _locations(database, tracking.experiment) if _schema_of(database) else []
+    for location in found:
+        if root := former_root(location, database):
             raise RegistryError(
                 f"{tracking_uri(tracking)} keeps its artifacts in {root / ARTIFACTS}, this project is "
                 f"{database.parent}: it was moved or copied; `azneobert registry relocate` mends it"
             )
+
+
+def _locations(database: Path, experiment: str) -> list[str]:
+    with closing(open_database(database)) as connection:
+        found = connection.execute(
+            "SELECT artifact_location FROM experiments WHERE name = ? UNION SELECT artifact_uri FROM runs"
+            " UNION SELECT storage_location FROM model_versions UNION SELECT source FROM model_versions",
+            (experiment,),
+        )
+        return [location for (location,) in found if location]
 
 
 # The database
@@ -128,7 +144,9 @@ def check_place(tracking: Tracking) -> None:
 def open_database(database: Path, *, write: bool = False) -> sqlite3.Connection:
     """A connection to a database that is there, without MLflow, which would make or change its tables."""
     mode = "rw" if write else "ro"
-    return sqlite3.connect(f"file://{quote(str(database))}?mode={mode}", uri=True, isolation_level=None)
+    return sqlite3.connect(
+        f"file://{quote(str(database))}?mode={mode}", _SECONDS_OF_A_LOCK, uri=True, isolation_level=None
+    )
 
 
 @contextmanager
@@ -136,6 +154,8 @@ def sqlite_errors(tracking: Tracking, database: Path) -> Iterator[None]:
     """Turn what SQLite raises into one line that names the store and says what to do."""
     try:
         yield
+    except OSError as error:
+        raise RegistryError(f"{tracking_uri(tracking)}: {error.filename}: {error.strerror}") from error
     except sqlite3.Error as error:
         remedy = f"use another tracking.mlflow_uri, or move {database} away"
         if "locked" in str(error):
@@ -155,7 +175,7 @@ def _prepare_database(tracking: Tracking) -> None:
             database.parent.mkdir(parents=True, exist_ok=True)
             with _locked_if_possible(database.parent):
                 if _schema_of(database) is None:
-                    _make_database(database)
+                    _make_database(database, store_uri(tracking))
         _check_schema(tracking, database, _schema_of(database))
 
 
@@ -170,19 +190,18 @@ def _schema_of(database: Path) -> str | None:
     return str(found[0]) if found else None
 
 
-def _make_database(database: Path) -> None:
-    """Make the tables, under another name where the file is new: no other program sees half of them."""
+def _make_database(database: Path, uri: str) -> None:
+    """Make MLflow's tables. A new file appears whole: no other program sees half of them."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    is_new = not database.exists() or database.stat().st_size == 0
-    target = database.with_name(f".{database.name}.partial") if is_new else database
-    if is_new:
-        target.unlink(missing_ok=True)
-    store = SqlAlchemyStore(f"sqlite:///{target}", location_of(database.parent / ARTIFACTS))
-    store.engine.dispose()
-    if is_new:
-        SqlAlchemyStore._engine_map.pop(f"sqlite:///{target}", None)
-        target.replace(database)
+    artifacts = location_of(database.parent / ARTIFACTS)  # MLflow would take the current folder's
+    if database.exists() and database.stat().st_size:
+        SqlAlchemyStore(uri, artifacts)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        made = SqlAlchemyStore(f"sqlite:///{scratch}/mlflow.db", artifacts)
+        made.engine.dispose()
+        write_whole(database, Path(scratch, "mlflow.db").read_bytes())
 
 
 def _check_schema(tracking: Tracking, database: Path, found: str | None) -> None:
