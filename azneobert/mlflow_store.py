@@ -103,10 +103,12 @@ def former_root(location: str, database: Path) -> Path | None:
 
 def _is_here(root: Path, database: Path) -> bool:
     found, here = root.resolve(), database.parent.resolve()
-    # A store outside the project kept its artifacts in the project, and a program below it keeps them where it runs.
-    if found in (here, project_root().resolve()):
+    if found == here:
         return True
-    return here in found.parents and not (found / database.name).exists()
+    # MLflow by itself keeps artifacts in the folder that a program runs in: in the project, of a store outside of it;
+    # in one below, of a notebook. With a database of its own, such a folder is another project.
+    may_be = here in found.parents or found == project_root().resolve()
+    return may_be and not (found / database.name).exists()
 
 
 def check_place(tracking: Tracking) -> None:
