@@ -119,6 +119,16 @@ def test_several_processes_may_be_the_first(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".mlflow*")), "what was on its way must not lie about"
 
 
+def test_an_experiment_that_another_process_makes_meanwhile_is_the_same(
+    mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, tracking = mlflow_client(tracking_at(mlflow_uri)), tracking_at(mlflow_uri)
+    made = ensure_experiment(client, tracking)
+    answers = [None, client.get_experiment(made)]
+    monkeypatch.setattr(client, "get_experiment_by_name", lambda name: answers.pop(0))
+    assert ensure_experiment(client, tracking) == made
+
+
 # What cannot be used
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from azneobert.recipe import Tracking
+from azneobert.registry.relocate import relocate
 from azneobert.yaml_files import read_yaml, write_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +71,8 @@ class Project:
     def copy(self, folder: Path) -> Project:
         """The same project, outputs and all, to break."""
         _run(["cp", "-a", str(self.folder), str(folder)], self.folder)  # outputs stay links to the cache
+        if (folder / "mlflow.db").exists():
+            relocate(Tracking(mlflow_uri=f"sqlite:///{folder}/mlflow.db", experiment="toy", wandb="off"))
         return Project(folder)
 
     def change(self, edits: dict[str, Any]) -> None:
