@@ -84,7 +84,7 @@ def path_of(location: str) -> Path | None:
 
 def location_of(path: Path, *, as_uri: bool = False) -> str:
     """The artifact location by which MLflow finds a folder: its path, or a URI where MLflow would misread the path."""
-    misread = unquote(str(path)) != str(path) or any(mark in str(path) for mark in "%#?;")
+    misread = any(mark in str(path) for mark in "%#?;")
     return f"file://{quote(str(path))}" if as_uri or misread else str(path)
 
 
@@ -93,12 +93,14 @@ def former_root(location: str, database: Path) -> Path | None:
 
     None also of a location that is no ``mlruns`` folder: a person chose it.
     """
+    root = _root_of(location)
+    return None if root is None or _is_here(root, database) else root
+
+
+def _root_of(location: str) -> Path | None:
     path = path_of(location)
     match = _IN_ARTIFACTS.fullmatch(str(path)) if path else None
-    if match is None:
-        return None
-    root = Path(match["root"] or "/")
-    return None if _is_here(root, database) else root
+    return Path(match["root"] or "/") if match else None
 
 
 def _is_here(root: Path, database: Path) -> bool:
@@ -122,8 +124,8 @@ def check_place(tracking: Tracking) -> None:
         return
     with sqlite_errors(tracking, database):
         found = _locations(database, tracking.experiment) if _schema_of(database) else []
-    for location in found:
-        if root := former_root(location, database):
+    for root in {_root_of(location) for location in found}:  # one or two, of thousands of runs
+        if root and not _is_here(root, database):
             raise RegistryError(
                 f"{tracking_uri(tracking)} keeps its artifacts in {root / ARTIFACTS}, this project is "
                 f"{database.parent}: it was moved or copied; `azneobert registry relocate` mends it"
@@ -157,7 +159,7 @@ def sqlite_errors(tracking: Tracking, database: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RegistryError(f"{tracking_uri(tracking)}: {error.filename}: {error.strerror}") from error
+        raise RegistryError(f"{tracking_uri(tracking)}: {error.filename or database}: {error.strerror}") from error
     except sqlite3.Error as error:
         remedy = f"use another tracking.mlflow_uri, or move {database} away"
         if "locked" in str(error):
