@@ -62,7 +62,7 @@ constraints: setup ## pin what pyproject.toml needs; what is pinned stays where 
 	rm constraints.new
 
 clean: ## remove everything that a run makes, the DVC cache and the environment left alone
-	rm -rf outputs mlruns mlflow.db dvc_plots wandb
+	rm -rf outputs mlruns mlflow.db* dvc_plots wandb report
 
 # uv resolves and installs in seconds; plain pip does the same in minutes where uv cannot be had.
 $(VENV)/.ready: pyproject.toml constraints.txt

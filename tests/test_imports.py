@@ -61,7 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipe": {"errors", "yaml_files", "settings", "language"},
     "recipe_files": {"recipe", "language", "settings", "errors", "files", "yaml_files"},
     "course": {"recipe"},
-    "mlflow_store": {"recipe", "errors"},
+    "mlflow_store": {"recipe", "errors", "files"},
     "data": {"language", "settings", "recipe", "errors", "files", "pace"},
     "migration": {"recipe_files", "recipe", "files", "settings", "errors", "yaml_files", "data"},
     "filling": {"data", "errors"},

@@ -53,6 +53,25 @@ def restore_if_fresh(recipe: Recipe) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
 
+@app.command(name="relocate")
+def relocate_store(name: RecipeName = None) -> None:
+    """Mend the store of a project that was moved or copied: MLflow notes absolute places."""
+    from azneobert.mlflow_store import tracking_uri
+    from azneobert.registry.relocate import relocate, without_artifacts
+
+    tracking = open_recipe(name)[1].tracking
+    done = relocate(tracking)
+    if done is None:
+        console.print(f"{tracking_uri(tracking)}: nothing to mend", markup=False)
+        return
+    rows = ", ".join(f"{column} {count:,}" for column, count in done.rows.items())
+    former = ", ".join(map(str, done.former))
+    console.print(f"{tracking_uri(tracking)}: from {former} to {done.root}: {rows}", markup=False)
+    console.print(f"the database as it was: {done.backup}", markup=False)
+    if without_artifacts(done):
+        console.print(f"{done.root}/mlruns: not there; copy it from {former}, if it is to be had", markup=False)
+
+
 def _versions_table(loaded: Recipe) -> Table:
     from azneobert.mlflow_store import tracking_uri
     from azneobert.registry.versions import list_versions

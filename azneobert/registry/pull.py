@@ -9,31 +9,59 @@ from pathlib import Path, PurePosixPath
 from azneobert.checkpoint.manifest import verify_files
 from azneobert.errors import CheckpointError, RegistryError
 from azneobert.files import sha256_file
-from azneobert.mlflow_store import mlflow_errors, tracking_uri
+from azneobert.mlflow_store import check_place, mlflow_client, mlflow_errors, store_uri, tracking_uri
 from azneobert.recipe import Tracking
-from azneobert.registry.versions import DIGEST_TAG, find_version
+from azneobert.registry.versions import DIGEST_TAG, Version, find_version, place_of, run_and_place
 
 
 def pull(uri: str, target: Path, tracking: Tracking) -> Path:
     """Bring a version into the new folder `target`, every file's hash verified.
 
     Raises:
-        RegistryError: the URI names nothing, MLflow does not answer, a file was changed, or `target` is in the way.
+        RegistryError: the URI names nothing, MLflow does not answer, the project was moved or copied since, a file
+            is missing or was changed, or `target` is in the way.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise RegistryError(f"{target}: is there already and not an empty folder; name a new one")
+    check_place(tracking)
     version = find_version(uri, tracking)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".pull-") as scratch:
-        with mlflow_errors(tracking_uri(tracking)):
-            from mlflow.artifacts import download_artifacts
-
-            folder = Path(download_artifacts(uri, dst_path=scratch, tracking_uri=tracking_uri(tracking)))
+        folder = _download(version, Path(scratch), tracking)
         verify_version(uri, folder, version.tags.get(DIGEST_TAG))
         if target.exists():
             target.rmdir()
         folder.rename(target)
     return target
+
+
+def _download(version: Version, scratch: Path, tracking: Tracking) -> Path:
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    with mlflow_errors(tracking_uri(tracking)):
+        client, store = mlflow_client(tracking), store_uri(tracking)
+        place = place_of(client, version)
+        source = client.get_model_version_download_uri(version.name, str(version.number))
+        try:
+            if within := run_and_place(source):  # MLflow itself would look for the run in the store of its environment
+                run_id, path = within
+                folder = download_artifacts(
+                    run_id=run_id, artifact_path=path, dst_path=str(scratch), tracking_uri=store
+                )
+            else:
+                folder = download_artifacts(version.uri, dst_path=str(scratch), tracking_uri=store)
+        except (MlflowException, OSError) as error:
+            if isinstance(error, MlflowException) and error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            folder = ""
+    pulled = Path(folder or scratch / "none")
+    if not pulled.is_dir() or not any(pulled.iterdir()):
+        raise RegistryError(
+            f"{version.uri}: its artifacts are not at {place}; use `azneobert registry relocate` if the project was "
+            "moved or copied, or `azneobert registry restore`"
+        )
+    return pulled
 
 
 def verify_version(uri: str, folder: Path, manifest_sha256: str | None = None) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +14,24 @@ from azneobert.checkpoint.manifest import Manifest
 from azneobert.checkpoint.universal import all_weights, copy_without_moments, read_checkpoint
 from azneobert.errors import RegistryError
 from azneobert.files import sha256_file, write_json
-from azneobert.mlflow_store import ensure_experiment, find_run, mlflow_client, mlflow_errors, tracking_uri
+from azneobert.mlflow_store import (
+    check_place,
+    ensure_experiment,
+    find_run,
+    mlflow_client,
+    mlflow_errors,
+    store_uri,
+    tracking_uri,
+)
 from azneobert.model.export import export_transformers
 from azneobert.recipe import Recipe, Tracking
 from azneobert.registry.card import model_card
-from azneobert.registry.versions import DIGEST_TAG, RECIPE_TAG, Version, list_versions, version_of
+from azneobert.registry.versions import DIGEST_TAG, RECIPE_TAG, Version, list_versions, run_and_place, version_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
 
 
 def push(
@@ -34,15 +47,18 @@ def push(
 ) -> Version:
     """Register a universal checkpoint and point aliases at it. Pushing the same content again finds the same version.
 
+    A version whose files are gone from the store, or damaged there, gets them again.
+
     `figures` (held-out results by name) and `pictures` go into the model card. `run_id` is the MLflow run
     where the store does not have the one that the checkpoint names. An alias leaves a version that another recipe has
     registered with `force` alone. `expected` is the sha256 that the version's manifest must have.
 
     Raises:
-        RegistryError: MLflow does not answer, an alias would leave another recipe's version, or the content is not
-            the one that is expected.
+        RegistryError: MLflow does not answer, the project was moved or copied since, an alias would leave another
+            recipe's version, or the content is not the one that is expected.
         CheckpointError: the checkpoint is missing or damaged.
     """
+    check_place(recipe.tracking)
     if not force:
         _check_aliases(recipe, aliases)
     with tempfile.TemporaryDirectory() as scratch:
@@ -58,7 +74,7 @@ def push(
         with mlflow_errors(tracking_uri(tracking)):
             client = mlflow_client(tracking)
             _ensure_model(client, name)
-            number = _find(client, name, digest)
+            number = _find_whole(client, tracking, name, digest, folder)
             if number is None:
                 run = _run_of(client, tracking, manifest, run_id)
                 number = _create(client, name, run, folder, manifest, digest)
@@ -107,9 +123,66 @@ def _ensure_model(client: MlflowClient, name: str) -> None:
         client.create_registered_model(name, description="Azerbaijani NeoBERT encoder")
 
 
-def _find(client: MlflowClient, name: str, digest: str) -> int | None:
+def _find_whole(client: MlflowClient, tracking: Tracking, name: str, digest: str, folder: Path) -> int | None:
+    """The version of this content, its files in their place; None where there is none that can have them."""
     found = client.search_model_versions(f"name = '{name}' and tags.`{DIGEST_TAG}` = '{digest}'")
-    return int(found[0].version) if found else None
+    for version in sorted(found, key=lambda version: int(version.version)):
+        run_id, place = run_and_place(version.source or "") or ("", "")
+        if not run_id:
+            continue
+        if _is_whole(client, tracking, run_id, place, digest):
+            return int(version.version)
+        if find_run(client, run_id) is not None:
+            log.warning("models:/%s/%s: its files are not whole in the store; put there again", name, version.version)
+            client.log_artifacts(run_id, str(folder), place)
+            return int(version.version)
+    return None
+
+
+def is_whole(version: Version, tracking: Tracking) -> bool:
+    """Whether the store has a version's files, by their names and sizes and the manifest's content.
+
+    Raises:
+        RegistryError: MLflow does not answer.
+    """
+    with mlflow_errors(tracking_uri(tracking)):
+        client = mlflow_client(tracking)
+        source = client.get_model_version(version.name, str(version.number)).source or ""
+        within = run_and_place(source)
+        return within is not None and _is_whole(client, tracking, *within, version.tags.get(DIGEST_TAG, ""))
+
+
+def _is_whole(client: MlflowClient, tracking: Tracking, run_id: str, place: str, digest: str) -> bool:
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = dict(_sizes(client, run_id, place))
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # the run is not there any more
+            return False
+        raise
+    manifest = f"{place}/manifest.json"
+    if manifest not in found:
+        return False
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(
+            download_artifacts(
+                run_id=run_id, artifact_path=manifest, dst_path=scratch, tracking_uri=store_uri(tracking)
+            )
+        )
+        if sha256_file(file) != digest:
+            return False
+        stated = json.loads(file.read_text(encoding="utf-8"))["files"]
+    return all(found.get(f"{place}/{name}") == entry["size"] for name, entry in stated.items())
+
+
+def _sizes(client: MlflowClient, run_id: str, place: str) -> Iterator[tuple[str, int | None]]:
+    for entry in client.list_artifacts(run_id, place):
+        if entry.is_dir:
+            yield from _sizes(client, run_id, entry.path)
+        else:
+            yield entry.path, entry.file_size
 
 
 def _run_of(client: MlflowClient, tracking: Tracking, manifest: Manifest, run_id: str | None) -> str:

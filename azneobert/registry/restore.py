@@ -11,7 +11,7 @@ from azneobert.errors import RegistryError
 from azneobert.layout import CHECKPOINT, Layout, finished_checkpoint
 from azneobert.mlflow_store import is_fresh_store
 from azneobert.recipe import Recipe
-from azneobert.registry.push import push
+from azneobert.registry.push import is_whole, push
 from azneobert.registry.registered import Registered, read_registered
 from azneobert.registry.versions import find_digest, free_aliases
 from azneobert.tracking.published import restore_run
@@ -67,7 +67,7 @@ def _restore_version(recipe: Recipe, layout: Layout, phase: str, registered: Reg
     aliases = free_aliases(recipe.tracking, registered.model, [registered.alias])
     version = find_digest(recipe.tracking, registered.model, registered.manifest_sha256)
     said = "there already"
-    if version is None or aliases:
+    if version is None or aliases or not is_whole(version, recipe.tracking):
         checkpoint, _ = finished_checkpoint(layout.finished(phase))
         figures = json.loads(layout.report(f"evaluate/{phase}").read_text(encoding="utf-8"))
         picture = layout.plots / f"{phase}.png"

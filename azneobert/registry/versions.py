@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 DIGEST_TAG = "azneobert.manifest_sha256"
 RECIPE_TAG = "azneobert.recipe"
 _URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<number>\d+))")
+_SOURCE = re.compile(r"runs:/(?P<run_id>[^/]+)/(?P<place>.+)")
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,21 @@ def find_version(uri: str, tracking: Tracking) -> Version:
     known = [f"@{alias}" for version in versions for alias in version.aliases] + [f"/{v.number}" for v in versions]
     there = f"{match['name']} has {', '.join(known)}" if known else f"no model {match['name']} is registered"
     raise RegistryError(f"{uri}: not in {tracking_uri(tracking)}: {there}")
+
+
+def place_of(client: MlflowClient, version: Version) -> str:
+    """Where MLflow keeps a version's files: a folder of this machine, or an address on a server's storage."""
+    source = client.get_model_version_download_uri(version.name, str(version.number))
+    if (within := run_and_place(source)) is None:
+        return source
+    run_id, place = within
+    return f"{client.get_run(run_id).info.artifact_uri}/{place}"
+
+
+def run_and_place(source: str) -> tuple[str, str] | None:
+    """The run of a version's source, and the folder among its artifacts; None where it is not of that kind."""
+    match = _SOURCE.fullmatch(source)
+    return (match["run_id"], match["place"]) if match else None
 
 
 def version_of(client: MlflowClient, name: str, number: str) -> Version:

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from azneobert.dotted import flatten
-from azneobert.mlflow_store import ensure_experiment, find_run, mlflow_client, mlflow_errors, tracking_uri
+from azneobert.mlflow_store import (
+    check_place,
+    ensure_experiment,
+    find_run,
+    mlflow_client,
+    mlflow_errors,
+    tracking_uri,
+)
 from azneobert.recipe import Tracking
 from azneobert.tracking.lock import folder_if_free
 from azneobert.tracking.points import read_points
@@ -91,8 +98,9 @@ def deliver(folder: Path, spool: Spool, tracking: Tracking, wanted: Record | Non
     The run's status, end and description are to be as `wanted`, by default the record, says.
 
     Raises:
-        RegistryError: MLflow does not answer, or refuses the run.
+        RegistryError: MLflow does not answer, or refuses the run, or the project was moved or copied since.
     """
+    check_place(tracking)
     with mlflow_errors(tracking_uri(tracking)):
         client = mlflow_client(tracking)
         run = _ensure_run(client, folder, spool, tracking)

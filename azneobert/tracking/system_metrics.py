@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from azneobert.mlflow_store import absolute_uri
+
 log = logging.getLogger(__name__)
 
 
@@ -12,7 +14,7 @@ class SystemMetrics:
     """The monitor of one run, started again where it has ended. Its failures end here: nothing depends on it."""
 
     def __init__(self, uri: str):
-        self._uri = uri
+        self._uri = absolute_uri(uri)
         self._monitor: Any = None
         self._run_id: str | None = None
 

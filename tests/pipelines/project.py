@@ -81,7 +81,7 @@ class Project:
         """The same project, outputs and all, to break."""
         _run(["cp", "-a", str(self.folder), str(folder)], self.folder)  # outputs stay links to the cache
         copy = Project(folder)
-        if relocate:
+        if relocate and (folder / "mlflow.db").exists():
             copy.run("azneobert", "registry", "relocate")
         return copy
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pushed import forget_places
 from toy import Toy
+
+from azneobert.registry.relocate import relocate
 
 
 @pytest.fixture(scope="module")
@@ -18,10 +21,10 @@ def trained(make_toy: Callable[..., Toy]) -> Toy:
 
 
 @pytest.fixture
-def toy(trained: Toy, mlflow_uri: str, tmp_path: Path) -> Iterator[Toy]:
+def toy(trained: Toy, mlflow_uri: str, tmp_path: Path) -> Toy:
     """A finished run and a store of the test's own that holds it."""
     shutil.copy(trained.folder / "mlflow.db", tmp_path / "mlflow.db")
-    yield trained.copy_to(tmp_path / "run").with_({"tracking": {"mlflow_uri": mlflow_uri}})
-    shutil.rmtree(
-        trained.folder / "mlruns", ignore_errors=True
-    )  # the copied run keeps its artifacts in the first place
+    toy = trained.copy_to(tmp_path / "run").with_({"tracking": {"mlflow_uri": mlflow_uri}})
+    relocate(toy.recipe.tracking)
+    forget_places()
+    return toy

@@ -35,6 +35,13 @@ def artifacts_of(toy: Toy, version: Version) -> Path:
     return Path(run.info.artifact_uri.removeprefix("file://")) / match["place"]
 
 
+def forget_places() -> None:
+    """A process of MLflow's keeps in mind where a run's artifacts are; another process would ask the store."""
+    from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
+
+    _artifact_repos_cache.clear()
+
+
 def digests(folder: Path) -> dict[str, str]:
     files = [file for file in folder.rglob("*") if file.is_file()]
     return {file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -153,3 +154,20 @@ def test_a_registry_that_does_not_answer_is_one_line_that_names_it(
         pull("models:/toybert@phase1", tmp_path / "pulled", toy.recipe.tracking)
     with refused(RegistryError, "MLflow at http://127.0.0.1:9"):
         push_newest(toy, ["phase1"])
+
+
+@pytest.mark.parametrize("how", ["missing", "empty"])
+def test_a_version_without_its_files_is_said_to_be_so_with_what_would_do(how: str, toy: Toy) -> None:
+    place = artifacts_of(toy, push_newest(toy, ["phase1"]))
+    shutil.rmtree(place)
+    if how == "empty":
+        place.mkdir()
+    refuse_pull(toy, "models:/toybert/1", f"its artifacts are not at {place}", "registry relocate", "registry restore")
+
+
+def test_a_folder_of_something_else_was_not_made_by_this_project(toy: Toy) -> None:
+    place = artifacts_of(toy, push_newest(toy, ["phase1"]))
+    shutil.rmtree(place)
+    place.mkdir()
+    (place / "MLmodel").write_text("flavors: {}\n")
+    refuse_pull(toy, "models:/toybert/1", "was not made by `azneobert`")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from mlflow import MlflowClient
-from pushed import FIGURES, push_newest
+from pushed import FIGURES, artifacts_of, digests, push_newest
 from refusals import refused
 from toy import Toy
 
@@ -123,3 +125,36 @@ def test_a_checkpoint_whose_run_was_made_anew_is_registered_under_that_one(toy: 
     version = push(toy.checkpoints().steps()[-1], toy.recipe, FIGURES, [], ["phase1"], anew)
     assert version.run_id == anew
     assert not [tag for tag in version.tags.values() if tag.startswith(("{", "["))], "a tag is a line"
+
+
+@pytest.mark.parametrize("lost", ["everything", "manifest.json", "model.safetensors", "checkpoint/weights.safetensors"])
+def test_a_version_whose_files_are_gone_gets_them_again(lost: str, toy: Toy, tmp_path: Path) -> None:
+    first = push_newest(toy, ["phase1"])
+    folder = artifacts_of(toy, first)
+    expected = digests(folder)
+    if lost == "everything":
+        shutil.rmtree(folder.parents[3])
+    else:
+        (folder / lost).unlink()
+    assert push_newest(toy, ["phase1"]) == first
+    assert digests(pull("models:/toybert@phase1", tmp_path / "pulled", toy.recipe.tracking)) == expected
+
+
+def test_a_version_with_another_manifest_gets_its_own_again(toy: Toy, tmp_path: Path) -> None:
+    first = push_newest(toy, ["phase1"])
+    manifest = artifacts_of(toy, first) / "manifest.json"
+    content = manifest.read_bytes()
+    manifest.write_bytes(content.replace(b'"sha256": "', b'"sha256": "0', 1)[: len(content)])
+    assert push_newest(toy, ["phase1"]) == first
+    pull("models:/toybert@phase1", tmp_path / "pulled", toy.recipe.tracking)
+
+
+def test_a_version_whose_run_is_deleted_stays_while_its_files_are_there(toy: Toy, tmp_path: Path) -> None:
+    first = push_newest(toy, ["phase1"])
+    MlflowClient(toy.recipe.tracking.mlflow_uri).delete_run(first.run_id)
+    assert push_newest(toy, ["phase1"]).number == first.number
+    shutil.rmtree(artifacts_of(toy, first))
+    again = push_newest(toy, ["phase1"])
+    assert again.number == first.number + 1, "its files can be put nowhere"
+    assert push_newest(toy, ["phase1"]).number == again.number
+    pull("models:/toybert@phase1", tmp_path / "pulled", toy.recipe.tracking)
