@@ -11,7 +11,7 @@ ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 
-.PHONY: repro test test-pipelines lint format type docs-check ui setup constraints clean help
+.PHONY: repro report test test-pipelines lint format type docs-check ui setup constraints clean help
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -23,6 +23,9 @@ repro: setup ## run the whole recipe that params.yaml names, and say where to lo
 	dvc repro
 	azneobert runs deliver
 	azneobert next
+
+report: setup ## what the change since BASE does to the numbers: report/report.md
+	python .github/report.py "$(or $(BASE),origin/main)"
 
 test: setup ## run the tests
 	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/pipelines
