@@ -22,6 +22,7 @@ repro: setup ## run the whole recipe that params.yaml names, and say where to lo
 	azneobert recipe check
 	dvc repro
 	azneobert runs deliver
+	azneobert registry restore
 	azneobert next
 
 report: setup ## what the change since BASE does to the numbers: report/report.md

@@ -12,6 +12,17 @@ EXIT_FORCED = 124  # of a rank, as of timeout(1): asked to stop, and no checkpoi
 SPINS = 10_000  # rounds that a thread waits at a barrier before it sleeps, where every thread has a core
 
 
+def experiment() -> str | None:
+    """The name of the experiment that this stage runs for, as `dvc exp run` gives it; None under `dvc repro`."""
+    return os.environ.get("DVC_EXP_NAME")
+
+
+def experiment_tag() -> dict[str, str]:
+    """The tag by which MLflow tells the runs of an experiment."""
+    name = experiment()
+    return {"azneobert.experiment": name} if name else {}
+
+
 def quiet_barriers() -> None:
     """Say how long torch's OpenMP threads spin at a barrier, by what else this machine does; before torch is imported.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from azneobert.checkpoint.manifest import MANIFEST, Manifest, verify_checkpoint
 from azneobert.errors import CheckpointError
 from azneobert.tracking.points import POINTS
+from azneobert.tracking.record import RECORD
 
 CHECKPOINT = "checkpoint"
 
@@ -77,15 +78,28 @@ class Layout:
     def tracking_folders(self) -> list[Path]:
         """Where runs have recorded points, those that were set aside included: MLflow is to have every one."""
         found = self.root.glob("running/*/tracking*")
-        return sorted(folder for folder in found if (folder / POINTS).is_file() or (folder / "run.json").is_file())
+        return sorted(folder for folder in found if (folder / POINTS).is_file() or (folder / RECORD).is_file())
 
     def finished(self, phase: str) -> Path:
-        """What a finished phase leaves for the stages after it: `checkpoint/` and `points.jsonl`."""
+        """What a finished phase leaves for the stages after it: `checkpoint/`, `points.jsonl` and `run.json`."""
         return self.root / phase
 
+    def finetuned(self, task: str) -> Path:
+        """The record of fine-tuning on a task: `points.jsonl` and `run.json`."""
+        return self.root / "finetune" / task
+
+    def published(self) -> list[Path]:
+        """The folders in which finished phases and fine-tunings have left the record of their runs."""
+        records = (found for place in ("*", "finetune/*") for found in self.root.glob(f"{place}/{RECORD}"))
+        return sorted(record.parent for record in records)
+
     def metrics(self, stage: str) -> Path:
-        """The numbers that a stage leaves."""
+        """The few numbers of a stage that people compare: DVC's metrics."""
         return self.root / "metrics" / f"{stage}.json"
+
+    def report(self, stage: str) -> Path:
+        """All that a stage has counted and measured of its work."""
+        return self.root / "reports" / f"{stage}.json"
 
 
 def finished_checkpoint(folder: Path) -> tuple[Path, Manifest]:

@@ -51,6 +51,18 @@ def ensure_experiment(client: MlflowClient, tracking: Tracking) -> str:
     return found.experiment_id
 
 
+def is_fresh_store(tracking: Tracking) -> bool:
+    """Whether the store is a file of this project in which its experiment has never been made.
+
+    Raises:
+        RegistryError: MLflow does not answer.
+    """
+    if not tracking_uri(tracking).startswith("sqlite:"):
+        return False
+    with mlflow_errors(tracking_uri(tracking)):
+        return mlflow_client(tracking).get_experiment_by_name(tracking.experiment) is None
+
+
 def find_run(client: MlflowClient, run_id: str) -> Run | None:
     """A run; None where the store does not know it, or has it among the deleted ones."""
     from mlflow.exceptions import MlflowException

@@ -27,7 +27,7 @@ def deduplicate(recipe: Recipe, layout: Layout, options: Namespace) -> None:
         np.save(target, duplicates.all)
         lost += len(duplicates.all)
         ids = find_duplicate_ids(layout.documents(collection))
-        write_json(layout.metrics(f"documents/{collection}"), report(layout, collection, duplicates, ids))
+        write_json(layout.report(f"documents/{collection}"), report(layout, collection, duplicates, ids))
         if ids.count:
             such = ", ".join(f"{identity!r:.80}" for identity in ids.examples)
             print(
@@ -39,7 +39,7 @@ def deduplicate(recipe: Recipe, layout: Layout, options: Namespace) -> None:
 
 def report(layout: Layout, collection: str, duplicates: Duplicates, ids: DuplicateIds) -> dict[str, Any]:
     """What became of a collection's documents, from its source to its tokens."""
-    ingested = json.loads(layout.metrics(f"ingest/{collection}").read_text(encoding="utf-8"))
+    ingested = json.loads(layout.report(f"ingest/{collection}").read_text(encoding="utf-8"))
     dropped = ingested["dropped"] | {"duplicate": len(duplicates.within), "elsewhere": len(duplicates.across)}
     kept = remaining(layout.documents(collection), duplicates)
     return {

@@ -33,7 +33,7 @@ def evaluate_phase(recipe: Recipe, layout: Layout, options: Namespace) -> None:
     rows = min(recipe.runtime.max_micro_batch, recipe.phase(phase).global_batch)
     limit = recipe.evaluation.max_rows_per_collection
     figures = evaluate(model.to(world.device), validation, rows, limit, world)
-    write_json(layout.metrics(f"evaluate/{phase}"), figures)
+    write_json(layout.report(f"evaluate/{phase}"), figures)
     table = layout.plots / f"{phase}_collections.csv"
     table.parent.mkdir(parents=True, exist_ok=True)
     with table.open("w", newline="") as file:

@@ -2,7 +2,6 @@
 
 from stage import run_stage
 
-import json
 import statistics
 import tempfile
 from argparse import Namespace
@@ -11,15 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from azneobert.errors import RegistryError
+from azneobert.environment import experiment_tag
 from azneobert.files import write_json
 from azneobert.finetuning.classification import fine_tune
 from azneobert.finetuning.tasks import Task, read_task
 from azneobert.layout import Layout
 from azneobert.recipe import Recipe
 from azneobert.registry.pull import pull
-from azneobert.registry.versions import find_version
+from azneobert.registry.registered import read_registered, registered_version
 from azneobert.tracking.delivery import fresh_folder
+from azneobert.tracking.published import publish_record
 from azneobert.tracking.record import RunInfo
 from azneobert.tracking.tracker import Tracker
 
@@ -27,10 +27,10 @@ from azneobert.tracking.tracker import Tracker
 def finetune(recipe: Recipe, layout: Layout, options: Namespace) -> None:
     settings = recipe.finetuning
     task = read_task(Path(settings.files[options.task].path))
-    check_version(recipe, layout)
+    version = registered_version(settings.model, read_registered(layout.registered), recipe.tracking)
     scores: dict[str, list[dict[str, float]]] = {"pretrained": [], "random": []}
-    with recorded(recipe, layout, options.task) as tracker, tempfile.TemporaryDirectory() as scratch:
-        encoder = pull(settings.model, Path(scratch) / "model", recipe.tracking)
+    with recorded(recipe, layout, options.task, version) as tracker, tempfile.TemporaryDirectory() as scratch:
+        encoder = pull(version, Path(scratch) / "model", recipe.tracking)
         for weights, found in scores.items():
             for seed in settings.seeds:
                 found.append(fine_tune(encoder, task, settings, seed, pretrained=weights == "pretrained"))
@@ -43,7 +43,9 @@ def finetune(recipe: Recipe, layout: Layout, options: Namespace) -> None:
     figures["examples"] = {split: len(examples) for split, examples in task.splits.items()}
     figures["seeds"] = seeds = len(settings.seeds)
     figures["chance"] = round(chance(task), 4)
-    write_json(layout.metrics(f"finetune/{options.task}"), figures)
+    write_json(layout.report(f"finetune/{options.task}"), figures)
+    compared = {"accuracy": figures["pretrained"]["accuracy"], "untrained": figures["random"]["accuracy"]}
+    write_json(layout.metrics(f"finetune/{options.task}"), {options.task: compared})
     for weights in scores:
         mean, deviation = figures[weights]["accuracy"], figures[weights]["accuracy_deviation"]
         print(f"{options.task}: {weights} weights: test accuracy {mean:.1%} ± {deviation:.1%}, {seeds} seeds")
@@ -53,18 +55,6 @@ def chance(task: Task) -> float:
     """The accuracy of always giving the label that most test examples have."""
     labels = Counter(label for _, label in task.splits["test"])
     return max(labels.values()) / labels.total()
-
-
-def check_version(recipe: Recipe, layout: Layout) -> None:
-    """Refuse an alias that has moved on since this pipeline registered its version."""
-    asked = recipe.finetuning.model
-    for registered in json.loads(layout.registered.read_text()).values():
-        found = find_version(asked, recipe.tracking).uri if asked == registered["alias"] else registered["uri"]
-        if found != registered["uri"]:
-            raise RegistryError(
-                f"{asked} is {found}, this pipeline registered {registered['uri']}; "
-                "`dvc repro -f register` moves it back"
-            )
 
 
 def summary(found: list[dict[str, float]]) -> dict[str, float]:
@@ -78,13 +68,13 @@ def summary(found: list[dict[str, float]]) -> dict[str, float]:
 
 
 @contextmanager
-def recorded(recipe: Recipe, layout: Layout, task: str) -> Iterator[Tracker]:
-    """One MLflow run from the beginning of fine-tuning to its end; the step is the number of the seed."""
+def recorded(recipe: Recipe, layout: Layout, task: str, version: str) -> Iterator[Tracker]:
+    """One MLflow run of all the fine-tuning, which is published at its end; the step is the number of the seed."""
     info = RunInfo(
         name=f"{recipe.name}-finetune-{task}",
         params={"finetuning": recipe.finetuning.model_dump(mode="json")},
-        tags={"azneobert.recipe": recipe.name, "azneobert.model": recipe.finetuning.model},
-        description=f"Fine-tuning of {recipe.finetuning.model} on {task}; the step is the number of the seed.",
+        tags={"azneobert.recipe": recipe.name, "azneobert.model": version} | experiment_tag(),
+        description=f"Fine-tuning of {version} on {task}; the step is the number of the seed.",
     )
     run = layout.running(f"finetune-{task}")
     fresh_folder(run.path)
@@ -95,6 +85,7 @@ def recorded(recipe: Recipe, layout: Layout, task: str) -> Iterator[Tracker]:
         status = "FINISHED"
     finally:
         tracker.finish(status)
+    publish_record(run.tracking, layout.finetuned(task))
 
 
 def log_scores(tracker: Tracker, scores: dict[str, list[dict[str, float]]]) -> None:

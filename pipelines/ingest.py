@@ -23,7 +23,7 @@ def ingest_collection(recipe: Recipe, layout: Layout, options: Namespace) -> Non
         layout.partial(f"documents/{collection}"),
         code=code_sha256("pipelines/ingest.py"),
     )
-    write_json(layout.metrics(f"ingest/{collection}"), asdict(report))
+    write_json(layout.report(f"ingest/{collection}"), asdict(report))
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in report.dropped.items() if count) or "none"
     print(
         f"{collection}: {report.kept:,} of {report.documents:,} documents kept (dropped: {dropped}), "

@@ -9,12 +9,13 @@ import sys
 from argparse import Namespace
 
 from azneobert.environment import EXIT_FORCED, EXIT_STOPPED
-from azneobert.errors import TrainingError
+from azneobert.errors import RegistryError, TrainingError
 from azneobert.files import write_json
 from azneobert.launching.local import GRACE_SECONDS, Rank, run_ranks
 from azneobert.launching.outcome import read_outcome
 from azneobert.layout import Layout
 from azneobert.recipe import PHASES, Recipe
+from azneobert.tracking.record import read_run_id
 from azneobert.training.report import attach_report, publish, write_report
 from recover import bring_back, take_over_former_place
 
@@ -37,7 +38,12 @@ def launch(recipe: Recipe, layout: Layout, options: Namespace) -> None:
         sys.exit(EXIT_STOPPED)
     publish(run, finished)
     write_json(layout.metrics(phase), write_report(recipe, phase, finished, layout.plots))
-    attach_report(recipe, run, layout.plots / f"{phase}.png")
+    picture, run_id = layout.plots / f"{phase}.png", read_run_id(run.tracking)
+    if run_id is not None:
+        try:
+            attach_report(recipe.tracking, run_id, recipe.model_dump(mode="json"), picture)
+        except RegistryError as error:
+            print(f"warning: {error}; the loss curve is not attached to the run, it is in {picture}", file=sys.stderr)
 
 
 def _what_failed(phase: str, failed: Rank | None) -> str:

@@ -8,10 +8,11 @@ import subprocess
 from pathlib import Path
 
 from azneobert.checkpoint.manifest import read_manifest
-from azneobert.files import write_json
 from azneobert.layout import CHECKPOINT, Layout, RunFolder
 from azneobert.recipe import PhaseName, Recipe
 from azneobert.tracking.points import POINTS
+from azneobert.tracking.published import bring_record
+from azneobert.tracking.record import RECORD
 
 
 def take_over_former_place(layout: Layout, phase: PhaseName) -> None:
@@ -37,13 +38,13 @@ def bring_back(recipe: Recipe, phase: PhaseName, run: RunFolder, finished: Path)
     `prepare_folder` to say; one of other settings stays in the cache.
     """
     hashes = locked_hashes()
-    wanted = [finished / CHECKPOINT, finished / POINTS]
+    wanted = [finished / name for name in (CHECKPOINT, POINTS, RECORD)]
     if run.path.exists() or not all(str(path) in hashes for path in wanted):
         return
     cache = Path(subprocess.run(["dvc", "cache", "dir"], capture_output=True, text=True, check=False).stdout.strip())
     files = _cached_files(cache, hashes[str(wanted[0])])
-    points = _cached(cache, hashes[str(wanted[1])])
-    if not files or not all(file.is_file() for file in (*files.values(), points)):
+    points, record = (_cached(cache, hashes[str(path)]) for path in wanted[1:])
+    if not files or not all(file.is_file() for file in (*files.values(), points, record)):
         return
     partial = RunFolder(run.path.with_name(f".{run.path.name}.partial"))
     shutil.rmtree(partial.path, ignore_errors=True)
@@ -56,10 +57,7 @@ def bring_back(recipe: Recipe, phase: PhaseName, run: RunFolder, finished: Path)
     if all(manifest.recipe.get(part) == present[part] for part in ("seed", "model", "training", phase)):
         checkpoint.rename(partial.checkpoints / f"step-{manifest.step:08d}")
         partial.tracking.mkdir()
-        shutil.copyfile(points, partial.tracking / POINTS)
-        record = {"name": f"{manifest.recipe_name}-{phase}", "run_id": manifest.lineage.get("mlflow_run_id")}
-        write_json(partial.tracking / "run.json", record | {"described": True, "identity": manifest.identity})
-        (partial.tracking / "points.delivered").write_text(str(points.stat().st_size))
+        bring_record(points, record, partial.tracking)
         partial.path.rename(run.path)
         print(f"{phase}: what it left is in DVC's cache: brought back from there", flush=True)
     shutil.rmtree(partial.path, ignore_errors=True)

@@ -5,34 +5,39 @@ from stage import run_stage
 import json
 from argparse import Namespace
 
-from azneobert.files import write_json
+from azneobert.environment import experiment
 from azneobert.layout import Layout, finished_checkpoint
 from azneobert.recipe import PHASES, Recipe
 from azneobert.registry.push import push
+from azneobert.registry.registered import Registered, write_registered
+from azneobert.registry.versions import DIGEST_TAG, free_aliases
 from azneobert.tracking.delivery import deliver_folder
-from azneobert.tracking.record import read_run_id
+from azneobert.tracking.published import restore_run
 
 FORCE = {"force": "move the aliases although another recipe has registered the versions that they point at"}
 
 
 def register(recipe: Recipe, layout: Layout, options: Namespace) -> None:
-    versions = {}
+    registered = {}
     for phase in PHASES:
         checkpoint, _ = finished_checkpoint(layout.finished(phase))
-        figures = json.loads(layout.metrics(f"evaluate/{phase}").read_text())
-        run_id, picture = delivered_run(recipe, layout, phase), layout.plots / f"{phase}.png"
-        version = push(checkpoint, recipe, figures, [picture], [phase], run_id, force=options.force)
-        versions[phase] = {"uri": version.uri, "alias": f"models:/{version.name}@{phase}", "run_id": version.run_id}
-        print(f"{phase}: {version.uri}, also models:/{version.name}@{phase}")
-    write_json(layout.registered, versions)
+        figures = json.loads(layout.report(f"evaluate/{phase}").read_text(encoding="utf-8"))
+        picture, run_id = layout.plots / f"{phase}.png", delivered_run(recipe, layout, phase)
+        aliases = [phase]
+        if experiment():  # people ask for what the project has registered, and not for the last thing that was tried
+            aliases = free_aliases(recipe.tracking, recipe.registry.name, aliases)
+        version = push(checkpoint, recipe, figures, [picture], aliases, run_id, force=options.force)
+        registered[phase] = Registered(version.name, phase, version.tags[DIGEST_TAG])
+        print(f"{phase}: {version.uri}, {'also' if phase in version.aliases else 'not'} {registered[phase].uri}")
+    write_registered(layout.registered, registered)
 
 
-def delivered_run(recipe: Recipe, layout: Layout, phase: str) -> str | None:
+def delivered_run(recipe: Recipe, layout: Layout, phase: str) -> str:
     """The phase's MLflow run, which has every point now: MLflow may have been away when the training ended."""
     folder = layout.running(phase).tracking
     if folder.is_dir():
         deliver_folder(folder, recipe.tracking)
-    return read_run_id(folder)
+    return restore_run(layout.finished(phase), recipe.tracking)[0]
 
 
 if __name__ == "__main__":

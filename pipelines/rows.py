@@ -31,7 +31,7 @@ def rows(recipe: Recipe, layout: Layout, options: Namespace) -> None:
             facts[f"validation_rows/{collection}"] = len(validation)
     if not any(fact.startswith("validation_rows/") for fact in facts):
         raise DataError(f"{layout.tokens}: no document is held out; use a larger data.cleaning.validation_fraction")
-    write_json(layout.metrics(f"rows/{options.phase}"), facts)
+    write_json(layout.report(f"rows/{options.phase}"), facts)
     print(
         f"{options.phase}: {facts['rows']:,} rows of {phase.sequence_length}, {facts['fill']:.2%} full, "
         f"{facts['windows_per_row']} windows a row"

@@ -38,15 +38,17 @@ def tokenizer(recipe: Recipe, layout: Layout, options: Namespace) -> None:
         share = min(1.0, FERTILITY_CHARACTERS / max(size, 1))
         figures[collection] = fertility(counters, texts_of(layout, collection, share))
         figures[collection]["unknown"] = unknown_share(loaded, texts_of(layout, collection, share))
-    write_json(layout.metrics("tokenizer"), figures)
+    write_json(layout.report("tokenizer"), figures)
     write_plot(layout.plots / "fertility.csv", figures, list(counters))
     words = sum(f["words"] for f in figures.values())
-    means = (f"{n} {sum(f[n] * f['words'] for f in figures.values()) / words:.3f}" for n in counters)
-    print(f"{loaded.get_vocab_size():,} tokens in the vocabulary; tokens a word: {', '.join(means)}")
+    means = {n: sum(f[n] * f["words"] for f in figures.values()) / words for n in counters}
+    write_json(layout.metrics("tokenizer"), {"tokens_per_word": round(means["azneobert"], 4)})
+    said = ", ".join(f"{counter} {mean:.3f}" for counter, mean in means.items())
+    print(f"{loaded.get_vocab_size():,} tokens in the vocabulary; tokens a word: {said}")
 
 
 def characters_of(layout: Layout, collection: str) -> int:
-    report = json.loads(layout.metrics(f"documents/{collection}").read_text(encoding="utf-8"))
+    report = json.loads(layout.report(f"documents/{collection}").read_text(encoding="utf-8"))
     return int(report["characters"])
 
 

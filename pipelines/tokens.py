@@ -21,7 +21,7 @@ def tokens(recipe: Recipe, layout: Layout, options: Namespace) -> None:
         vocab_size=recipe.model.vocab_size,
     )
     counts = {side: {"documents": meta.documents, "tokens": meta.tokens} for side, meta in metas.items()}
-    write_json(layout.metrics(f"tokens/{collection}"), counts)
+    write_json(layout.report(f"tokens/{collection}"), counts)
     print(f"{collection}: {metas['train'].tokens:,} tokens to train on, {metas['validation'].tokens:,} held out")
 
 

@@ -12,9 +12,10 @@ from azneobert.cli import app
 from azneobert.cli.next import explain, standard_error
 from azneobert.layout import Layout
 from azneobert.recipe import PARAMS
+from azneobert.registry.registered import Registered, write_registered
 from azneobert.yaml_files import write_yaml
 
-PHASE = {"held_out_loss": 5.9438, "held_out_accuracy": 0.0913}
+PHASE = {"eval/loss": 5.9438, "eval/accuracy": 0.0913}
 
 
 def task(pretrained, random, *, deviation=0.02, seeds=3, test=400):
@@ -32,7 +33,7 @@ def test_the_loss_is_held_against_guessing():
         "phase2, texts that training did not see: a hidden token costs 5.94 nats, less than the 7.62 of guessing among "
         "2,048 tokens; 9.1% of them are found."
     ]
-    assert "8.00 nats, no less than the 7.62" in explain(2048, PHASE | {"held_out_loss": 8.0}, {})[0]
+    assert "8.00 nats, no less than the 7.62" in explain(2048, PHASE | {"eval/loss": 8.0}, {})[0]
 
 
 @pytest.mark.parametrize(
@@ -73,8 +74,8 @@ def finished(tmp_path, monkeypatch):
         file.parent.mkdir(exist_ok=True)
         write_yaml(file, toy_recipe().model_dump(mode="json"))
     layout = Layout("toy")
-    write(layout.registered, {"phase2": {"uri": "models:/toybert/2", "alias": "models:/toybert@phase2"}})
-    write(layout.metrics("phase2"), PHASE)
+    write_registered(layout.registered, {"phase2": Registered("toybert", "phase2", "c0ffee")})
+    write(layout.report("evaluate/phase2"), PHASE)
     return layout
 
 
@@ -92,10 +93,10 @@ def shown(*options):
 @pytest.mark.parametrize("tuned", [False, True], ids=["without a task", "with a task"])
 def test_the_last_line_is_the_one_thing_to_try(finished, tuned):
     if tuned:
-        write(finished.metrics("finetune/punctuation"), task(0.6, 0.44))
+        write(finished.report("finetune/punctuation"), task(0.6, 0.44))
     output = shown()
     assert ("pretraining helps here" in output) == tuned
-    assert "models:/toybert/2 (models:/toybert@phase2)" in output
+    assert "registered: models:/toybert@phase2\n" in output
     words = shlex.split(output.splitlines()[-1])
     assert words[:2] == ["azneobert", "fill-mask"]
     assert words[2].count("[MASK]") == 2

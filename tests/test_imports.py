@@ -76,7 +76,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("mlflow_store", "recipe", "errors", "environment", "files", "dotted", "pace", "yaml_files"),
     },
     "launching": {"checkpoint", "layout", "errors", "environment"},
-    "registry": {"language", "checkpoint", "model", "data", "mlflow_store", "recipe", "errors", "files"},
+    "registry": {
+        *("training", "layout", "tracking", "language", "checkpoint", "model", "data"),
+        *("mlflow_store", "recipe", "errors", "files"),
+    },
 }
 MAY_IMPORT["bench"] = set(MAY_IMPORT)
 MAY_IMPORT["pipelines"] = set(MAY_IMPORT) - {"bench"}

@@ -18,6 +18,7 @@ from azneobert.cli.next import where_next
 from azneobert.cli.recipe import RecipeName
 from azneobert.cli.recipe import app as recipe_app
 from azneobert.cli.registry import app as registry_app
+from azneobert.cli.registry import restore_if_fresh
 from azneobert.cli.runs import app as runs_app
 from azneobert.environment import quiet_barriers
 from azneobert.errors import AzNeoBertError
@@ -59,6 +60,7 @@ def fill_mask(
     from azneobert.registry.pull import pull
 
     loaded = load_recipe()
+    restore_if_fresh(loaded)
     uri = model or f"models:/{loaded.registry.name}@phase2"
     with tempfile.TemporaryDirectory() as scratch:
         folder = pull(uri, Path(scratch) / "model", loaded.tracking)

@@ -11,6 +11,7 @@ from azneobert.cli.recipe import RecipeName
 from azneobert.layout import Layout
 from azneobert.recipe import Recipe
 from azneobert.recipe_files import open_recipe
+from azneobert.registry.registered import read_registered
 
 # A condition and its consequence, in a language that puts a comma between them: the sample model gets both marks right.
 TO_TRY = "Sabah hava isti olsa[MASK] dənizə gedəcəyik[MASK]"
@@ -29,7 +30,8 @@ def where_next(name: RecipeName = None) -> None:
     for what, command in (
         ("loss curves", f"{root}/plots/phase1.png and phase2.png"),
         ("all plots, offline", "dvc plots show"),
-        ("numbers", f"dvc metrics show {root}/metrics/phase*.json"),
+        ("numbers", "dvc metrics show"),
+        ("what was counted", f"{root}/reports/"),
         ("compare runs", "mlflow ui"),
         ("all versions", "azneobert registry list"),
         ("get the model", f"azneobert registry pull models:/{loaded.registry.name}@{LAST_PHASE} DIR"),
@@ -46,19 +48,19 @@ def where_next(name: RecipeName = None) -> None:
 
 def read_figures(layout: Layout, loaded: Recipe) -> tuple[Figures, dict[str, Figures]]:
     """The figures of the last phase, and those of each labelled task by its name; a recipe may have no task."""
-    phase = json.loads(layout.metrics(LAST_PHASE).read_text(encoding="utf-8"))
-    files = {name: layout.metrics(f"finetune/{name}") for name in loaded.finetuning.files}
+    phase = json.loads(layout.report(f"evaluate/{LAST_PHASE}").read_text(encoding="utf-8"))
+    files = {name: layout.report(f"finetune/{name}") for name in loaded.finetuning.files}
     return phase, {name: json.loads(f.read_text(encoding="utf-8")) for name, f in files.items() if f.is_file()}
 
 
 def explain(vocab_size: int, phase: Figures, tasks: dict[str, Figures]) -> list[str]:
     """What a phase's held-out figures and each task's scores say, a sentence or more a line; true for any figures."""
     guessing = math.log(vocab_size)
-    loss = phase["held_out_loss"]
+    loss = phase["eval/loss"]
     lines = [
         f"{LAST_PHASE}, texts that training did not see: a hidden token costs {loss:.2f} nats, "
         f"{'' if loss < guessing else 'no '}less than the {guessing:.2f} of guessing among {vocab_size:,} tokens; "
-        f"{phase['held_out_accuracy']:.1%} of them are found."
+        f"{phase['eval/accuracy']:.1%} of them are found."
     ]
     return lines + [_verdict(name, figures) for name, figures in tasks.items()]
 
@@ -96,5 +98,4 @@ def _verdict(name: str, figures: Figures) -> str:
 
 
 def _registered(layout: Layout) -> str:
-    versions = json.loads(layout.registered.read_text(encoding="utf-8")).values()
-    return ", ".join(f"{version['uri']} ({version['alias']})" for version in versions)
+    return ", ".join(each.uri for each in read_registered(layout.registered).values())

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from azneobert.cli.console import console
 from azneobert.cli.recipe import RecipeName
+from azneobert.layout import Layout
 from azneobert.recipe import Recipe
 from azneobert.recipe_files import open_recipe
 
@@ -18,7 +19,9 @@ app = typer.Typer(no_args_is_help=True, help="Registered versions of the model."
 @app.command(name="list")
 def list_registered(name: RecipeName = None) -> None:
     """Show the registered versions and their aliases."""
-    console.print(_versions_table(open_recipe(name)[1]))
+    _, recipe = open_recipe(name)
+    restore_if_fresh(recipe)
+    console.print(_versions_table(recipe))
 
 
 @app.command(name="pull")
@@ -26,8 +29,28 @@ def pull_version(uri: str, folder: Path, name: RecipeName = None) -> None:
     """Bring a version into a new folder, every file's hash verified."""
     from azneobert.registry.pull import pull
 
-    pull(uri, folder, open_recipe(name)[1].tracking)
+    _, recipe = open_recipe(name)
+    restore_if_fresh(recipe)
+    pull(uri, folder, recipe.tracking)
     console.print(f"{uri} is in {folder}, every file verified")
+
+
+@app.command(name="restore")
+def restore_versions(name: RecipeName = None) -> None:
+    """Bring runs, curves, versions and aliases back to an MLflow that lacks them, from what DVC has brought."""
+    from azneobert.registry.restore import restore
+
+    _, recipe = open_recipe(name)
+    for line in restore(recipe, Layout(recipe.name)):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def restore_if_fresh(recipe: Recipe) -> None:
+    """In a clone, which has the outputs and an MLflow that is empty: bring the one to the other, and say so."""
+    from azneobert.registry.restore import restore_into_fresh_store
+
+    for line in restore_into_fresh_store(recipe, Layout(recipe.name)):
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def _versions_table(loaded: Recipe) -> Table:

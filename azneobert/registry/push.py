@@ -30,15 +30,17 @@ def push(
     run_id: str | None = None,
     *,
     force: bool = False,
+    expected: str | None = None,
 ) -> Version:
     """Register a universal checkpoint and point aliases at it. Pushing the same content again finds the same version.
 
     `figures` (held-out results by name) and `pictures` go into the model card. `run_id` is the MLflow run
     where the store does not have the one that the checkpoint names. An alias leaves a version that another recipe has
-    registered with `force` alone.
+    registered with `force` alone. `expected` is the sha256 that the version's manifest must have.
 
     Raises:
-        RegistryError: MLflow does not answer, or an alias would leave another recipe's version.
+        RegistryError: MLflow does not answer, an alias would leave another recipe's version, or the content is not
+            the one that is expected.
         CheckpointError: the checkpoint is missing or damaged.
     """
     if not force:
@@ -47,6 +49,11 @@ def push(
         folder = Path(scratch) / "version"
         manifest = assemble(checkpoint, recipe, figures, pictures, folder)
         digest = sha256_file(folder / "manifest.json")
+        if expected not in (None, digest):
+            raise RegistryError(
+                f"{checkpoint}: makes another version ({digest[:12]}) than the one that was registered "
+                f"({expected[:12]}); the recipe or the code has changed since: use `dvc repro register`"
+            )
         tracking, name = recipe.tracking, recipe.registry.name
         with mlflow_errors(tracking_uri(tracking)):
             client = mlflow_client(tracking)

@@ -46,6 +46,25 @@ def list_versions(tracking: Tracking, name: str) -> list[Version]:
         return sorted((version_of(client, name, v.version) for v in found), key=lambda version: version.number)
 
 
+def find_digest(tracking: Tracking, name: str, digest: str) -> Version | None:
+    """The version whose manifest has this sha256.
+
+    Raises:
+        RegistryError: MLflow does not answer.
+    """
+    return next((v for v in list_versions(tracking, name) if v.tags.get(DIGEST_TAG) == digest), None)
+
+
+def free_aliases(tracking: Tracking, name: str, aliases: list[str]) -> list[str]:
+    """Those of the aliases that no version has yet.
+
+    Raises:
+        RegistryError: MLflow does not answer.
+    """
+    taken = {alias for version in list_versions(tracking, name) for alias in version.aliases}
+    return [alias for alias in aliases if alias not in taken]
+
+
 def find_version(uri: str, tracking: Tracking) -> Version:
     """The version that a URI names.
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+KEY_TAG = "azneobert.run"  # of a run in MLflow: its key
 _PARAMS_PER_CALL = 100
 _LONGEST_PARAM = 6000
 
@@ -99,35 +100,54 @@ def deliver(folder: Path, spool: Spool, tracking: Tracking, wanted: Record | Non
         record = read_record(folder)
         assert record is not None
         wanted = wanted or record
-        _set_status(client, run, wanted)
         if not record.described:
             _describe(client, run, wanted)
+        _set_status(client, run, wanted)  # last: a run that has its end has all the rest
         if not record.described or record.settled != (wanted.status != RUNNING):
             update_record(folder, described=True, settled=wanted.status != RUNNING)
         return sent
 
 
 def _ensure_run(client: MlflowClient, folder: Path, spool: Spool, tracking: Tracking) -> Run:
-    """The run of the folder; a new one, which gets every point, where MLflow has none or has deleted it."""
+    """The run of the folder; one that has its key, or a new one, gets every point where MLflow has deleted it."""
     record = read_record(folder)
     assert record is not None
+    run = run_of(client, tracking, record)
+    if run is not None and run.info.run_id == record.run_id:
+        return run
+    if run is None:
+        run = _create_run(client, ensure_experiment(client, tracking), record)
     if record.run_id is not None:
-        if (run := find_run(client, record.run_id)) is not None:
-            return run
-        log.warning("%s: MLflow has no run %s any more; a new one gets every point", folder, record.run_id)
-    run = client.create_run(
-        ensure_experiment(client, tracking),
+        log.warning("%s: MLflow has no run %s; %s gets every point", folder, record.run_id, run.info.run_id)
+    spool.set_delivered(0)  # before the run is noted: a kill in between leaves an empty run, not a lost point
+    update_record(folder, run_id=run.info.run_id, described=False, settled=False)
+    return run
+
+
+def run_of(client: MlflowClient, tracking: Tracking, record: Record) -> Run | None:
+    """The run of a record, by its id; else by its key: of before a kill, or restored into another store."""
+    if record.run_id is not None and (run := find_run(client, record.run_id)) is not None:
+        return run
+    if record.key is None:
+        return None
+    found = client.search_runs(
+        [ensure_experiment(client, tracking)], f"tags.`{KEY_TAG}` = '{record.key}'", max_results=1
+    )
+    return found[0] if found else None
+
+
+def _create_run(client: MlflowClient, experiment: str, record: Record) -> Run:
+    return client.create_run(
+        experiment,
         start_time=record.started_ms,
         run_name=record.info.name,
         tags={
             "mlflow.user": record.user,
             "mlflow.source.name": record.source,
             "mlflow.source.type": "LOCAL",
-        },
+        }
+        | ({KEY_TAG: record.key} if record.key else {}),
     )
-    spool.set_delivered(0)  # before the run is noted: a kill in between leaves an empty run, not a lost point
-    update_record(folder, run_id=run.info.run_id, described=False, settled=False)
-    return run
 
 
 def _send_points(client: MlflowClient, run_id: str, spool: Spool) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import secrets
 import sys
 import threading
 import time
@@ -15,7 +16,7 @@ from azneobert.tracking.damage import keep_damaged
 
 RUNNING = "RUNNING"
 _STATUSES = (RUNNING, "FINISHED", "KILLED", "FAILED")
-_FILE = "run.json"
+RECORD = "run.json"
 _writing = threading.Lock()  # the thread that delivers and the one that trains both change the record
 
 
@@ -41,9 +42,11 @@ class Record:
 
     `run_id` is None while MLflow has not answered yet. `status` is what the run is to have in MLflow; None, of older
     folders, leaves MLflow's as it is. `settled` says that MLflow has the description, and the end if there is one.
+    `key` is the run's own, whichever store it is recorded in: it travels with what the run leaves.
     """
 
     info: RunInfo
+    key: str | None = None
     run_id: str | None = None
     status: str | None = None
     started_ms: int | None = None
@@ -59,11 +62,17 @@ def open_record(folder: Path, info: RunInfo) -> Record:
     former = repaired_record(folder)
     now = time.time_ns() // 1_000_000
     opened = former if former is not None else Record(info, started_ms=now)
+    opened = replace(opened, key=opened.key or new_key())
     told = former is not None and former.described and described_alike(former.info, info)
     opened = replace(opened, info=info, status=RUNNING, ended_ms=None, described=told, settled=False)
     if former is None or former.started_ms is None:
         opened = replace(opened, started_ms=now)
     return write_record(folder, replace(opened, user=_user(), source=Path(sys.argv[0]).name or "azneobert"))
+
+
+def new_key() -> str:
+    """A key that no other run has."""
+    return secrets.token_hex(16)
 
 
 def described_alike(a: RunInfo, b: RunInfo) -> bool:
@@ -74,7 +83,7 @@ def described_alike(a: RunInfo, b: RunInfo) -> bool:
 def read_record(folder: Path) -> Record | None:
     """The record of a tracking folder; None where there is none, or none that can be read."""
     try:
-        return _parse((folder / _FILE).read_bytes(), folder)
+        return _parse((folder / RECORD).read_bytes(), folder)
     except (OSError, ValueError, RecursionError):
         return None
 
@@ -87,7 +96,7 @@ def read_run_id(folder: Path) -> str | None:
 
 def repaired_record(folder: Path) -> Record | None:
     """The record; one that cannot be read is set aside, after which there is none."""
-    file = folder / _FILE
+    file = folder / RECORD
     record = read_record(folder)
     if record is None and file.exists():
         keep_damaged(file, "is no record of a run", "a new MLflow run gets every point")
@@ -111,9 +120,9 @@ def write_record(folder: Path, record: Record) -> Record:
 def _write(folder: Path, record: Record) -> Record:
     content = asdict(record)
     content = content.pop("info") | content
-    partial = folder / f"{_FILE}.partial"
+    partial = folder / f"{RECORD}.partial"
     partial.write_text(json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-    partial.replace(folder / _FILE)
+    partial.replace(folder / RECORD)
     return record
 
 
@@ -131,7 +140,7 @@ def _parse(content: bytes, folder: Path) -> Record:
         not all(isinstance(text, str) for text in texts)
         or not all(isinstance(dictionary, dict) for dictionary in (*dictionaries, info.artifacts, info.identity or {}))
         or not all(isinstance(number, int | None) for number in times)
-        or not isinstance(record.run_id, str | None)
+        or not all(isinstance(identity, str | None) for identity in (record.run_id, record.key))
         or record.status not in (None, *_STATUSES)
     ):
         raise ValueError("not a record")

@@ -20,7 +20,7 @@ from azneobert.tracking.points import (
 )
 
 POINTS_PER_CALL = 1000
-_MARK = "points.delivered"
+DELIVERED = "points.delivered"
 
 
 class Spool:
@@ -32,7 +32,7 @@ class Spool:
     def __init__(self, folder: Path, segment: int | None = None, from_step: int = 0):
         """Without a segment the newest one goes on."""
         self._file = folder / POINTS
-        self._mark = folder / _MARK
+        self._mark = folder / DELIVERED
         folder.mkdir(parents=True, exist_ok=True)
         points = self._repaired()
         self._begin(points, segment, from_step)

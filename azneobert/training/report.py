@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import csv
-import logging
 import shutil
 import statistics
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from azneobert.checkpoint.manifest import verify_checkpoint
 from azneobert.checkpoint.rotation import CheckpointFolder
-from azneobert.errors import CheckpointError, RegistryError, TrainingError
+from azneobert.errors import CheckpointError, TrainingError
 from azneobert.layout import CHECKPOINT, RunFolder
 from azneobert.mlflow_store import attach_files
-from azneobert.model.size import count_parameters
-from azneobert.recipe import PhaseName, Recipe
+from azneobert.recipe import PhaseName, Recipe, Tracking
 from azneobert.tracking.points import POINTS, read_points
-from azneobert.tracking.record import read_run_id
+from azneobert.tracking.published import publish_record
 from azneobert.yaml_files import write_yaml
 
-log = logging.getLogger(__name__)
+# Not the rates and the memory, which are the machine's: they are in the points, and in MLflow.
+_CURVES = ("step", "loss", "grad_norm", "lr", "tokens")
 
 
 def publish(run: RunFolder, target: Path) -> None:
-    """Copy what a finished run leaves for the stages after it, its last checkpoint and its points, into `target`.
+    """Copy what a finished run leaves for the stages after it, its last checkpoint and its record, into `target`.
 
     Copies, not links: outputs become links into DVC's cache, and what is written in the run's folder, or damaged there,
     must not reach it.
@@ -42,8 +42,7 @@ def publish(run: RunFolder, target: Path) -> None:
     verify_checkpoint(partial)
     shutil.rmtree(target / CHECKPOINT, ignore_errors=True)
     partial.rename(target / CHECKPOINT)
-    if (run.tracking / POINTS).exists():
-        shutil.copyfile(run.tracking / POINTS, target / POINTS)
+    publish_record(run.tracking, target)
 
 
 def write_report(recipe: Recipe, phase: PhaseName, finished: Path, plots: Path) -> dict[str, Any]:
@@ -55,7 +54,7 @@ def write_report(recipe: Recipe, phase: PhaseName, finished: Path, plots: Path) 
         TrainingError: there are no points.
     """
     points = read_points(finished)
-    training = _table(points, "train/")
+    training = [{k: row[k] for k in _CURVES if k in row} for row in _table(points, "train/")]
     held_out = _table(points, "eval/", with_parts=False)
     if not training or not held_out:
         raise TrainingError(
@@ -66,29 +65,20 @@ def write_report(recipe: Recipe, phase: PhaseName, finished: Path, plots: Path) 
     _write_csv(plots / f"{phase}.csv", training)
     _write_csv(plots / f"{phase}_held_out.csv", held_out)
     draw_losses(plots / f"{phase}.png", f"{recipe.name}: {phase}", training, held_out)
-    last = training[-1]
-    return {
-        "steps": last["step"],
-        "tokens": last["tokens"],
-        "parameters": count_parameters(recipe.model),
-        "train_loss": last["loss"],
-        "held_out_loss": held_out[-1]["loss"],
-        "held_out_accuracy": held_out[-1]["accuracy"],
-        "tokens_per_second": round(statistics.median(row["tokens_per_second"] for row in training), 1),
-    }
+    # Named by the phase: `dvc exp show` then has a column a number, without the file's path.
+    return {phase: {"loss": held_out[-1]["loss"]}}
 
 
-def attach_report(recipe: Recipe, run: RunFolder, picture: Path) -> None:
-    """Attach the picture and the recipe to the MLflow run, where MLflow answers."""
-    run_id = read_run_id(run.tracking)
-    if run_id is None:
-        return
-    settings = run.tracking / "recipe.yaml"
-    write_yaml(settings, recipe.model_dump(mode="json"))
-    try:
-        attach_files(recipe.tracking, run_id, [picture, settings])
-    except RegistryError as error:
-        log.warning("%s: the loss curve is not attached to the run, it is in %s", error, picture)
+def attach_report(tracking: Tracking, run_id: str, recipe: dict[str, Any], picture: Path) -> None:
+    """Attach the picture and the recipe, as its fields, to the MLflow run.
+
+    Raises:
+        RegistryError: MLflow does not answer.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        settings = Path(scratch) / "recipe.yaml"
+        write_yaml(settings, recipe)
+        attach_files(tracking, run_id, [picture, settings])
 
 
 def draw_losses(picture: Path, title: str, training: list[dict[str, float]], held_out: list[dict[str, float]]) -> None:

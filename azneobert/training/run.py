@@ -13,6 +13,7 @@ from azneobert.data.rows import plan_facts
 from azneobert.data.stream import SampleRange, micro_batch_loader
 from azneobert.engine.interface import Engine, World, world_of
 from azneobert.engine.make import make_accelerator, make_engine
+from azneobert.environment import experiment_tag
 from azneobert.errors import RecipeError
 from azneobert.files import write_json
 from azneobert.model.backend import choose_backend
@@ -150,7 +151,8 @@ def _tracker(inputs: Inputs, position: Position, rows: dict[str, float]) -> Trac
             "azneobert.phase": inputs.phase,
             "azneobert.recipe": inputs.recipe.name,
             "azneobert.git_commit": segment.git_commit,
-        },
+        }
+        | experiment_tag(),
         description=_description(inputs, segment.git_commit),
         artifacts={LINEAGE: lineage_document(inputs, position)},
         identity=position.identity,

@@ -360,10 +360,10 @@ def stages(project, tmp_path, monkeypatch, sample_texts):
         documents.words.append(7)
         paths.documents(collection).mkdir(parents=True)
         write_part(paths.documents(collection), 0, documents)
-        paths.metrics("ingest").mkdir(parents=True, exist_ok=True)
+        paths.report("ingest").mkdir(parents=True, exist_ok=True)
         ingested = {"documents": report.documents, "dropped": report.dropped}
-        paths.metrics(f"ingest/{collection}").parent.mkdir(parents=True, exist_ok=True)
-        paths.metrics(f"ingest/{collection}").write_text(json.dumps(ingested))
+        paths.report(f"ingest/{collection}").parent.mkdir(parents=True, exist_ok=True)
+        paths.report(f"ingest/{collection}").write_text(json.dumps(ingested))
 
     def run(**settings):
         changed = recipe.model_copy(
@@ -395,7 +395,7 @@ def test_a_tokenizer_is_trained_and_measured_on_the_training_side_of_what_is_lef
     paths = stages(vocab_size=SIZE, trained={"wordpiece": {}})
     tokenizer = load_tokenizer(paths.tokenizer, SIZE)
     assert tokenizer.token_to_id("漢") is None  # stands in what is held out
-    figures = json.loads(paths.metrics("tokenizer").read_text())
+    figures = json.loads(paths.report("tokenizer").read_text())
     assert list(figures) == list(COLLECTIONS)
     for figure in figures.values():
         assert list(figure) == ["words", "azneobert", "qwen3.5", "deepseek-v4", "unknown"]
@@ -405,7 +405,7 @@ def test_a_tokenizer_is_trained_and_measured_on_the_training_side_of_what_is_lef
     assert rows[0] == "collection,group,tokens_per_word"
     assert len(rows) == 1 + 3 * len(COLLECTIONS)
     for number, collection in enumerate(COLLECTIONS):
-        report = json.loads(paths.metrics(f"documents/{collection}").read_text())
+        report = json.loads(paths.report(f"documents/{collection}").read_text())
         assert report["dropped"]["elsewhere"] == (number > 0)
         assert report["kept"] == report["documents"] - sum(report["dropped"].values()) + 1  # the one put in by hand
         assert np.load(paths.duplicates(collection)).tolist() == ([report["documents"] - 1] if number else [])
@@ -413,7 +413,7 @@ def test_a_tokenizer_is_trained_and_measured_on_the_training_side_of_what_is_lef
 
 def test_a_tokenizer_is_trained_on_a_sample_when_there_is_more(stages, tmp_path):
     paths = stages(vocab_size=512, trained={"bpe": {"max_characters": 20_000}})
-    reports = (json.loads(paths.metrics(f"documents/{collection}").read_text()) for collection in COLLECTIONS)
+    reports = (json.loads(paths.report(f"documents/{collection}").read_text()) for collection in COLLECTIONS)
     share = 20_000 / sum(report["characters"] for report in reports)
     places = [(paths.documents(collection), np.load(paths.duplicates(collection))) for collection in COLLECTIONS]
     sample = [batch for folder, struck in places for batch in training_texts(folder, struck, share)]

@@ -12,6 +12,7 @@ from toy import toy_recipe
 from azneobert.finetuning.tasks import Task
 from azneobert.layout import Layout
 from azneobert.tracking.delivery import deliver_folder
+from azneobert.tracking.points import read_points
 from azneobert.tracking.record import read_run_id
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +28,7 @@ def test_each_run_of_the_stage_is_a_run_in_mlflow_also_when_that_was_away(
     for accuracy in (0.25, 0.5):
         with monkeypatch.context() as patch:
             patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-            with finetune.recorded(recipe, layout, "punctuation") as tracker:
+            with finetune.recorded(recipe, layout, "punctuation", "models:/toybert/2") as tracker:
                 finetune.log_scores(tracker, {"pretrained": [{"accuracy": accuracy}] * 2})
     folders = layout.tracking_folders()
     assert len(folders) == 2
@@ -38,9 +39,11 @@ def test_each_run_of_the_stage_is_a_run_in_mlflow_also_when_that_was_away(
         assert (run.info.run_name, run.info.status) == ("toy-finetune-punctuation", "FINISHED")
         found[folder.parent.name.split(".")[0], run.data.metrics["test/accuracy/pretrained"]] = folder
     assert found.keys() == {("finetune-punctuation", 0.25), ("finetune-punctuation", 0.5)}
-    with finetune.recorded(recipe, layout, "punctuation") as tracker:
+    with finetune.recorded(recipe, layout, "punctuation", "models:/toybert/2") as tracker:
         finetune.log_scores(tracker, {"pretrained": [{"accuracy": 0.75}] * 2})
     assert len(layout.tracking_folders()) == 2, "a run that MLflow has makes room for the next"
+    published = read_points(layout.finetuned("punctuation"))
+    assert [point["values"]["test/accuracy/pretrained"] for point in published] == [0.75, 0.75]
 
 
 @pytest.mark.parametrize(("test", "expected"), [([0, 1, 0, 1], 0.5), ([0, 1, 1, 1], 0.75), ([2], 1.0)])

@@ -97,7 +97,7 @@ def test_the_readme_s_commands_go_from_a_folder_to_a_registered_model(
     assert "models:/kitab/1" in printed[4]
     manifest = read_manifest(project.folder / "my-encoder/checkpoint")
     assert set(manifest.lineage["tokens_md5"]) == {"forum_2024", "kitablar", "xeberler"}
-    kept = [json.loads(f.read_text()) for f in (project.folder / "outputs/kitab/metrics/documents").glob("*.json")]
+    kept = [json.loads(f.read_text()) for f in (project.folder / "outputs/kitab/reports/documents").glob("*.json")]
     assert sum(report["documents"] for report in kept) == len(documents("news", "folklor", "fineweb2", "culturax"))
 
 

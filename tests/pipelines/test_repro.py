@@ -84,13 +84,13 @@ def test_mlflow_holds_one_run_a_phase_with_curve_settings_and_lineage(reproduced
 
 
 def test_the_reports_hold_documents_fertility_and_rows(reproduced: Reproduced) -> None:
-    metrics = reproduced.project.folder / "outputs/sample/metrics"
-    cc100 = json.loads((metrics / "documents/cc100.json").read_text())
+    reports = reproduced.project.folder / "outputs/sample/reports"
+    cc100 = json.loads((reports / "documents/cc100.json").read_text())
     assert cc100["documents"] == cc100["kept"] + sum(cc100["dropped"].values())
     assert cc100["dropped"]["language"] > 0
-    fertility = json.loads((metrics / "tokenizer.json").read_text())
+    fertility = json.loads((reports / "tokenizer.json").read_text())
     assert all({"azneobert", "qwen3.5", "deepseek-v4"} <= set(figures) for figures in fertility.values())
-    rows = json.loads((metrics / "rows/phase2.json").read_text())
+    rows = json.loads((reports / "rows/phase2.json").read_text())
     assert sum(share for key, share in rows.items() if key.startswith("share/")) == pytest.approx(1, abs=1e-3)
     client = mlflow.MlflowClient(f"sqlite:///{reproduced.project.folder}/mlflow.db")
     run = client.get_run(str(read_run_id(reproduced.project.folder / "outputs/sample/running/phase2/tracking")))
@@ -109,8 +109,11 @@ def test_a_second_make_repro_runs_nothing(reproduced: Reproduced) -> None:
 
 def test_metrics_parameters_and_offline_plots_show(reproduced: Reproduced) -> None:
     project = reproduced.project
-    metrics = json.loads(project.run("dvc", "metrics", "show", "--json").stdout)
-    assert "held_out_loss" in metrics[""]["data"]["outputs/sample/metrics/phase2.json"]["data"]
+    metrics = json.loads(project.run("dvc", "metrics", "show", "--json").stdout)[""]["data"]
+    numbers = [key for file in metrics.values() for key, value in file["data"].items()]
+    assert sorted(numbers) == ["phase1", "phase2", "punctuation", "tokens_per_word"], "few: they have a column each"
+    shown = project.run("dvc", "metrics", "show").stdout.splitlines()
+    assert max(map(len, shown)) <= 160
     page = (project.folder / project.run("dvc", "plots", "show").stdout.strip().removeprefix("file://")).read_text()
     assert not re.search(r"<script[^>]+src=", page), "a page that loads a script does not work offline"
     assert page.count("vegaEmbed('#") >= 3

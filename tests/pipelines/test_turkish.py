@@ -37,7 +37,7 @@ def test_a_turkish_folder_is_told_by_its_letters_and_kept(tmp_path: Path) -> Non
     assert "5 of 6 documents kept (dropped: 1 language)" in printed
     assert "HTML in 1 documents" in printed
     assert f"language: 5: {AZERBAIJANI[:60]}" in printed
-    report = json.loads((project.folder / "outputs/haber/metrics/ingest/haberler.json").read_text())
+    report = json.loads((project.folder / "outputs/haber/reports/ingest/haberler.json").read_text())
     assert len(report["examples"]["language"]) == 1
 
     content = edit_yaml(project.folder / "params.yaml")

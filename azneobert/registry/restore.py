@@ -1,0 +1,80 @@
+"""From what DVC brings to a clone back to MLflow: the runs, their curves, the versions and their aliases."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from azneobert.checkpoint.manifest import read_manifest
+from azneobert.errors import RegistryError
+from azneobert.layout import CHECKPOINT, Layout, finished_checkpoint
+from azneobert.mlflow_store import is_fresh_store
+from azneobert.recipe import Recipe
+from azneobert.registry.push import push
+from azneobert.registry.registered import Registered, read_registered
+from azneobert.registry.versions import find_digest, free_aliases
+from azneobert.tracking.published import restore_run
+from azneobert.tracking.record import read_record
+from azneobert.training.report import attach_report
+
+
+def restore(recipe: Recipe, layout: Layout) -> Iterator[str]:
+    """Bring back what MLflow lacks; a line for each run and each version, there already or not.
+
+    Raises:
+        RegistryError: there is nothing to restore from, or MLflow does not answer.
+        CheckpointError: a checkpoint is missing or damaged.
+    """
+    published = layout.published()
+    if not published:
+        raise RegistryError(
+            f"{layout.root}: no finished run there; bring them with `azneobert remote pull`, or use `dvc repro`"
+        )
+    run_ids = {}
+    for folder in published:
+        run_ids[folder.name], line = _restore_run(recipe, layout, folder)
+        yield line
+    if not layout.registered.is_file():
+        yield f"no version: {layout.registered} is not there yet; `dvc repro register` makes it"
+        return
+    for phase, registered in read_registered(layout.registered).items():
+        yield _restore_version(recipe, layout, phase, registered, run_ids.get(phase))
+
+
+def restore_into_fresh_store(recipe: Recipe, layout: Layout) -> Iterator[str]:
+    """`restore`, where the store is this project's own and has never recorded anything: in a clone, after a pull.
+
+    Raises:
+        RegistryError: MLflow does not answer.
+        CheckpointError: a checkpoint is missing or damaged.
+    """
+    if layout.registered.is_file() and is_fresh_store(recipe.tracking):
+        yield from restore(recipe, layout)
+
+
+def _restore_run(recipe: Recipe, layout: Layout, folder: Path) -> tuple[str, str]:
+    record = read_record(folder)
+    name = record.info.name if record else folder.name
+    run_id, made = restore_run(folder, recipe.tracking)
+    if made and (folder / CHECKPOINT).is_dir():
+        settings = read_manifest(folder / CHECKPOINT).recipe
+        attach_report(recipe.tracking, run_id, settings, layout.plots / f"{folder.name}.png")
+    return run_id, f"run {name}: {'restored' if made else 'there already'}, {run_id}"
+
+
+def _restore_version(recipe: Recipe, layout: Layout, phase: str, registered: Registered, run_id: str | None) -> str:
+    aliases = free_aliases(recipe.tracking, registered.model, [registered.alias])
+    version = find_digest(recipe.tracking, registered.model, registered.manifest_sha256)
+    said = "there already"
+    if version is None or aliases:
+        checkpoint, _ = finished_checkpoint(layout.finished(phase))
+        figures = json.loads(layout.report(f"evaluate/{phase}").read_text(encoding="utf-8"))
+        picture = layout.plots / f"{phase}.png"
+        expected = registered.manifest_sha256
+        version = push(checkpoint, recipe, figures, [picture], aliases, run_id, expected=expected)
+        said = "restored"
+    alias = (
+        f"@{registered.alias}" if registered.alias in version.aliases else f"not @{registered.alias}, which is taken"
+    )
+    return f"version {version.uri} ({alias}): {said}, sha256 {registered.manifest_sha256[:12]}"
