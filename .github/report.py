@@ -10,7 +10,6 @@ It stands beside the workflow that runs it: it is no stage, which is what pipeli
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import shutil
@@ -113,30 +112,14 @@ def base_side(folder: Path) -> Side:
 def reproduce(side: Side) -> None:
     """Bring a side's outputs up to date.
 
-    Where registering came out of the cache, its versions may be in the other side's MLflow store alone, which is seen
-    when a fine-tuning asks for one: then they are registered here, too.
+    Registering may come out of the cache, from where the other side registered: the MLflow store is told of it before a
+    fine-tuning asks for the version. A base that is too old to have the command has nothing that needs it.
     """
-    if succeeds(side, *side.repro):
-        return
-    if lacks_versions(side):
-        print(
-            f"\n{side.name}: what the cache says is registered is not in this MLflow store: registering it", flush=True
-        )
-        if succeeds(side, "dvc", "repro", "--force", "--single-item", "register") and succeeds(side, *side.repro):
-            return
-    raise AzNeoBertError(f"{side.name}: `{' '.join(side.repro)}` failed; the lines above say why")
-
-
-def lacks_versions(side: Side) -> bool:
-    """Whether the side's outputs name registered versions that its MLflow store does not have."""
-    try:
-        registered = json.loads((outputs(side) / "registered.json").read_text(encoding="utf-8"))
-        wanted = {phase["uri"] for phase in registered.values()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False  # it has not come so far
-    wide = side.environment | {"COLUMNS": "300"}
-    listed = is_told("azneobert", "registry", "list", side=Side(side.name, side.folder, side.repro, wide))
-    return not wanted <= set(listed.split())
+    ready = succeeds(side, "azneobert", "recipe", "check") and succeeds(side, "dvc", "repro", "register")
+    if ready:
+        succeeds(side, "azneobert", "registry", "restore")
+    if not ready or not succeeds(side, *side.repro):
+        raise AzNeoBertError(f"{side.name}: it cannot be reproduced; the lines above say why")
 
 
 def kept_commit(base: Side) -> str:
