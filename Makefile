@@ -11,7 +11,7 @@ ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 
-.PHONY: repro report test test-pipelines lint format type docs-check ui setup constraints clean help
+.PHONY: repro report lock test test-pipelines lint format type docs-check ui setup constraints clean help
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -24,6 +24,11 @@ repro: setup ## run the whole recipe that params.yaml names, and say where to lo
 	azneobert runs deliver
 	azneobert registry restore
 	azneobert next
+
+lock: setup ## bring dvc.lock, which is in git, up to date: what `make repro` makes of the sample; commit first
+	azneobert recipe use sample
+	rm -f dvc.lock
+	dvc repro
 
 report: setup ## what the change since BASE does to the numbers: report/report.md
 	python .github/report.py "$(or $(BASE),origin/main)"

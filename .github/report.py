@@ -113,7 +113,7 @@ def reproduce(side: Side) -> None:
     """Bring a side's outputs up to date.
 
     Registering may come out of the cache, from where the other side registered: the MLflow store is told of it before a
-    fine-tuning asks for the version. A base that is too old to have the command has nothing that needs it.
+    fine-tuning asks for the version. A base that is too old to have that command goes without.
     """
     ready = succeeds(side, "azneobert", "recipe", "check") and succeeds(side, "dvc", "repro", "register")
     if ready:

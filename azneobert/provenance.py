@@ -35,6 +35,7 @@ NOT_DECIDING = {
     "azneobert/training/folder.py": "which run goes on and which is set aside",
     "pipelines/interruption.py": "what Ctrl-C prints",
     "pipelines/stage.py": "reads the recipe, prints errors",
+    "pipelines/failure.py": "keeps why a stage failed",
     "pipelines/recover.py": "finds what a stage has made already",
 }
 # These start another program, which no import shows.

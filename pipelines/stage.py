@@ -19,6 +19,7 @@ from azneobert.errors import AzNeoBertError, RecipeError
 from azneobert.layout import Layout
 from azneobert.recipe import Recipe, load_recipe, recipe_fingerprint
 from azneobert.yaml_files import read_yaml
+from failure import kept_if_it_fails
 
 ACCEPT_CHANGED = {"accept-changed": "go on although this part of the run's identity has changed, such as training"}
 
@@ -53,7 +54,9 @@ def run_stage(
         for argument, choices in arguments.items():
             if callable(choices):
                 _check_choice(argument, getattr(chosen, argument), list(choices(recipe)), recipe.name)
-        stage(recipe, Layout(recipe.name), chosen)
+        layout = Layout(recipe.name)
+        with kept_if_it_fails(layout):
+            stage(recipe, layout, chosen)
     except AzNeoBertError as error:
         sys.exit(f"error: {error}")
     except OSError as error:

@@ -49,6 +49,15 @@ class Project:
     @classmethod
     def make(cls, folder: Path) -> Project:
         """The working tree's files, committed to a repository of their own, with a sample recipe of seconds."""
+        project = cls.take(folder)
+        project.keep_collections(COLLECTIONS)
+        project.change(TOY)
+        project.commit()
+        return project
+
+    @classmethod
+    def take(cls, folder: Path) -> Project:
+        """The working tree's files as they are, without dvc.lock, whose outputs are not there."""
         project = cls(folder)
         files = _run(["git", "ls-files", "-co", "--exclude-standard"], ROOT).stdout.splitlines()
         for name in files:
@@ -61,15 +70,20 @@ class Project:
         (folder / ".venv").symlink_to(ROOT / ".venv")
         for name in ("pyproject.toml", "constraints.txt"):
             os.utime(folder / name, (0, 0))
-        project.keep_collections(COLLECTIONS)
-        project.change(TOY)
-        project.commit()
         return project
 
-    def copy(self, folder: Path) -> Project:
+    def clone(self, folder: Path) -> Project:
+        """What `git clone` brings elsewhere; its environment is this one."""
+        _run(["git", "clone", "-q", str(self.folder), str(folder)], self.folder)
+        return Project(folder)
+
+    def copy(self, folder: Path, *, relocate: bool = True) -> Project:
         """The same project, outputs and all, to break."""
         _run(["cp", "-a", str(self.folder), str(folder)], self.folder)  # outputs stay links to the cache
-        return Project(folder)
+        copy = Project(folder)
+        if relocate:
+            copy.run("azneobert", "registry", "relocate")
+        return copy
 
     def change(self, edits: dict[str, Any]) -> None:
         """Change the recipe that runs: a block, a key, a value."""

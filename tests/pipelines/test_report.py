@@ -88,14 +88,18 @@ def test_a_report_that_is_stopped_leaves_no_worktree(clone: Project, number: sig
     clone.change({"phase1": {"steps": 100_000}})
     clone.commit()
     started = clone.start("python", ".github/report.py", "HEAD")
-    deadline = time.monotonic() + 120
-    while len(found := worktrees(clone)) == 1 or not training(Path(found[1].split()[0])):
-        assert started.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    base = Path(found[1].split()[0])
-    started.send_signal(number)
-    assert started.wait(120) == 1
+    try:
+        deadline = time.monotonic() + 120
+        while len(found := worktrees(clone)) == 1 or not training(Path(found[1].split()[0])):
+            assert started.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        base = Path(found[1].split()[0])
+        started.send_signal(number)
+        assert started.wait(120) == 1
+    finally:
+        started.terminate()
+        started.wait()
     assert len(worktrees(clone)) == 1
     assert not base.parent.exists()
 
