@@ -156,7 +156,9 @@ def write(start: str, reproduced: str, sides: tuple[Side, Side]) -> None:
 def differences(what: str, reproduced: str) -> str:
     """DVC's table of the metrics or params that differ, with the two sides by their names here."""
     header, *rows = tell("dvc", what, "diff", "--md", reproduced).splitlines() or ["None differs."]
-    return "\n".join([header.replace(reproduced, "base").replace("workspace", "change"), *rows])
+    return "\n".join(
+        [header.replace(reproduced, "base".ljust(len(reproduced))).replace("workspace", "change   "), *rows]
+    )
 
 
 def pictures(sides: tuple[Side, Side]) -> dict[str, list[str]]:

@@ -15,7 +15,7 @@ from project import Project, Reproduced, stages_run
 @pytest.fixture
 def clone(pristine: Reproduced, tmp_path: Path) -> Project:
     """The toy project with its cache and without the rest: neither outputs nor an MLflow store, as on a CI machine."""
-    project = pristine.project.copy(tmp_path / "project")
+    project = pristine.project.copy(tmp_path / "project", relocate=False)
     shutil.rmtree(project.folder / "outputs")
     shutil.rmtree(project.folder / "mlruns")
     (project.folder / "mlflow.db").unlink()
