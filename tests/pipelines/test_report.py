@@ -83,6 +83,17 @@ def test_a_base_that_cannot_be_reproduced_is_named_and_its_worktree_removed(clon
     assert len(worktrees(clone)) == 1
 
 
+def test_the_base_runs_its_own_code(clone: Project) -> None:
+    package = clone.folder / "azneobert/__init__.py"
+    before = package.read_text()
+    package.write_text(f'{before}\nraise SystemExit("error: the code of the base")\n')
+    clone.commit()
+    package.write_text(before)
+    done = clone.run("python", ".github/report.py", "HEAD", check=False)
+    assert done.stderr.splitlines()[0] == "error: the code of the base"
+    assert done.returncode == 1
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_report_that_is_stopped_leaves_no_worktree(clone: Project, number: signal.Signals) -> None:
     clone.change({"phase1": {"steps": 100_000}})
