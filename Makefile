@@ -11,7 +11,7 @@ ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 
-.PHONY: repro report lock test test-pipelines lint format type docs-check ui setup constraints clean help
+.PHONY: repro report lock test test-pipelines test-s3 lint format type docs-check ui setup constraints clean help
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -37,7 +37,10 @@ test: setup ## run the tests
 	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/pipelines
 
 test-pipelines: setup ## whole projects at toy size, by the commands that a user types
-	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/pipelines
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not s3" tests/pipelines
+
+test-s3: setup ## hand a project over through an S3-compatible server on this machine
+	python -m pytest -m s3 tests/pipelines
 
 lint: setup ## format check, lint, types
 	ruff format --check .
@@ -54,10 +57,12 @@ docs-check: setup ## every link and every command of the documentation
 ui: setup ## compare runs in the browser
 	mlflow ui
 
-constraints: setup ## pin anew what constraints.txt pins; torch stays at the version that is tested
-	echo "torch==2.13.0" | uv pip compile --quiet --extra dev --extra wandb --no-annotate --no-header pyproject.toml - \
-	  | sed 's/+cpu$$//' > constraints.new
-	mv constraints.new constraints.txt
+constraints: setup ## pin what pyproject.toml needs; what is pinned stays where it can (`UPGRADE=--upgrade` moves it)
+	sed 's/^torch==.*/torch==2.13.0+cpu/' constraints.txt > constraints.new  # or the CUDA build is taken, 2.9 GB
+	echo "torch==2.13.0" | uv pip compile --quiet --extra dev --extra wandb --extra s3 --extra ssh $(UPGRADE) \
+	  --no-annotate --no-header --output-file constraints.new pyproject.toml -
+	sed 's/+cpu$$//' constraints.new > constraints.txt
+	rm constraints.new
 
 clean: ## remove everything that a run makes, the DVC cache and the environment left alone
 	rm -rf outputs mlruns mlflow.db dvc_plots wandb
@@ -68,9 +73,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv || echo "uv cannot be had here: using pip"
 	@if test -x $(BIN)/uv; then \
-	  $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev,wandb]'; \
+	  $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev,wandb,s3]'; \
 	else \
-	  $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,wandb]'; \
+	  $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,wandb,s3]'; \
 	fi
 	@touch $@
 

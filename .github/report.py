@@ -155,10 +155,11 @@ def write(start: str, reproduced: str, sides: tuple[Side, Side]) -> None:
 
 def differences(what: str, reproduced: str) -> str:
     """DVC's table of the metrics or params that differ, with the two sides by their names here."""
-    header, *rows = tell("dvc", what, "diff", "--md", reproduced).splitlines() or ["None differs."]
-    return "\n".join(
-        [header.replace(reproduced, "base".ljust(len(reproduced))).replace("workspace", "change   "), *rows]
-    )
+    table = tell("dvc", what, "diff", "--md", reproduced).splitlines()
+    if len(table) < 3:  # DVC prints the head of an empty table
+        return "None differs."
+    header = table[0].replace(reproduced, "base".ljust(len(reproduced))).replace("workspace", "change   ")
+    return "\n".join([header, *table[1:]])
 
 
 def pictures(sides: tuple[Side, Side]) -> dict[str, list[str]]:

@@ -23,3 +23,7 @@ class TrainingError(AzNeoBertError, RuntimeError):
 
 class RegistryError(AzNeoBertError, RuntimeError):
     """The registry does not answer, or does not hold what was asked for."""
+
+
+class RemoteError(AzNeoBertError, RuntimeError):
+    """The DVC remote does not answer, or does not hold what was asked for."""

@@ -25,6 +25,7 @@ NOT_DECIDING = {
     "azneobert/provenance.py": "says what a number is made of",
     "azneobert/mlflow_store.py": "where runs are recorded",
     "azneobert/tracking": "how points reach MLflow, not what they are",
+    "azneobert/dvc_files.py": "what DVC has locked and cached",
     "azneobert/layout.py": "where outputs lie, not what they are",
     "azneobert/environment.py": "the names of variables",
     "azneobert/pace.py": "when a person may expect the end",

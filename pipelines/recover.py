@@ -2,12 +2,12 @@
 
 from stage import locked_hashes
 
-import json
 import shutil
 import subprocess
 from pathlib import Path
 
 from azneobert.checkpoint.manifest import read_manifest
+from azneobert.dvc_files import Output, cached_object, object_path, objects_of
 from azneobert.layout import CHECKPOINT, Layout, RunFolder
 from azneobert.recipe import PhaseName, Recipe
 from azneobert.tracking.points import POINTS
@@ -42,8 +42,10 @@ def bring_back(recipe: Recipe, phase: PhaseName, run: RunFolder, finished: Path)
     if run.path.exists() or not all(str(path) in hashes for path in wanted):
         return
     cache = Path(subprocess.run(["dvc", "cache", "dir"], capture_output=True, text=True, check=False).stdout.strip())
-    files = _cached_files(cache, hashes[str(wanted[0])])
-    points, record = (_cached(cache, hashes[str(path)]) for path in wanted[1:])
+    listed = Output(phase, CHECKPOINT, hashes[str(wanted[0])])
+    objects = objects_of(listed, cached_object(cache, listed.md5))
+    files = {p.removeprefix(f"{CHECKPOINT}/"): object_path(cache, m) for p, m in objects.items() if p != CHECKPOINT}
+    points, record = (object_path(cache, hashes[str(path)]) for path in wanted[1:])
     if not files or not all(file.is_file() for file in (*files.values(), points, record)):
         return
     partial = RunFolder(run.path.with_name(f".{run.path.name}.partial"))
@@ -61,16 +63,3 @@ def bring_back(recipe: Recipe, phase: PhaseName, run: RunFolder, finished: Path)
         partial.path.rename(run.path)
         print(f"{phase}: what it left is in DVC's cache: brought back from there", flush=True)
     shutil.rmtree(partial.path, ignore_errors=True)
-
-
-def _cached(cache: Path, md5: str) -> Path:
-    return cache / "files" / "md5" / md5[:2] / md5[2:]
-
-
-def _cached_files(cache: Path, md5: str) -> dict[str, Path]:
-    """The files of a folder that DVC has hashed, by their path in it; none where the cache lacks it."""
-    try:
-        listed = json.loads(_cached(cache, md5).read_text(encoding="utf-8"))
-        return {entry["relpath"]: _cached(cache, entry["md5"]) for entry in listed}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}

@@ -11,19 +11,16 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
+from azneobert.dvc_files import locked_outputs
 from azneobert.environment import quiet_barriers
-from azneobert.errors import AzNeoBertError, RecipeError
+from azneobert.errors import AzNeoBertError, DataError, RecipeError
 from azneobert.layout import Layout
 from azneobert.recipe import Recipe, load_recipe, recipe_fingerprint
-from azneobert.yaml_files import read_yaml
 from failure import kept_if_it_fails
 
 ACCEPT_CHANGED = {"accept-changed": "go on although this part of the run's identity has changed, such as training"}
-
-_LARGEST_LOCK = 64 << 20  # bytes; that of the sample has 100,000
 
 quiet_barriers()
 
@@ -76,9 +73,8 @@ def lineage(recipe: Recipe, layout: Layout) -> dict[str, Any]:
 def locked_hashes() -> dict[str, str]:
     """DVC's hash of each output, by its path, from dvc.lock, which DVC brings up to date after each stage."""
     try:
-        stages = read_yaml(Path("dvc.lock"), _LARGEST_LOCK)["stages"]
-        return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
-    except (OSError, KeyError, TypeError, ValueError):
+        return {output.path: output.md5 for output in locked_outputs()}
+    except DataError:
         return {}  # run without DVC
 
 

@@ -55,6 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pace": set(),
     "files": {"errors"},
     "yaml_files": {"files"},
+    "dvc_files": {"files", "yaml_files", "errors"},
     "settings": set(),
     "language": {"settings"},
     "recipe": {"errors", "yaml_files", "settings", "language"},

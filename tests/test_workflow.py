@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 WORKFLOW = ROOT / ".github/workflows/ci.yml"
 SETUP = ROOT / ".github/actions/setup/action.yml"
 PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
-TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+TARGETS = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
 JOBS: dict[str, Any] = read_yaml(WORKFLOW)["jobs"]
 
 
@@ -37,14 +37,18 @@ def code_of(page: Path) -> list[str]:
 
 
 def made(lines: list[str]) -> list[str]:
-    return [target for line in lines for target in re.findall(r"\bmake ([a-z-]+)", line)]
+    return [target for line in lines for target in re.findall(r"\bmake ([a-z][a-z0-9-]*)", line)]
 
 
 def test_every_job_runs_targets_of_the_makefile_and_programs_that_are_there() -> None:
     lines = [line for step in steps() for line in step.get("run", "").splitlines()]
-    assert {"lint", "test", "test-pipelines", "report", "setup"} == set(made(lines)) <= TARGETS
+    assert {"lint", "test", "report", "setup"} < set(made(lines)) <= TARGETS
     assert {line.split()[0] for line in lines} <= {"make", "printf", "cat", "gh"}
-    assert set(made((ROOT / ".ci/run").read_text().splitlines())) <= set(made(lines)), "what CI asks for here"
+
+
+def test_the_workflow_runs_what_every_submission_must_pass() -> None:
+    asked = set(made((ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()))
+    assert asked <= set(made([step.get("run", "") for step in steps()]))
 
 
 def test_only_official_actions_run_each_by_its_major_version() -> None:

@@ -19,6 +19,7 @@ from azneobert.cli.recipe import RecipeName
 from azneobert.cli.recipe import app as recipe_app
 from azneobert.cli.registry import app as registry_app
 from azneobert.cli.registry import restore_if_fresh
+from azneobert.cli.remote import app as remote_app
 from azneobert.cli.runs import app as runs_app
 from azneobert.environment import quiet_barriers
 from azneobert.errors import AzNeoBertError
@@ -33,6 +34,7 @@ app.add_typer(data, name="data")
 app.add_typer(bench_app, name="bench")
 app.add_typer(registry_app, name="registry")
 app.add_typer(recipe_app, name="recipe")
+app.add_typer(remote_app, name="remote")
 app.add_typer(runs_app, name="runs")
 app.command(name="next")(where_next)
 

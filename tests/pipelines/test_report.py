@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shutil
 import signal
@@ -9,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from project import Project, Reproduced, stages_run
+from project import ROOT, Project, Reproduced, stages_run
 
 
 @pytest.fixture
@@ -54,6 +55,14 @@ def test_the_report_of_a_change_of_fine_tuning_shows_its_figures_alone(clone: Pr
     assert "not committed" not in page
     assert len(worktrees(clone)) == 1
     assert clone.run("git", "status", "--porcelain").stdout.split() in ([], ["M", "dvc.lock"])
+
+
+@pytest.mark.parametrize("table", ["", "| Path | Metric | 0123 | workspace | Change |\n|--|--|--|--|--|"])
+def test_where_nothing_differs_the_page_says_so(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / ".github")
+    script = importlib.import_module("report")
+    monkeypatch.setattr(script, "tell", lambda *command: table)
+    assert script.differences("metrics", "0123") == "None differs."
 
 
 def test_a_base_that_is_no_commit_is_one_line_and_a_former_report_stays(clone: Project) -> None:

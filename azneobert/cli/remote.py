@@ -1,0 +1,243 @@
+"""`azneobert remote`: where the outputs lie for others, and what of them is there. The one place that calls DVC itself.
+
+`dvc push` and `dvc pull` do the same work; these commands say in a line what is wrong, and what to do.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from azneobert.cli.console import console
+from azneobert.cli.recipe import RecipeName
+from azneobert.dvc_files import Output, cached_object, locked_outputs, object_path, objects_of
+from azneobert.errors import DataError, RemoteError
+from azneobert.recipe_files import open_recipe
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
+
+app = typer.Typer(no_args_is_help=True, help="Where the outputs lie for others: a folder, SSH, an S3-compatible store.")
+
+NAME = "storage"
+_SHOWN = 3  # objects of an output that are named
+_CONFIG = Path(".dvc/config")
+
+
+@app.command(name="set")
+def set_remote(
+    url: Annotated[str, typer.Argument(help="/shared/folder, ssh://host/folder, s3://bucket/folder, ...")],
+    endpoint_url: Annotated[str | None, typer.Option(help="Of an S3-compatible store that is not Amazon's.")] = None,
+) -> None:
+    """Have `dvc push` and `dvc pull` use this place, every object verified; it is asked before anything is changed."""
+    former = _CONFIG.read_bytes()
+    try:
+        _dvc("remote", "add", "--default", "--force", NAME, url)
+        _dvc("remote", "modify", NAME, "verify", "true")
+        if endpoint_url:
+            _dvc("remote", "modify", NAME, "endpointurl", endpoint_url)
+        with _opened() as repo:
+            _probe(repo)
+    except BaseException:
+        _CONFIG.write_bytes(former)
+        raise
+    console.print(f"{_CONFIG}: outputs go to {url}; commit it, and `dvc push`", markup=False, soft_wrap=True)
+
+
+@app.command()
+def check(name: RecipeName = None) -> None:
+    """Say whether the remote has all that dvc.lock names of a recipe."""
+    _, recipe = open_recipe(name)
+    outputs = outputs_of(recipe.name)
+    with _opened() as repo, _refused_objects() as refused:
+        storage = _probe(repo)
+        lacking = {output: missing for output in outputs if (missing := _lacking(repo, storage, output))}
+    for output, missing in lacking.items():
+        _say_why(output, missing, refused)
+    if lacking:
+        raise RemoteError(f"{_place(repo)}: lacks objects of {len(lacking)} of {len(outputs)} outputs, as said above")
+    print(f"{_place(repo)}: has all {len(outputs)} outputs of recipe {recipe.name}")
+
+
+@app.command()
+def pull(
+    targets: Annotated[list[str] | None, typer.Argument(help="Stages or outputs; default: all of the recipe.")] = None,
+) -> None:
+    """Bring the outputs of the recipe that runs, as `dvc pull` does, and say of each that cannot be had why."""
+    _, recipe = open_recipe(None)
+    outputs = outputs_of(recipe.name)
+    with _opened() as repo, _refused_objects() as refused:
+        _probe(repo)
+        from dvc.exceptions import CheckoutError
+
+        today = {str(out) for out in repo.index.outs}  # dvc.lock may hold a stage that the recipe has no more
+        outputs = [output for output in outputs if output.path in today]
+        try:
+            brought = repo.pull(targets or [output.path for output in outputs])
+        except CheckoutError as error:
+            failed = set(map(str, error.target_infos))
+            for output in outputs:
+                if output.path in failed:
+                    _say_why(output, _uncached(_cache(repo), output), refused)
+            raise RemoteError(f"{_place(repo)}: {len(failed)} outputs did not come, as said above") from None
+    what = ", ".join(targets) if targets else f"all {len(outputs)} outputs of recipe {recipe.name}"
+    print(f"{_place(repo)}: {brought['stats'].get('fetched', 0):,} objects brought; {what}: there")
+
+
+def outputs_of(recipe: str) -> list[Output]:
+    """The outputs that dvc.lock names of a recipe.
+
+    Raises:
+        DataError: there is no dvc.lock, it cannot be read, or it holds none of this recipe.
+    """
+    all_outputs = locked_outputs()
+    outputs = [output for output in all_outputs if output.path.startswith(f"outputs/{recipe}/")]
+    if not outputs:
+        others = sorted({output.path.split("/")[1] for output in all_outputs if output.path.startswith("outputs/")})
+        raise DataError(
+            f"dvc.lock: holds no output of recipe {recipe}, but of {', '.join(others) or 'none'}; use "
+            "`azneobert recipe use NAME`, or `dvc repro` to make them"
+        )
+    return outputs
+
+
+def _dvc(*arguments: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = next((line for line in done.stderr.splitlines() if line.startswith("ERROR: ")), done.stderr)
+        raise RemoteError(f"`dvc {' '.join(arguments)}`: {_one_line(said.removeprefix('ERROR: '))}")
+
+
+@contextmanager
+def _opened() -> Iterator[Repo]:
+    """This project as DVC sees it; what DVC raises is one line."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    # They warn of what is said here in other words.
+    for logger in ("dvc.data_cloud", "dvc_data"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    try:
+        with Repo() as repo:
+            yield repo
+    except DvcException as error:
+        raise RemoteError(f"dvc: {_one_line(error)}") from error
+
+
+def _probe(repo: Repo) -> Any:
+    """The remote's store of objects, which answers.
+
+    Raises:
+        RemoteError: there is no remote, or it does not answer.
+    """
+    from dvc.config import NoRemoteError
+
+    try:
+        storage = repo.cloud.get_remote_odb()
+        list(storage.oids_exist(["0" * 32]))
+        if not storage.fs.exists(storage.path) and storage.fs.protocol == "local":
+            print(f"{storage.path}: is not there yet; the first `dvc push` makes it", file=sys.stderr)
+    except NoRemoteError:
+        raise RemoteError("no remote: use `azneobert remote set URL`, a folder, ssh://... or s3://...") from None
+    except Exception as error:  # whatever the transport of the day raises: of botocore, asyncssh, or the file system
+        raise RemoteError(f"{_place(repo)}: {_remedy(error)}") from error
+    return storage
+
+
+def _remedy(error: Exception) -> str:
+    said = _one_line(error)
+    kind = type(error).__name__
+    if isinstance(error, ImportError):
+        scheme = said.split(" ")[0]
+        return f"needs a package that is not installed; use `pip install 'azneobert[{scheme}]'`, or 'dvc[{scheme}]'"
+    if "NoCredentials" in kind or "credentials" in said.lower():
+        return f"{said}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+    if isinstance(error, PermissionError) or "Forbidden" in said or "Signature" in said or "InvalidAccessKey" in said:
+        return f"does not let you in ({said}); check the key"
+    if isinstance(error, FileNotFoundError) or "NoSuchBucket" in said:
+        return f"no such bucket or folder ({said}); make it, or correct the address in {_CONFIG}"
+    if "Connect" in kind or isinstance(error, ConnectionError):
+        return f"does not answer ({said}); check the address in {_CONFIG}, and the network"
+    return f"cannot be used ({kind}: {said}); check the address in {_CONFIG}"
+
+
+def _lacking(repo: Repo, storage: Any, output: Output) -> list[str]:
+    """The objects of an output that the remote does not have; of a folder whose list it lacks, the list."""
+    content = None
+    if output.md5.endswith(".dir"):
+        content = cached_object(_cache(repo), output.md5)
+        if content is None and storage.exists(output.md5):
+            content = storage.fs.cat_file(storage.oid_to_path(output.md5))
+    objects = list(objects_of(output, content).values())
+    there = set(storage.oids_exist(objects))
+    return [md5 for md5 in objects if md5 not in there]
+
+
+def _uncached(cache: Path, output: Output) -> list[str]:
+    """The objects of an output that this machine does not have."""
+    objects = objects_of(output, cached_object(cache, output.md5)).values()
+    return [md5 for md5 in objects if not object_path(cache, md5).is_file()]
+
+
+@contextmanager
+def _refused_objects() -> Iterator[set[str]]:
+    """The md5 of each object whose bytes DVC finds to be others; it says so to its log alone."""
+    found: set[str] = set()
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "corrupted" in str(record.msg):
+                place = record.getMessage().split("'")[1]  # corrupted cache file '.../files/md5/ab/cdef...'.
+                found.add("".join(Path(place).parts[-2:]))
+
+    logger, listener = logging.getLogger("dvc_data.hashfile.db"), Listener()
+    former = logger.level, logger.propagate
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    logger.addHandler(listener)
+    try:
+        yield found
+    finally:
+        logger.removeHandler(listener)
+        logger.level, logger.propagate = former
+
+
+def _say_why(output: Output, missing: list[str], refused: set[str]) -> None:
+    """Why an output cannot be had: objects that are not in the remote, and those that are there with other bytes."""
+    make = f"or `dvc repro {output.stage.split('@')[0]}`"
+    if damaged := [md5 for md5 in missing if md5 in refused]:
+        print(
+            f"{output.path}: damaged in the remote, {_objects(damaged)}, whose bytes are not those of its name; delete "
+            f"it there and `dvc push` from where it is whole, {make}",
+            file=sys.stderr,
+        )
+    if absent := [md5 for md5 in missing if md5 not in refused]:
+        print(
+            f"{output.path}: not in the remote, {_objects(absent)}; `dvc push` from where it was made, {make}",
+            file=sys.stderr,
+        )
+
+
+def _objects(hashes: list[str]) -> str:
+    more = f" and {len(hashes) - _SHOWN:,} more" if len(hashes) > _SHOWN else ""
+    return ", ".join(object_path(Path(), md5).as_posix() for md5 in hashes[:_SHOWN]) + more
+
+
+def _cache(repo: Repo) -> Path:
+    return Path(repo.cache.local.path).parent.parent
+
+
+def _place(repo: Repo) -> str:
+    name = repo.config["core"].get("remote", NAME)
+    return f"remote {name} ({repo.config['remote'].get(name, {}).get('url', 'no address')})"
+
+
+def _one_line(said: object) -> str:
+    return " ".join(str(said).split()) or type(said).__name__
