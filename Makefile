@@ -11,7 +11,7 @@ ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 
-.PHONY: repro lock test test-pipelines test-s3 lint format type docs-check ui setup constraints clean help
+.PHONY: repro report lock test test-pipelines test-s3 lint format type docs-check ui setup constraints clean help
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -29,6 +29,9 @@ lock: setup ## bring dvc.lock, which is in git, up to date: what `make repro` ma
 	azneobert recipe use sample
 	rm -f dvc.lock
 	dvc repro
+
+report: setup ## what the change since BASE does to the numbers: report/report.md
+	python .github/report.py "$(or $(BASE),origin/main)"
 
 test: setup ## run the tests
 	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/pipelines
