@@ -28,6 +28,7 @@ app = typer.Typer(no_args_is_help=True, help="Where the outputs lie for others: 
 
 NAME = "storage"
 _SHOWN = 3  # objects of an output that are named
+_IN_BUCKETS = ("s3", "gs", "azure")
 _CONFIG = Path(".dvc/config")
 
 
@@ -142,6 +143,9 @@ def _probe(repo: Repo) -> Any:
     try:
         storage = repo.cloud.get_remote_odb()
         list(storage.oids_exist(["0" * 32]))
+        bucket = storage.path.split("/")[0]
+        if storage.fs.protocol in _IN_BUCKETS and not storage.fs.exists(bucket):
+            raise FileNotFoundError(bucket)
         if not storage.fs.exists(storage.path) and storage.fs.protocol == "local":
             print(f"{storage.path}: is not there yet; the first `dvc push` makes it", file=sys.stderr)
     except NoRemoteError:
