@@ -6,7 +6,13 @@ its files, whose md5 ends in `.dir`.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +54,23 @@ def locked_outputs(lock: Path = LOCK) -> list[Output]:
         raise DataError(f"{lock}: damaged ({first_line}); bring it back with `git checkout {lock}`") from None
 
 
+def outputs_of(recipe: str) -> list[Output]:
+    """The outputs that dvc.lock names of a recipe.
+
+    Raises:
+        DataError: there is no dvc.lock, it cannot be read, or it holds none of this recipe.
+    """
+    all_outputs = locked_outputs()
+    outputs = [output for output in all_outputs if output.path.startswith(f"outputs/{recipe}/")]
+    if not outputs:
+        others = sorted({output.path.split("/")[1] for output in all_outputs if output.path.startswith("outputs/")})
+        raise DataError(
+            f"dvc.lock: holds no output of recipe {recipe}, but of {', '.join(others) or 'none'}; use "
+            "`azneobert recipe use NAME`, or `dvc repro` to make them"
+        )
+    return outputs
+
+
 def object_path(cache: Path, md5: str) -> Path:
     """Where a cache keeps an object."""
     return cache / "files" / "md5" / md5[:2] / md5[2:]
@@ -80,3 +103,41 @@ def objects_of(output: Output, content: bytes | None) -> dict[str, str]:
                 "`azneobert remote pull`"
             ) from None
     return objects
+
+
+def cache_folder() -> Path:
+    """The cache of this project, as DVC says: its own, or one that several share.
+
+    Raises:
+        DataError: DVC does not say.
+    """
+    command = [sys.executable, "-m", "dvc", "cache", "dir"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode or not done.stdout.strip():
+        said = next(iter(done.stderr.strip().splitlines()), "nothing")
+        raise DataError(f"`dvc cache dir` says {said}; expected a folder: is this one a DVC project?")
+    return Path(done.stdout.strip())
+
+
+def damaged_objects(cache: Path, hashes: Iterable[str]) -> Iterator[tuple[str, bool]]:
+    """Read objects of a cache, several at a time: each md5, and whether the bytes have another one.
+
+    Objects that the cache does not have are not damaged.
+    """
+
+    def is_damaged(md5: str) -> tuple[str, bool]:
+        try:
+            with object_path(cache, md5).open("rb") as file:
+                return md5, hashlib.file_digest(file, "md5").hexdigest() != md5.removesuffix(".dir")
+        except FileNotFoundError:
+            return md5, False
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as readers:  # hashing lets other threads run
+        yield from readers.map(is_damaged, hashes)
+
+
+def set_object_aside(cache: Path, md5: str) -> Path:
+    """Take an object out of the cache, to `damaged/` in it; where it is now."""
+    aside = cache / "damaged" / md5
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    return object_path(cache, md5).replace(aside)

@@ -115,4 +115,6 @@ def finished_checkpoint(folder: Path) -> tuple[Path, Manifest]:
         return checkpoint, verify_checkpoint(checkpoint)
     except CheckpointError as error:
         # The run that left it has a copy of its own.
-        raise CheckpointError(f"{error}; `dvc repro {folder.name}` puts it there again") from None
+        raise CheckpointError(
+            f"{error}; `azneobert cache check`, then `dvc repro {folder.name}` puts it there"
+        ) from None

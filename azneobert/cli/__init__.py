@@ -12,6 +12,7 @@ import typer
 from rich.table import Column, Table
 
 from azneobert.cli.bench import app as bench_app
+from azneobert.cli.cache import app as cache_app
 from azneobert.cli.checkpoint import app as checkpoint_app
 from azneobert.cli.console import console
 from azneobert.cli.next import where_next
@@ -29,6 +30,7 @@ from azneobert.recipe_files import open_recipe
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 data = typer.Typer(no_args_is_help=True, help="Token stores and row plans.")
+app.add_typer(cache_app, name="cache")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(data, name="data")
 app.add_typer(bench_app, name="bench")

@@ -17,8 +17,8 @@ import typer
 
 from azneobert.cli.console import console
 from azneobert.cli.recipe import RecipeName
-from azneobert.dvc_files import Output, cached_object, locked_outputs, object_path, objects_of
-from azneobert.errors import DataError, RemoteError
+from azneobert.dvc_files import Output, cached_object, object_path, objects_of, outputs_of
+from azneobert.errors import RemoteError
 from azneobert.recipe_files import open_recipe
 
 if TYPE_CHECKING:
@@ -92,23 +92,6 @@ def pull(
     print(f"{_place(repo)}: {brought['stats'].get('fetched', 0):,} objects brought; {what}: there")
 
 
-def outputs_of(recipe: str) -> list[Output]:
-    """The outputs that dvc.lock names of a recipe.
-
-    Raises:
-        DataError: there is no dvc.lock, it cannot be read, or it holds none of this recipe.
-    """
-    all_outputs = locked_outputs()
-    outputs = [output for output in all_outputs if output.path.startswith(f"outputs/{recipe}/")]
-    if not outputs:
-        others = sorted({output.path.split("/")[1] for output in all_outputs if output.path.startswith("outputs/")})
-        raise DataError(
-            f"dvc.lock: holds no output of recipe {recipe}, but of {', '.join(others) or 'none'}; use "
-            "`azneobert recipe use NAME`, or `dvc repro` to make them"
-        )
-    return outputs
-
-
 def _dvc(*arguments: str) -> None:
     done = subprocess.run([sys.executable, "-m", "dvc", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -129,7 +112,13 @@ def _opened() -> Iterator[Repo]:
         with Repo() as repo:
             yield repo
     except DvcException as error:
-        raise RemoteError(f"dvc: {_one_line(error)}") from error
+        said = _one_line(error)
+        if said.startswith("Can't remove the following unsaved files"):
+            changed = said.rsplit(" ", 1)[-1]
+            raise RemoteError(
+                f"{changed}: is not what DVC left there; delete it, or move it away, and pull again"
+            ) from error
+        raise RemoteError(f"dvc: {said}") from error
 
 
 def _probe(repo: Repo) -> Any:

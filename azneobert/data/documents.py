@@ -24,6 +24,7 @@ SCHEMA = pa.schema(
         ("words", pa.int32()),
     ]
 )
+_RESTORE = "`azneobert cache check`, then `dvc repro deduplicate` makes it anew"
 _ROWS = 1024  # an encoding takes some hundred bytes a token, so few documents at a time
 
 
@@ -123,7 +124,7 @@ def read_duplicates(path: Path) -> np.ndarray:
         raise DataError(f"{path}: no such file; `dvc repro deduplicate` writes it") from None
     except (ValueError, EOFError) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{path}: damaged ({reason}); delete it and run `dvc repro deduplicate`") from None
+        raise DataError(f"{path}: damaged ({reason}); {_RESTORE}") from None
 
 
 def split_by_part(folder: Path, indices: np.ndarray) -> Iterator[tuple[Path, np.ndarray]]:
@@ -157,6 +158,4 @@ def _reading(path: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = " ".join(str(error).split())
-        raise DataError(
-            f"{path}: not a whole Parquet file ({reason}); delete it and run `dvc repro deduplicate`"
-        ) from None
+        raise DataError(f"{path}: not a whole Parquet file ({reason}); {_RESTORE}") from None

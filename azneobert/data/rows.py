@@ -30,7 +30,7 @@ FORMAT_VERSION = 2
 FRAME = 2  # [CLS] and [SEP] around each window
 _ARRAYS = {"store": np.uint8, "start": np.int64, "length": np.int32, "row_offsets": np.int64}
 _CHUNK = 1 << 22
-_RESTORE = "`dvc repro -f -s rows` makes it anew"
+_RESTORE = "`azneobert cache check`, then `dvc repro rows` makes it anew"
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def open_plan(path: Path, stores: dict[str, TokenStore]) -> RowPlan:
     except FileNotFoundError as error:
         raise DataError(f"{error.filename}: no whole row plan there; `dvc repro rows` writes it") from None
     except (TypeError, KeyError, ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
-        raise DataError(f"{path}: damaged row plan ({error}); `dvc repro -f -s rows` makes it anew") from None
+        raise DataError(f"{path}: damaged row plan ({error}); {_RESTORE}") from None
     if meta is None:
         raise DataError(
             f"{path}: row plan of format version {version}, this program reads {FORMAT_VERSION}; "
@@ -175,7 +175,7 @@ def open_plan(path: Path, stores: dict[str, TokenStore]) -> RowPlan:
         raise DataError(f"{path}: made from other tokens of {', '.join(changed)}; `dvc repro rows` makes it anew")
     sizes = {"row_offsets": meta.rows + 1}
     if any(a.shape != (sizes.get(n, meta.windows),) or a.dtype != _ARRAYS[n] for n, a in arrays.items()):
-        raise DataError(f"{path}: its files do not have the {meta.rows} rows of meta.json; `dvc repro -f -s rows`")
+        raise DataError(f"{path}: its files do not have the {meta.rows} rows of meta.json; {_RESTORE}")
     return RowPlan(meta, **arrays)
 
 

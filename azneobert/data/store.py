@@ -26,7 +26,7 @@ FORMAT_VERSION = 1
 _CHUNK = 1 << 22
 _PIECE_BYTES = 8 << 20
 _HEADER_BYTES = 128  # of a .npy file of one dimension
-_RESTORE = "`dvc repro -f -s tokens` makes it anew"
+_RESTORE = "`azneobert cache check`, then `dvc repro tokens` makes it anew"
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def test_a_half_written_plan_is_not_taken_for_whole(written, name):
     with refused(DataError, f"{path}/{name}", "no whole row plan", "dvc repro rows"):
         open_plan(path, stores)
     (path / name).write_bytes(whole[:-3])
-    with refused(DataError, str(path), "damaged row plan", "dvc repro -f -s rows"):
+    with refused(DataError, str(path), "damaged row plan", "azneobert cache check"):
         open_plan(path, stores)
 
 
@@ -240,7 +240,7 @@ def test_a_flipped_byte_of_the_content_is_found_by_verify_wherever_it_is(mixed, 
         damaged = bytearray(whole)
         damaged[place] ^= 1 << place % 8
         (path / f"{name}.npy").write_bytes(damaged)
-        with refused(DataError, str(path), "dvc repro -f -s rows"):
+        with refused(DataError, str(path), "azneobert cache check"):
             verify_plan(path, stores)
 
 
@@ -266,7 +266,7 @@ def test_a_flipped_byte_of_the_header_is_refused_in_one_line_or_changes_nothing(
 def test_an_array_of_another_length_is_refused(mixed, name):
     plan, stores, path = mixed
     rewrite(path, **{name: getattr(plan, name)[:-1]})
-    with refused(DataError, str(path), "dvc repro -f -s rows"):
+    with refused(DataError, str(path), "azneobert cache check"):
         verify_plan(path, stores)
 
 
@@ -274,7 +274,7 @@ def test_an_array_of_another_length_is_refused(mixed, name):
 def test_an_array_of_another_type_is_refused(mixed, name):
     plan, stores, path = mixed
     rewrite(path, **{name: getattr(plan, name).astype(np.float64)})
-    with refused(DataError, str(path), "dvc repro -f -s rows"):
+    with refused(DataError, str(path), "azneobert cache check"):
         verify_plan(path, stores)
 
 
@@ -298,7 +298,7 @@ def test_a_window_out_of_range_is_found_by_verify_whatever_the_hash_says(mixed, 
         np.save(path / f"{name}.npy", array)
         if with_its_hash:
             rewrite(path)
-        with refused(DataError, str(path), wrong, "dvc repro -f -s rows"):
+        with refused(DataError, str(path), wrong, "azneobert cache check"):
             verify_plan(path, stores)
 
 
@@ -339,7 +339,7 @@ def test_an_array_cut_anywhere_is_refused(mixed, name):
     whole = (path / f"{name}.npy").read_bytes()
     for length in range(len(whole)):
         (path / f"{name}.npy").write_bytes(whole[:length])
-        with refused(DataError, str(path), "dvc repro -f -s rows"):
+        with refused(DataError, str(path), "azneobert cache check"):
             open_plan(path, stores)
 
 
@@ -355,7 +355,7 @@ def test_a_plan_of_another_format_is_refused(mixed, version):
 def test_a_damaged_meta_json_is_refused(mixed, content):
     _, stores, path = mixed
     (path / "meta.json").write_bytes(content.encode(errors="surrogateescape"))
-    with refused(DataError, str(path), "damaged row plan", "dvc repro -f -s rows"):
+    with refused(DataError, str(path), "damaged row plan", "azneobert cache check"):
         open_plan(path, stores)
 
 

@@ -66,16 +66,20 @@ class Project:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, target)
         (folder / "dvc.lock").unlink(missing_ok=True)
-        # The environment is this one; it counts as made from these files, whatever their dates.
-        (folder / ".venv").symlink_to(ROOT / ".venv")
-        for name in ("pyproject.toml", "constraints.txt"):
-            os.utime(folder / name, (0, 0))
-        return project
+        return project.with_environment()
 
     def clone(self, folder: Path) -> Project:
         """What `git clone` brings elsewhere; its environment is this one."""
         _run(["git", "clone", "-q", str(self.folder), str(folder)], self.folder)
-        return Project(folder)
+        return Project(folder).with_environment()
+
+    def with_environment(self) -> Project:
+        """Give it this environment, which counts as made from its files: `make` must not install it there."""
+        if not (self.folder / ".venv").exists():
+            (self.folder / ".venv").symlink_to(ROOT / ".venv")
+        for name in ("pyproject.toml", "constraints.txt"):
+            os.utime(self.folder / name, (0, 0))
+        return self
 
     def copy(self, folder: Path, *, relocate: bool = True) -> Project:
         """The same project, outputs and all, to break."""

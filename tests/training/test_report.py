@@ -88,5 +88,5 @@ def test_a_finished_checkpoint_that_is_damaged_or_absent_is_refused_by_name(fini
     content = bytearray(weights.read_bytes())
     content[-9] ^= 1
     weights.write_bytes(content)
-    with refused(CheckpointError, "weights.safetensors", "changed", "`dvc repro phase1` puts it there again"):
+    with refused(CheckpointError, "weights.safetensors", "changed", "`azneobert cache check`, then `dvc repro phase1`"):
         finished_checkpoint(tmp_path / "phase1")

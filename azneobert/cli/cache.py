@@ -1,0 +1,71 @@
+"""`azneobert cache`: whether DVC's cache holds what its names say.
+
+An output is a hard link to an object of the cache, so that what damages the one damages the other: `dvc checkout` then
+repairs nothing, and `dvc repro -f` makes the output anew and leaves the object as it is.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import typer
+from rich.progress import track
+
+from azneobert.cli.console import console
+from azneobert.cli.recipe import RecipeName
+from azneobert.dvc_files import (
+    cache_folder,
+    cached_object,
+    damaged_objects,
+    objects_of,
+    outputs_of,
+    set_object_aside,
+)
+from azneobert.errors import DataError
+from azneobert.recipe_files import open_recipe
+
+app = typer.Typer(no_args_is_help=True, help="DVC's cache, of which the outputs are links.")
+
+
+@app.callback()  # without it the one command would be the group itself
+def cache() -> None:
+    """DVC's cache, of which the outputs are links."""
+
+
+@app.command()
+def check(name: RecipeName = None) -> None:
+    """Read every byte that a recipe's outputs stand on; set damaged objects aside, and say what brings them again."""
+    _, recipe = open_recipe(name)
+    outputs, folder = outputs_of(recipe.name), cache_folder()
+    lists = [output.md5 for output in outputs if output.md5.endswith(".dir")]
+    damaged = _set_aside(folder, lists)  # the lists first: a damaged one names no files
+    needed = {output: objects_of(output, cached_object(folder, output.md5)) for output in outputs}
+    files = sorted({md5 for objects in needed.values() for md5 in objects.values()} - set(lists))
+    damaged |= _set_aside(folder, files)
+    for output, objects in needed.items():
+        if bad := [md5 for md5 in objects.values() if md5 in damaged]:
+            for path, md5 in objects.items():
+                _unlink(Path(path), damaged.get(md5))
+            print(
+                f"{output.path}: damaged; {damaged[bad[0]]} is what was there. Bring it back with `azneobert remote "
+                f"pull {output.path}`, or make it anew with `dvc repro {output.stage.split('@')[0]}`",
+                file=sys.stderr,
+            )
+    count = len(files) + len(lists)
+    if damaged:
+        raise DataError(f"{folder}: {len(damaged):,} of {count:,} objects were damaged, as said above")
+    print(f"{folder}: what the outputs of recipe {recipe.name} stand on is whole, {count:,} objects")
+
+
+def _set_aside(folder: Path, hashes: list[str]) -> dict[str, Path]:
+    """Read objects; where those that are damaged are now, by their md5."""
+    found = damaged_objects(folder, hashes)
+    shown = track(found, "reading", len(hashes), console=console, disable=not console.is_terminal)
+    return {md5: set_object_aside(folder, md5) for md5, is_damaged in shown if is_damaged}
+
+
+def _unlink(place: Path, aside: Path | None) -> None:
+    """Remove the link that an output was to a damaged object: DVC takes it for a change of ours, and keeps it."""
+    if aside is not None and (place.is_symlink() or (place.exists() and place.samefile(aside))):
+        place.unlink()
