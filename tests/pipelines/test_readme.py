@@ -12,7 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from project import ROOT, Reproduced, environment
+from project import ROOT, Project, Reproduced, environment
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # `make repro` has run when `reproduced` is ready; `make test` is this; activating is what the test's environment does.
@@ -31,6 +31,12 @@ def test_the_quick_start_is_the_two_commands() -> None:
 @pytest.mark.parametrize("command", [c for c in commands() if c not in ELSEWHERE])
 def test_a_command_of_the_readme_runs(reproduced: Reproduced, command: str) -> None:
     reproduced.project.run("bash", "-c", command)
+
+
+def test_the_graph_is_the_one_that_dvc_draws(tmp_path: Path) -> None:
+    project = Project.take(tmp_path / "project")
+    project.run("git", "init", "-q")
+    assert project.run("dvc", "dag", "--md").stdout.strip() in (ROOT / "docs/pipeline.md").read_text(encoding="utf-8")
 
 
 def test_mlflow_ui_in_the_project_shows_the_runs(reproduced: Reproduced) -> None:
