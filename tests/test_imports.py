@@ -61,7 +61,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipe": {"errors", "yaml_files", "settings", "language"},
     "recipe_files": {"recipe", "language", "settings", "errors", "files", "yaml_files"},
     "course": {"recipe"},
-    "mlflow_store": {"recipe", "errors", "files"},
+    "mlflow_place": {"recipe", "errors"},
+    "mlflow_store": {"mlflow_place", "recipe", "errors", "files"},
     "data": {"language", "settings", "recipe", "errors", "files", "pace"},
     "migration": {"recipe_files", "recipe", "files", "settings", "errors", "yaml_files", "data"},
     "filling": {"data", "errors"},
@@ -69,17 +70,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": {"errors"},
     "model": {"language", "kernels", "data", "recipe", "errors"},
     "checkpoint": {"errors", "files", "dotted"},
-    "tracking": {"mlflow_store", "recipe", "errors", "files", "dotted"},
+    "tracking": {"mlflow_place", "mlflow_store", "recipe", "errors", "files", "dotted"},
     "layout": {"checkpoint", "tracking", "errors"},
     "engine": {"model", "data", "checkpoint", "recipe", "errors", "environment", "files"},
     "training": {
         *("engine", "model", "data", "checkpoint", "course", "layout", "tracking"),
-        *("mlflow_store", "recipe", "errors", "environment", "files", "dotted", "pace", "yaml_files"),
+        *("mlflow_place", "mlflow_store", "recipe", "errors", "environment", "files", "dotted", "pace", "yaml_files"),
     },
     "launching": {"checkpoint", "layout", "errors", "environment"},
     "registry": {
         *("training", "layout", "tracking", "language", "checkpoint", "model", "data"),
-        *("mlflow_store", "recipe", "errors", "files"),
+        *("mlflow_place", "mlflow_store", "recipe", "errors", "files"),
     },
 }
 MAY_IMPORT["bench"] = set(MAY_IMPORT)

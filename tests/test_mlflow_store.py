@@ -10,20 +10,10 @@ import pytest
 from refusals import refused
 from toy import run_ranks
 
-from azneobert import mlflow_store
+from azneobert import mlflow_place, mlflow_store
 from azneobert.errors import RegistryError
-from azneobert.mlflow_store import (
-    attach_files,
-    check_place,
-    check_store,
-    database_file,
-    ensure_experiment,
-    location_of,
-    mlflow_client,
-    path_of,
-    store_uri,
-    tracking_uri,
-)
+from azneobert.mlflow_place import check_place, database_file, location_of, path_of, store_uri, tracking_uri
+from azneobert.mlflow_store import attach_files, check_store, ensure_experiment, mlflow_client
 from azneobert.recipe import Tracking
 
 RELATIVE = "sqlite:///mlflow.db"
@@ -188,7 +178,7 @@ def test_a_database_that_cannot_be_made_is_refused_at_once(tmp_path: Path) -> No
 
 
 def test_a_database_that_another_program_holds_is_one_line(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mlflow_store, "_SECONDS_OF_A_LOCK", 0.1)
+    monkeypatch.setattr(mlflow_place, "_SECONDS_OF_A_LOCK", 0.1)
     holder = sqlite3.connect(database, isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
     try:

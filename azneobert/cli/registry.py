@@ -56,7 +56,7 @@ def restore_if_fresh(recipe: Recipe) -> None:
 @app.command(name="relocate")
 def relocate_store(name: RecipeName = None) -> None:
     """Mend the store of a project that was moved or copied: MLflow notes absolute places."""
-    from azneobert.mlflow_store import tracking_uri
+    from azneobert.mlflow_place import tracking_uri
     from azneobert.registry.relocate import relocate, without_artifacts
 
     tracking = open_recipe(name)[1].tracking
@@ -73,7 +73,7 @@ def relocate_store(name: RecipeName = None) -> None:
 
 
 def _versions_table(loaded: Recipe) -> Table:
-    from azneobert.mlflow_store import tracking_uri
+    from azneobert.mlflow_place import tracking_uri
     from azneobert.registry.versions import list_versions
 
     table = Table(

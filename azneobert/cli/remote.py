@@ -87,7 +87,9 @@ def pull(
             for output in outputs:
                 if output.path in failed:
                     _say_why(output, _uncached(_cache(repo), output), refused)
-            raise RemoteError(f"{_place(repo)}: {len(failed)} outputs did not come, as said above") from None
+            raise RemoteError(
+                f"{_place(repo)}: {len(failed)} of {len(outputs)} outputs did not come, as said above"
+            ) from None
     what = ", ".join(targets) if targets else f"all {len(outputs)} outputs of recipe {recipe.name}"
     print(f"{_place(repo)}: {brought['stats'].get('fetched', 0):,} objects brought; {what}: there")
 

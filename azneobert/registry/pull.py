@@ -9,7 +9,8 @@ from pathlib import Path, PurePosixPath
 from azneobert.checkpoint.manifest import verify_files
 from azneobert.errors import CheckpointError, RegistryError
 from azneobert.files import sha256_file
-from azneobert.mlflow_store import check_place, mlflow_client, mlflow_errors, store_uri, tracking_uri
+from azneobert.mlflow_place import check_place, store_uri, tracking_uri
+from azneobert.mlflow_store import mlflow_client, mlflow_errors
 from azneobert.recipe import Tracking
 from azneobert.registry.versions import DIGEST_TAG, Version, find_version, place_of, run_and_place
 

@@ -14,15 +14,8 @@ from azneobert.checkpoint.manifest import Manifest
 from azneobert.checkpoint.universal import all_weights, copy_without_moments, read_checkpoint
 from azneobert.errors import RegistryError
 from azneobert.files import sha256_file, write_json
-from azneobert.mlflow_store import (
-    check_place,
-    ensure_experiment,
-    find_run,
-    mlflow_client,
-    mlflow_errors,
-    store_uri,
-    tracking_uri,
-)
+from azneobert.mlflow_place import check_place, store_uri, tracking_uri
+from azneobert.mlflow_store import ensure_experiment, find_run, mlflow_client, mlflow_errors
 from azneobert.model.export import export_transformers
 from azneobert.recipe import Recipe, Tracking
 from azneobert.registry.card import model_card

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from azneobert.errors import RegistryError
 from azneobert.files import read_bounded, write_json
-from azneobert.mlflow_store import tracking_uri
+from azneobert.mlflow_place import tracking_uri
 from azneobert.recipe import Tracking
 from azneobert.registry.versions import Version, find_digest
 

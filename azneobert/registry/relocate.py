@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from azneobert.errors import RegistryError
-from azneobert.mlflow_store import (
+from azneobert.mlflow_place import (
     ARTIFACTS,
     database_file,
     former_root,

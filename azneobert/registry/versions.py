@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from azneobert.errors import RegistryError
-from azneobert.mlflow_store import mlflow_client, mlflow_errors, tracking_uri
+from azneobert.mlflow_place import tracking_uri
+from azneobert.mlflow_store import mlflow_client, mlflow_errors
 from azneobert.recipe import Tracking
 
 if TYPE_CHECKING:

@@ -12,14 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from azneobert.dotted import flatten
-from azneobert.mlflow_store import (
-    check_place,
-    ensure_experiment,
-    find_run,
-    mlflow_client,
-    mlflow_errors,
-    tracking_uri,
-)
+from azneobert.mlflow_place import check_place, tracking_uri
+from azneobert.mlflow_store import ensure_experiment, find_run, mlflow_client, mlflow_errors
 from azneobert.recipe import Tracking
 from azneobert.tracking.lock import folder_if_free
 from azneobert.tracking.points import read_points

@@ -7,7 +7,8 @@ import tempfile
 from pathlib import Path
 
 from azneobert.errors import RegistryError
-from azneobert.mlflow_store import mlflow_client, mlflow_errors, tracking_uri
+from azneobert.mlflow_place import tracking_uri
+from azneobert.mlflow_store import mlflow_client, mlflow_errors
 from azneobert.recipe import Tracking
 from azneobert.tracking.delivery import deliver_folder, run_of
 from azneobert.tracking.points import POINTS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from azneobert.mlflow_store import absolute_uri
+from azneobert.mlflow_place import absolute_uri
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from azneobert.errors import RegistryError
-from azneobert.mlflow_store import tracking_uri
+from azneobert.mlflow_place import tracking_uri
 from azneobert.recipe import Tracking
 from azneobert.tracking.delivery import deliver
 from azneobert.tracking.lock import hold_folder

@@ -14,9 +14,10 @@ from pushed import FIGURES, artifacts_of, digests, forget_places, push_newest
 from refusals import refused
 from toy import Toy, run_command
 
-from azneobert import mlflow_store
+from azneobert import mlflow_place, mlflow_store
 from azneobert.errors import RegistryError
-from azneobert.mlflow_store import attach_files, check_place
+from azneobert.mlflow_place import check_place
+from azneobert.mlflow_store import attach_files
 from azneobert.registry.pull import pull
 from azneobert.registry.relocate import relocate
 from azneobert.registry.versions import list_versions
@@ -204,7 +205,7 @@ def test_a_server_a_missing_file_and_a_locked_one_are_refused(
     for uri, part in (("http://127.0.0.1:9", "a server"), (f"sqlite:///{tmp_path}/none.db", "no such file")):
         with refused(RegistryError, uri, part):
             relocate(toy.with_({"tracking": {"mlflow_uri": uri}}).recipe.tracking)
-    monkeypatch.setattr(mlflow_store, "_SECONDS_OF_A_LOCK", 0.1)
+    monkeypatch.setattr(mlflow_place, "_SECONDS_OF_A_LOCK", 0.1)
     push_newest(toy, ["phase1"])
     copy = brought(toy, tmp_path / "copy")
     before = (tmp_path / "copy" / "mlflow.db").read_bytes()

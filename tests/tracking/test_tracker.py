@@ -15,7 +15,8 @@ from stores_of_runs import DOWN, INFO, history, runs_of, tracking_at
 from toy import run_ranks
 
 from azneobert.errors import RegistryError
-from azneobert.mlflow_store import mlflow_client, tracking_uri
+from azneobert.mlflow_place import tracking_uri
+from azneobert.mlflow_store import mlflow_client
 from azneobert.tracking.points import read_points
 from azneobert.tracking.record import RunInfo
 from azneobert.tracking.tracker import Tracker
