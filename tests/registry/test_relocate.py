@@ -14,7 +14,7 @@ from pushed import FIGURES, artifacts_of, digests, forget_places, push_newest
 from refusals import refused
 from toy import Toy, run_command
 
-from azneobert import mlflow_place, mlflow_store
+from azneobert import mlflow_place
 from azneobert.errors import RegistryError
 from azneobert.mlflow_place import check_place
 from azneobert.mlflow_store import attach_files
@@ -41,7 +41,7 @@ def brought(toy: Toy, target: Path, how: Callable[[Path, Path], object] = shutil
 
 
 def database_of(toy: Toy) -> Path:
-    database = mlflow_store.database_file(toy.recipe.tracking)
+    database = mlflow_place.database_file(toy.recipe.tracking)
     assert database is not None
     return database
 
