@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from project import Project, Reproduced, stages_run
 
-from azneobert.dvc_files import locked_outputs, object_path
+from azneobert.dvc_files import locked_outputs, object_path, objects_of
 
 pytest.importorskip("dvc_s3", reason="dvc[s3] is not installed")
 moto_server = pytest.importorskip("moto.server", reason="moto is not installed")
@@ -21,6 +21,7 @@ pytestmark = pytest.mark.s3
 URL = "s3://handover/outputs"
 POINTS = "outputs/sample/phase1/points.jsonl"
 CHECKPOINT = "outputs/sample/phase2/checkpoint"
+WEIGHTS = "outputs/sample/phase2/checkpoint/weights.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +64,14 @@ def clone(pushed: Project, tmp_path: Path) -> Project:
     return pushed.clone(tmp_path / "clone")
 
 
-def key_of(project: Project, path: str) -> str:
-    """Where the bucket keeps an output's own object."""
-    (md5,) = (out.md5 for out in locked_outputs(project.folder / "dvc.lock") if out.path == path)
+def key_of(project: Project, bucket: Any, path: str) -> tuple[str, str]:
+    """Where the bucket keeps an output, or a file of one; and which output it is."""
+    (output,) = (out for out in locked_outputs(project.folder / "dvc.lock") if f"{path}/".startswith(f"{out.path}/"))
+    listed = bucket.Object(key(output.md5)).get()["Body"].read() if output.md5.endswith(".dir") else None
+    return key(objects_of(output, listed)[path]), output.path
+
+
+def key(md5: str) -> str:
     return f"outputs/{object_path(Path(), md5).as_posix()}"
 
 
@@ -89,33 +95,34 @@ def test_a_clone_pulls_and_has_everything(clone: Project) -> None:
     assert "probability" in clone.run("azneobert", "fill-mask", "Bakı Azərbaycanın [MASK] şəhəridir.").stdout
 
 
-def test_a_flipped_byte_is_refused_and_named_before_anything_is_trained(clone: Project, bucket: Any) -> None:
-    key = key_of(clone, POINTS)
+@pytest.mark.parametrize("path", [POINTS, WEIGHTS, CHECKPOINT])
+def test_a_flipped_byte_is_refused_and_named_before_anything_is_trained(clone: Project, bucket: Any, path: str) -> None:
+    key, output = key_of(clone, bucket, path)
     whole = bucket.Object(key).get()["Body"].read()
-    bucket.Object(key).put(Body=whole[:20] + b"X" + whole[21:])
+    place = whole.find(b"weights.safetensors") if path == CHECKPOINT else len(whole) // 2  # of a list, still a list
+    bucket.Object(key).put(Body=whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
     try:
         *_, why, last = refused(clone, "azneobert", "remote", "pull")
-        assert why.startswith(f"{POINTS}: damaged in the remote, {key.removeprefix('outputs/')}")
+        assert why.startswith(f"{output}: damaged in the remote, {key.removeprefix('outputs/')}")
         assert "`dvc push`" in why
-        assert "`dvc repro phase1`" in why
+        assert f"`dvc repro {output.split('/')[2]}`" in why
         assert ": 1 of " in last
-        assert not (clone.folder / POINTS).exists()
         assert not (clone.folder / "outputs/sample/running").exists()
     finally:
         bucket.Object(key).put(Body=whole)
     assert "there" in clone.run("azneobert", "remote", "pull").stdout
-    assert (clone.folder / POINTS).read_bytes() == whole
+    assert stages_run(clone.run("dvc", "repro").stdout) == []
 
 
-@pytest.mark.parametrize("path", [POINTS, CHECKPOINT])
+@pytest.mark.parametrize("path", [POINTS, CHECKPOINT, WEIGHTS])
 def test_a_remote_that_was_pushed_in_part_is_said_by_name(clone: Project, bucket: Any, path: str) -> None:
-    key = key_of(clone, path)
+    key, output = key_of(clone, bucket, path)
     whole = bucket.Object(key).get()["Body"].read()
     bucket.Object(key).delete()
     try:
         for command in ("check", "pull"):
             *_, why, last = refused(clone, "azneobert", "remote", command)
-            assert why.startswith(f"{path}: not in the remote, {key.removeprefix('outputs/')}")
+            assert why.startswith(f"{output}: not in the remote, {key.removeprefix('outputs/')}")
             assert "`dvc push` from where it was made" in why
             assert last.startswith(f"error: remote storage ({URL}): ")
     finally:
@@ -130,6 +137,7 @@ def test_what_is_wrong_with_the_place_is_one_line(clone: Project, endpoint: str)
         (["s3://handover/x", "--endpoint-url", "http://127.0.0.1:9"], {}, "does not answer"),
         (["s3://handover/x", "--endpoint-url", endpoint], nobody, "AWS_ACCESS_KEY_ID"),
         (["gopher://handover/x"], {}, "gopher"),
+        (["s3://key:secret@handover/x", "--endpoint-url", endpoint], {}, "holds a password"),
     ):
         (line,) = refused(clone, "azneobert", "remote", "set", *arguments, environment=environment)
         assert said in line
