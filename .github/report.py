@@ -48,6 +48,7 @@ def main() -> None:
     """Write report/report.md, and report/comment.md for where its pictures cannot go."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("base", metavar="BASE", help="a commit or branch that the change starts from")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born deaf to it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("report: stopped; what was reproduced is in DVC's cache"))
     try:
         report(parser.parse_args().base)

@@ -58,7 +58,6 @@ def bring_back(recipe: Recipe, phase: PhaseName, run: RunFolder, finished: Path)
     present = recipe.model_dump(mode="json")
     if all(manifest.recipe.get(part) == present[part] for part in ("seed", "model", "training", phase)):
         checkpoint.rename(partial.checkpoints / f"step-{manifest.step:08d}")
-        partial.tracking.mkdir()
         bring_record(points, record, partial.tracking)
         partial.path.rename(run.path)
         print(f"{phase}: what it left is in DVC's cache: brought back from there", flush=True)
