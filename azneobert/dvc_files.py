@@ -21,7 +21,7 @@ from azneobert.files import read_bounded
 from azneobert.yaml_files import read_yaml
 
 LOCK = Path("dvc.lock")
-_LARGEST_LOCK = 64 << 20  # bytes; that of the sample has 100,000
+_LARGEST_LOCK = 64 << 20  # bytes; that of the sample has 80,000
 _LARGEST_FOLDER = 256 << 20
 
 

@@ -3,11 +3,11 @@
 from stage import locked_hashes
 
 import shutil
-import subprocess
 from pathlib import Path
 
 from azneobert.checkpoint.manifest import read_manifest
-from azneobert.dvc_files import Output, cached_object, object_path, objects_of
+from azneobert.dvc_files import Output, cache_folder, cached_object, object_path, objects_of
+from azneobert.errors import DataError
 from azneobert.layout import CHECKPOINT, Layout, RunFolder
 from azneobert.recipe import PhaseName, Recipe
 from azneobert.tracking.points import POINTS
@@ -41,7 +41,10 @@ def bring_back(recipe: Recipe, phase: PhaseName, run: RunFolder, finished: Path)
     wanted = [finished / name for name in (CHECKPOINT, POINTS, RECORD)]
     if run.path.exists() or not all(str(path) in hashes for path in wanted):
         return
-    cache = Path(subprocess.run(["dvc", "cache", "dir"], capture_output=True, text=True, check=False).stdout.strip())
+    try:
+        cache = cache_folder()
+    except DataError:  # run without DVC
+        return
     listed = Output(phase, CHECKPOINT, hashes[str(wanted[0])])
     objects = objects_of(listed, cached_object(cache, listed.md5))
     files = {p.removeprefix(f"{CHECKPOINT}/"): object_path(cache, m) for p, m in objects.items() if p != CHECKPOINT}

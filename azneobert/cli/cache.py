@@ -67,5 +67,5 @@ def _set_aside(folder: Path, hashes: list[str]) -> dict[str, Path]:
 
 def _unlink(place: Path, aside: Path | None) -> None:
     """Remove the link that an output was to a damaged object: DVC takes it for a change of ours, and keeps it."""
-    if aside is not None and (place.is_symlink() or (place.exists() and place.samefile(aside))):
+    if aside is not None and (place.samefile(aside) if place.exists() else place.is_symlink()):
         place.unlink()
