@@ -11,7 +11,7 @@ ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 
-.PHONY: repro report lock test test-pipelines test-s3 lint format type docs-check ui setup constraints clean help
+.PHONY: repro report lock test test-pipelines test-s3 test-faults lint format type docs-check ui setup constraints clean help
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -34,13 +34,16 @@ report: setup ## what the change since BASE does to the numbers: report/report.m
 	python .github/report.py "$(or $(BASE),origin/main)"
 
 test: setup ## run the tests
-	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/pipelines
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/pipelines --ignore tests/faults
 
 test-pipelines: setup ## whole projects at toy size, by the commands that a user types
 	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not s3" tests/pipelines
 
 test-s3: setup ## hand a project over through an S3-compatible server on this machine
 	python -m pytest -m s3 tests/pipelines
+
+test-faults: setup ## real faults: killed and stopped processes, flipped bytes, full disks, hostile files
+	python -m pytest -n 2 --dist loadfile tests/faults
 
 lint: setup ## format check, lint, types
 	ruff format --check .
