@@ -302,7 +302,26 @@ class Runtime(Block):
     log_every: Positive
     checkpoint_every: Positive
     keep_checkpoints: int = Field(gt=0, le=1_000_000)
+    keep_every: Annotated[int, Field(ge=0, le=1_000_000_000)] = 0  # checkpoints at its multiples stay for ever; 0: none
     changed_code: Literal["retrain", "keep"] = "keep"
+
+
+class Guards(Block):
+    """What is done when a number goes wrong. On a run where none does, nothing here changes what is computed.
+
+    An update that is not finite is never made; `stop_after` of them in a row stop the run. A spike is a step whose loss
+    or gradient norm is `spike_score` robust standard deviations above the median of the last `spike_window` steps; it
+    is flagged, or its update is skipped, or the run is rewound to its last checkpoint and leaves out the samples since
+    then, `rewinds` times in all at most. Every `repeat_every` steps a micro-batch is computed twice and the bits are
+    compared, which finds a device that computes wrong without a word; 0 is never.
+    """
+
+    stop_after: Positive = 10
+    on_spike: Literal["flag", "skip", "rewind"] = "flag"
+    spike_score: Annotated[float, Field(gt=1, le=1e6)] = 10.0
+    spike_window: Annotated[int, Field(ge=8, le=10_000)] = 128
+    rewinds: Annotated[int, Field(ge=0, le=1000)] = 5
+    repeat_every: Annotated[int, Field(ge=0, le=1_000_000_000)] = 200
 
 
 class Evaluation(Block):
@@ -358,6 +377,7 @@ class Recipe(Block):
     phase1: Phase
     phase2: Phase
     runtime: Runtime
+    guards: Guards = Guards()
     evaluation: Evaluation
     tracking: Tracking
     registry: Registry
@@ -379,6 +399,15 @@ class Recipe(Block):
                     f"use {limit} or less"
                 )
             check_division(phase.global_batch, self.runtime.processes, f"{name}.")
+        if self.guards.repeat_every and not self.runtime.deterministic:
+            raise ValueError(
+                "guards.repeat_every compares bits, which needs runtime.deterministic: true; use that, or 0"
+            )
+        if self.runtime.keep_every % self.runtime.checkpoint_every:
+            raise ValueError(
+                f"runtime.keep_every {self.runtime.keep_every} is no multiple of checkpoint_every "
+                f"{self.runtime.checkpoint_every}; use one, or 0"
+            )
         if self.finetuning.max_length > limit:
             raise ValueError(
                 f"finetuning.max_length {self.finetuning.max_length} exceeds model.max_position_embeddings {limit}; "

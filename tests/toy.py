@@ -266,7 +266,7 @@ class Hooked(StopRequest):
     kill_after: int | None = None
     steps = 0
 
-    def agreed(self) -> bool:
+    def agreed(self, alarm: bool = False) -> tuple[bool, bool]:
         """As the real one, whose file may just have appeared."""
         self.steps += 1
         if self.steps == self.kill_after:
@@ -277,7 +277,7 @@ class Hooked(StopRequest):
             os.kill(os.getpid(), signal.SIGTERM)
         if self.steps == self.stop_after:
             self._stop_file.touch()
-        return super().agreed()
+        return super().agreed(alarm)
 
 
 def train_rank(inputs: Inputs, *options: tuple[str, Any]) -> bool:

@@ -43,7 +43,8 @@ class NewerFormatError(UnreadableError):
 class Segment:
     """What trained the steps after `from_step`: commit, code, versions, engine, world, container image, settings.
 
-    `settings` is the fingerprint of the run's identity, which changes only where a person insisted.
+    `settings` is the fingerprint of the run's identity, which changes only where a person insisted. `skipped` is what a
+    run that was rewound has left out at the start of the segment: `first_sample`, `samples` and `why`.
     """
 
     from_step: int
@@ -55,6 +56,7 @@ class Segment:
     world_size: int | None = None
     image: str | None = None
     settings: str = UNKNOWN
+    skipped: dict[str, Any] | None = None
 
     @classmethod
     def read(cls, content: dict[str, Any]) -> Segment:
@@ -68,7 +70,7 @@ class Segment:
 
     def continues(self, before: Segment) -> bool:
         """Whether nothing has changed since the segment before but the step."""
-        return replace(self, from_step=before.from_step) == before
+        return replace(self, from_step=before.from_step, skipped=before.skipped) == before
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,20 +24,34 @@ _PREFIX = "step-"
 _PARTIAL = ".partial-"
 
 
-class CheckpointFolder:
-    """Checkpoints of one run, at most `keep` of them."""
+# What may pass while a run goes on: somebody makes room, a file system comes back.
+_PASSING = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EROFS", "EIO", "ESTALE", "ETIMEDOUT", "EHOSTDOWN", "ENETDOWN", "ENETUNREACH")
+}
 
-    def __init__(self, path: Path, keep: int):
+
+class DiskError(CheckpointError):
+    """The disk does not take a checkpoint now; later it may."""
+
+
+class CheckpointFolder:
+    """Checkpoints of one run: the newest `keep`, and for ever those of steps that `keep_every` divides (0: none)."""
+
+    def __init__(self, path: Path, keep: int, keep_every: int = 0):
         self.path = path
         self.keep = keep
+        self.keep_every = keep_every
 
     def publish(self, state: TrainState, manifest: Manifest, tokenizer: Path) -> Path:
         """Write a checkpoint beside the others, rename it into place, move `latest`, then drop the oldest.
 
         Raises:
+            DiskError: the disk is full, read-only or away.
             CheckpointError: it cannot be written; what was there before still is, and the half of the new one is gone.
         """
-        from azneobert.checkpoint.universal import write_checkpoint
+        from azneobert.checkpoint.finite import finite_only
+        from azneobert.checkpoint.universal import bytes_needed, write_checkpoint
 
         target = self.path / f"{_PREFIX}{manifest.step:08d}"
         partial = self.path / f"{_PARTIAL}{target.name}"
@@ -43,27 +59,38 @@ class CheckpointFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             with locked(self.path):
                 self.remove_partials()
-                if target.exists() and _must_stay(target):
+                if target.is_symlink() or (target.exists() and (not target.is_dir() or _must_stay(target))):
                     raise CheckpointError(f"{target}: is there, and stays; move it away, or use another folder")
                 partial.mkdir()
-                write_checkpoint(partial, state, manifest, tokenizer)
+                write_checkpoint(partial, finite_only(state, target), manifest, tokenizer)
                 if target.exists():
                     shutil.rmtree(target)
                 partial.rename(target)
                 self._point_latest(target)
                 # What is newer is damaged: a whole one would have been resumed from.
                 steps = self._readable()
-                for folder in (*steps[steps.index(target) + 1 :], *steps[: steps.index(target) + 1][: -self.keep]):
+                old = [
+                    folder
+                    for folder in steps[: steps.index(target) + 1][: -self.keep]
+                    if not self._is_milestone(folder)
+                ]
+                for folder in (*steps[steps.index(target) + 1 :], *old):
                     shutil.rmtree(folder)
+        except CheckpointError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
-            raise CheckpointError(f"{target}: cannot be written: {error.strerror or error}") from None
+            reason = f"{target}: cannot be written: {error.strerror or error}"
+            if error.errno not in _PASSING:
+                raise CheckpointError(reason) from None
+            raise DiskError(f"{reason}; it takes {bytes_needed(state) / 1e6:,.1f} MB{self._free()}") from None
         return target
 
     def steps(self) -> list[Path]:
-        """The published checkpoints, oldest first, whole or not."""
+        """The published checkpoints, oldest first, whole or not. A file or a link is none, whatever its name."""
         found = [folder for folder in self.path.glob(f"{_PREFIX}*") if folder.name.removeprefix(_PREFIX).isdecimal()]
-        return sorted(found, key=_number)
+        return sorted((folder for folder in found if folder.is_dir() and not folder.is_symlink()), key=_number)
 
     def latest(self) -> tuple[Path, Manifest] | None:
         """The newest checkpoint that is whole; a damaged one is passed over with a warning that says why.
@@ -81,7 +108,9 @@ class CheckpointFolder:
         return None
 
     def prune(self) -> list[Path]:
-        """Remove all but the newest `keep` whole checkpoints; what was removed. Damaged ones go, if a whole one stays.
+        """Remove all but the newest `keep` whole checkpoints and the milestones; what was removed.
+
+        Damaged ones go, if a whole one stays.
 
         Raises:
             CheckpointError: there is no whole checkpoint, so nothing may go.
@@ -103,6 +132,7 @@ class CheckpointFolder:
                     log.warning("%s", error)
             if not whole:
                 raise CheckpointError(f"{self.path}: holds no whole checkpoint; nothing is removed")
+            staying += [folder for folder in self.steps() if self._is_milestone(folder)]
             removed = [folder for folder in self._readable() if folder not in (*whole, *staying)]
             self._point_latest(whole[0])
             for folder in removed:
@@ -110,8 +140,10 @@ class CheckpointFolder:
             self.remove_partials()
         return removed
 
-    def check_room(self, size: int) -> None:
+    def check_room(self, size: int, milestones: int = 0) -> None:
         """See to it that checkpoints of `size` bytes can be written as often as they are kept, and once more.
+
+        milestones: how many are to come that are kept for ever.
 
         Raises:
             CheckpointError: the disk is too full, or the folder cannot be written.
@@ -119,18 +151,28 @@ class CheckpointFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         if not os.access(self.path, os.W_OK, effective_ids=True):
             raise CheckpointError(f"{self.path}: no permission to write there")
-        missing = max(1, self.keep + 1 - len(self._readable()))
+        kept = [folder for folder in self._readable() if not self._is_milestone(folder)]
+        missing = max(1, self.keep + 1 - len(kept)) + milestones
         free, needed = shutil.disk_usage(self.path).free, missing * size
         if free < needed:
             raise CheckpointError(
                 f"{self.path}: {free / 1e9:.1f} GB are free, {missing} checkpoints take {needed / 1e9:.1f} GB; "
-                "free some, or lower runtime.keep_checkpoints"
+                "free some, lower runtime.keep_checkpoints, or raise runtime.keep_every"
             )
 
     def remove_partials(self) -> None:
         """Remove what a killed writer left."""
         for partial in self.path.glob(f"{_PARTIAL}*"):
             shutil.rmtree(partial)
+
+    def _is_milestone(self, folder: Path) -> bool:
+        return self.keep_every > 0 and _number(folder) > 0 and _number(folder) % self.keep_every == 0
+
+    def _free(self) -> str:
+        try:
+            return f", {shutil.disk_usage(self.path).free / 1e6:,.1f} MB are free"
+        except OSError:
+            return ""
 
     def _readable(self) -> list[Path]:
         """The published checkpoints but those that must stay, which are neither counted nor removed."""
@@ -168,18 +210,38 @@ def _must_stay(folder: Path) -> bool:
 
 
 class BackgroundWriter:
-    """Publishes checkpoints in a thread, one at a time, from host memory that nobody else touches meanwhile."""
+    """Publishes checkpoints in a thread, one at a time, from host memory that nobody else touches meanwhile.
 
-    def __init__(self, folder: CheckpointFolder):
+    What the disk does not take is tried again every `retry_seconds`, until the next checkpoint takes its place, or for
+    `patience_seconds` where somebody waits for it: a run goes on beside a full disk.
+    """
+
+    def __init__(self, folder: CheckpointFolder, *, retry_seconds: float = 30.0, patience_seconds: float = 60.0):
         self._folder = folder
+        self._retry_seconds = retry_seconds
+        self._patience_seconds = patience_seconds
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
+        self._until = 0.0  # when to give up, once `_hurry` is set
+        self._hurry = threading.Event()
 
     def submit(self, state: TrainState, manifest: Manifest, tokenizer: Path) -> None:
-        """Begin to write; `wait` first, if the state lies where the one before lay."""
-        self.wait()
+        """Begin to write; `make_way` first, if the state lies where the one before lay."""
+        self.make_way()
+        self._hurry.clear()
         self._thread = threading.Thread(target=self._publish, args=(state, manifest, tokenizer), name="checkpoint")
         self._thread.start()
+
+    def make_way(self) -> None:
+        """Until the last submitted checkpoint is not written at any more; one that the disk does not take is dropped.
+
+        Raises:
+            CheckpointError: it could not be written, for another reason.
+        """
+        self._end(0.0)
+        if isinstance(self._error, DiskError):
+            self._error = None
+        self.check()
 
     def wait(self) -> None:
         """Until the last submitted checkpoint stands.
@@ -187,20 +249,40 @@ class BackgroundWriter:
         Raises:
             CheckpointError: it could not be written.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        self.check()
-
-    def check(self) -> None:
-        """Raise what the last writing failed with, if it has."""
+        self._end(self._patience_seconds)
         if self._error is not None:
             raise self._error
+
+    def check(self) -> None:
+        """Raise what the last writing failed with, unless it is tried again."""
+        if self._error is not None and not isinstance(self._error, DiskError):
+            raise self._error
+
+    def _end(self, patience: float) -> None:
+        if self._thread is not None:
+            self._until = time.monotonic() + patience
+            self._hurry.set()
+            self._thread.join()
+            self._thread = None
 
     def _publish(self, state: TrainState, manifest: Manifest, tokenizer: Path) -> None:
         # Hashing and writing take whole cores, of which the training comes first; threads inherit the priority.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-        try:
-            self._folder.publish(state, manifest, tokenizer)
-        except Exception as error:  # whatever it is, a thread that ends without a word would lose checkpoints
-            self._error = error
+        while True:
+            try:
+                self._folder.publish(state, manifest, tokenizer)
+                if self._error is not None:
+                    log.warning("step %d: the checkpoint is written now", manifest.step)
+                self._error = None
+                return
+            except DiskError as error:
+                if self._error is None:
+                    log.warning("%s; the training goes on, and this is tried again", error)
+                self._error = error
+            except Exception as error:  # whatever it is, a thread that ends without a word would lose checkpoints
+                self._error = error
+                return
+            if self._hurry.wait(self._retry_seconds):
+                if time.monotonic() >= self._until:
+                    return
+                time.sleep(min(1.0, self._retry_seconds))

@@ -43,7 +43,8 @@ class TrainState:
 
     `tied` maps an alias to the name that owns its tensor; aliases stand in none of the mappings. `groups` are the
     optimizer's, in its order: parameter names, learning rate, betas, eps, weight decay and what else it keeps.
-    `scheduler` is the state of a foreign program's scheduler, as it came; ours is a function of the step.
+    `scheduler` is the state of a foreign program's scheduler, as it came; ours is a function of the step. `guard` is
+    what the guard of the updates goes by: the figures of the last steps.
     """
 
     weights: Mapping[str, torch.Tensor]
@@ -54,6 +55,7 @@ class TrainState:
     tied: dict[str, str] = field(default_factory=dict)
     buffers: Mapping[str, torch.Tensor] = field(default_factory=dict)
     scheduler: dict[str, Any] | None = None
+    guard: dict[str, Any] = field(default_factory=dict)
 
 
 def write_checkpoint(folder: Path, state: TrainState, manifest: Manifest, tokenizer: Path | None) -> None:
@@ -76,6 +78,7 @@ def write_checkpoint(folder: Path, state: TrainState, manifest: Manifest, tokeni
             "optimizer": {"step": state.optimizer_step, "groups": state.groups},
             "tied": state.tied,
             "scheduler": state.scheduler,
+            "guard": state.guard,
             "schedule": manifest.schedule,
             "stream": manifest.stream,
         },
@@ -150,6 +153,7 @@ def open_checkpoint(folder: Path, *, moments: bool = True) -> TrainState:
         tied=state["tied"],
         buffers=buffers,
         scheduler=state.get("scheduler"),
+        guard=state.get("guard", {}),
     )
 
 

@@ -47,8 +47,10 @@ def verify(folder: Path) -> None:
     """Check every byte of a checkpoint against the hashes or sums that it carries."""
     from azneobert.checkpoint.compare import read_through
     from azneobert.checkpoint.convert import open_any
+    from azneobert.checkpoint.finite import check_finite
 
     opened = open_any(folder)
+    check_finite(opened.state, opened.folder)
     tensors = read_through(opened.state)
     what = opened.manifest.phase if opened.manifest else f"{opened.format} checkpoint"
     console.print(f"{opened.folder}: whole; {what}, step {opened.foreign.step}, {tensors} tensors")
@@ -125,11 +127,12 @@ def convert(
 def prune(
     folder: Annotated[Path, typer.Argument(help="A folder of step-... checkpoints.")],
     keep: Annotated[int, typer.Option(min=1, help="How many whole ones stay.")],
+    keep_every: Annotated[int, typer.Option(min=0, help="Those of the multiples of this step stay too; 0: none.")] = 0,
 ) -> None:
     """Remove all but the newest whole checkpoints; the last good one always stays."""
     from azneobert.checkpoint.rotation import CheckpointFolder
 
-    checkpoints = CheckpointFolder(folder, keep)
+    checkpoints = CheckpointFolder(folder, keep, keep_every)
     if not checkpoints.steps():
         raise CheckpointError(f"{folder}: holds no checkpoints; a folder with step-... in it would do")
     removed = checkpoints.prune()
@@ -160,8 +163,8 @@ def _facts_table(opened: Opened) -> Table:
         for group in ("lineage", "stream", "schedule"):
             kept = getattr(manifest, group).items()
             facts |= {f"{group}.{key}": json.dumps(value, ensure_ascii=False) for key, value in kept}
-        for segment in manifest.segments:
-            facts[f"from step {segment.from_step:,}"] = _segment_line(segment)
+        for number, segment in enumerate(manifest.segments):
+            facts[f"segment {number}, from step {segment.from_step:,}"] = _segment_line(segment)
         for file, stated in manifest.files.items():
             facts[file] = f"{stated['size']:,} bytes, sha256 {stated['sha256'][:16]}…"
     for key, value in facts.items():
@@ -176,8 +179,15 @@ def _segment_line(segment: Segment) -> str:
     versions = ", ".join(f"{package} {version}" for package, version in segment.versions.items())
     return (
         f"commit {segment.git_commit}{changed}; code {segment.code_sha256[:12]}; engine {segment.engine}, {world}; "
-        f"image {segment.image or 'none'}; {versions or 'unknown versions'}"
+        f"image {segment.image or 'none'}; {versions or 'unknown versions'}{_skipped(segment)}"
     )
+
+
+def _skipped(segment: Segment) -> str:
+    if segment.skipped is None:
+        return ""
+    first, samples, why = (segment.skipped[key] for key in ("first_sample", "samples", "why"))
+    return f"; left out {samples:,} samples from {first:,} on: {why}"
 
 
 def _groups_table(opened: Opened) -> Table:

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from azneobert.checkpoint.universal import TrainState
 from azneobert.data.stream import PackedBatch
+from azneobert.engine.guard import UpdateGuard
 from azneobert.engine.staging import Staging
 from azneobert.model.encoder import MaskedLM
 
@@ -38,9 +39,22 @@ class Engine(Protocol):
     world: World
     model: MaskedLM
     accumulation: int
+    guard: UpdateGuard
 
-    def step(self, micro_batches: Iterator[PackedBatch], rate: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Train on a global batch; the mean loss over all ranks and the gradient norm before clipping."""
+    def step(
+        self, micro_batches: Iterator[PackedBatch], rate: float, *, repeat: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Train on a global batch; the mean loss over all ranks and the gradient norm before clipping.
+
+        The update is withheld where `guard` says so. `repeat` computes the first micro-batch a second time, to see
+        whether the same bits come of it.
+        """
+
+    def probe(self, batch: PackedBatch) -> tuple[float, float]:
+        """The loss and the gradient norm of a micro-batch at the weights as they are, which nothing changes.
+
+        The mean over all ranks, each of which gives the same batch: what is not finite on one is not on any.
+        """
 
     def stage(self) -> Staging | None:
         """Room on the host for what `gather` brings, on rank 0; nothing on the others."""

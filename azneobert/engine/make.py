@@ -16,7 +16,7 @@ from azneobert.engine.plain import PlainEngine
 from azneobert.environment import PROCESSES
 from azneobert.errors import TrainingError
 from azneobert.model.encoder import MaskedLM
-from azneobert.recipe import EngineName, Runtime, Training
+from azneobert.recipe import EngineName, Guards, Runtime, Training
 
 
 def make_accelerator(engine: EngineName = "plain", device: str | None = None) -> Accelerator:
@@ -53,15 +53,22 @@ def make_accelerator(engine: EngineName = "plain", device: str | None = None) ->
 
 
 def make_engine(
-    model: MaskedLM, training: Training, runtime: Runtime, accelerator: Accelerator, micro_batch: int, accumulation: int
+    model: MaskedLM,
+    training: Training,
+    runtime: Runtime,
+    accelerator: Accelerator,
+    micro_batch: int,
+    accumulation: int,
+    guards: Guards | None = None,
 ) -> Engine:
     """The engine that the recipe names; the accelerator must be made for the same one."""
     order_sums(runtime.deterministic)
+    guards = guards or Guards()
     if runtime.engine == "zero2":
         from azneobert.engine.zero2 import Zero2Engine
 
-        return Zero2Engine(model, training, runtime, accelerator, micro_batch, accumulation)
-    return PlainEngine(model, training, runtime, accelerator, accumulation)
+        return Zero2Engine(model, training, runtime, accelerator, micro_batch, accumulation, guards)
+    return PlainEngine(model, training, runtime, accelerator, accumulation, guards)
 
 
 def order_sums(deterministic: bool) -> None:

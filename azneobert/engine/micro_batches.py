@@ -47,20 +47,51 @@ class MicroBatches:
         self._compiled = runtime.compile
         self._loss = torch.compile(masked_loss) if runtime.compile else masked_loss
         self._cast_names = model.cast_names()
+        self.differing: torch.Tensor | None = None
 
-    def run(self, made: dict[str, torch.Tensor], batches: Iterator[PackedBatch]) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(
+        self, made: dict[str, torch.Tensor], batches: Iterator[PackedBatch], *, repeat: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Forward and backward of a step's micro-batches.
 
         made: the step's weights. Returns the mean loss, in fp64, and a scalar whose backward delivers the gradients.
+        With `repeat` the first micro-batch is computed twice; `differing` then says in how many values, loss and
+        gradients, the two do not agree to the last bit: in none, on a device that computes what it should.
         """
         weights = StepWeights(made, self._cast_names, self._model.encoder.compute_dtype)
         total = torch.zeros((), dtype=torch.float64, device=self._device)
-        for batch in islice(batches, self._accumulation):
+        self.differing = None
+        for number, batch in enumerate(islice(batches, self._accumulation)):
             moved = move(batch, self._device, self._compiled)
             loss = self._loss(self._model, moved, weights.leaves) / self._accumulation
             loss.backward()
             total += loss.detach()
+            if repeat and number == 0:
+                again = weights.fresh_leaves()
+                loss_again = self._loss(self._model, moved, again) / self._accumulation
+                loss_again.backward()
+                self.differing = _differing(loss, loss_again) + sum(
+                    _differing(weights.leaves[name].grad, leaf.grad) for name, leaf in again.items()
+                )
         return total, weights.deliver()
+
+    def probe(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss and gradient norm, in fp64, of a micro-batch at the weights as they are; nothing is delivered."""
+        with torch.no_grad():
+            made = self._model.weights()
+        leaves = StepWeights(made, self._cast_names, self._model.encoder.compute_dtype).leaves
+        loss = self._loss(self._model, move(batch, self._device, self._compiled), leaves)
+        loss.backward()
+        squares = [leaf.grad.double().square().sum() for leaf in leaves.values() if leaf.grad is not None]
+        return loss.detach().double(), torch.stack(squares).sum().sqrt()
+
+
+def _differing(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor:
+    """In how many values two tensors differ, by their bits: two values that are no number may be the same one."""
+    assert one is not None
+    assert other is not None
+    bits = torch.int64 if one.dtype == torch.float64 else torch.int32
+    return (one.detach().view(bits) != other.detach().view(bits)).sum()
 
 
 def move(batch: PackedBatch, device: torch.device, compiled: bool) -> Batch:

@@ -1,8 +1,9 @@
-"""AdamW with two groups of parameters, and the learning rate as a function of the step."""
+"""AdamW with two groups of parameters, whose update can be withheld; the learning rate as a function of the step."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,11 +23,31 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def build_optimizer(model: nn.Module, training: Training) -> torch.optim.AdamW:
+class GuardedAdamW(torch.optim.AdamW):
+    """AdamW that changes nothing in a step that is withheld: neither parameters nor moments nor its count of steps.
+
+    `withheld` is asked at each step; its answer, a scalar of bool, stays on the device where the update is fused.
+    """
+
+    withheld: Callable[[], torch.Tensor] | None = None
+
+    def step(self, closure: Any = None) -> Any:
+        """See `torch.optim.AdamW.step`."""
+        if self.withheld is None:
+            return super().step(closure)
+        withheld = self.withheld()
+        if self.defaults["fused"]:
+            self.found_inf = withheld.float()  # what torch's gradient scaler tells the kernel by
+        elif withheld:
+            return None
+        return super().step(closure)
+
+
+def build_optimizer(model: nn.Module, training: Training) -> GuardedAdamW:
     """AdamW over `parameter_groups`; the loop sets the learning rate before each step."""
     groups = parameter_groups(model, training.weight_decay)
     fused = all(p.is_cuda for p in model.parameters())
-    return torch.optim.AdamW(groups, lr=0.0, betas=training.adam_betas, eps=training.adam_eps, fused=fused)
+    return GuardedAdamW(groups, lr=0.0, betas=training.adam_betas, eps=training.adam_eps, fused=fused)
 
 
 def learning_rate(step: int, warmup_steps: int, steps: int, peak: float) -> float:

@@ -10,20 +10,27 @@ from accelerate import Accelerator
 
 from azneobert.checkpoint.universal import TrainState
 from azneobert.data.stream import PackedBatch
+from azneobert.engine.guard import UpdateGuard
 from azneobert.engine.interface import world_of
 from azneobert.engine.micro_batches import MicroBatches, Weights
 from azneobert.engine.optim import build_optimizer
 from azneobert.engine.staging import Staging
 from azneobert.engine.state import described_groups, persistent_buffers, take_over_model, tied_parameters
 from azneobert.model.encoder import MaskedLM
-from azneobert.recipe import Runtime, Training
+from azneobert.recipe import Guards, Runtime, Training
 
 
 class PlainEngine:
     """See `Engine`."""
 
     def __init__(
-        self, model: MaskedLM, training: Training, runtime: Runtime, accelerator: Accelerator, accumulation: int
+        self,
+        model: MaskedLM,
+        training: Training,
+        runtime: Runtime,
+        accelerator: Accelerator,
+        accumulation: int,
+        guards: Guards,
     ):
         self.world = world_of(accelerator)
         self.model = model.to(self.world.device)
@@ -32,20 +39,33 @@ class PlainEngine:
         self._micro_batches = MicroBatches(self.model, runtime, self.world.device, accumulation)
         self._weights = accelerator.prepare_model(Weights(self.model))
         self._optimizer = build_optimizer(self.model, training)
+        self.guard = UpdateGuard(guards, self.world.device, self.world.size)
 
-    def step(self, micro_batches: Iterator[PackedBatch], rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def step(
+        self, micro_batches: Iterator[PackedBatch], rate: float, *, repeat: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Engine.step`."""
-        total, delivery = self._micro_batches.run(self._weights(None), micro_batches)
+        total, delivery = self._micro_batches.run(self._weights(None), micro_batches, repeat=repeat)
         delivery.backward()
         if self.world.size > 1:
             dist.all_reduce(total)
             total /= self.world.size
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm)
+        withheld = self.guard.judge(total, norm, self._micro_batches.differing)
+        self._optimizer.withheld = lambda: withheld
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()
         self._optimizer.zero_grad()
         return total, norm
+
+    def probe(self, batch: PackedBatch) -> tuple[float, float]:
+        """See `Engine.probe`."""
+        figures = torch.stack(self._micro_batches.probe(batch))
+        if self.world.size > 1:
+            dist.all_reduce(figures)
+        loss, norm = (figures / self.world.size).tolist()
+        return loss, norm
 
     def stage(self) -> Staging | None:
         """See `Engine.stage`."""
@@ -75,11 +95,13 @@ class PlainEngine:
             described_groups(self._optimizer),
             tied_parameters(self.model),
             persistent_buffers(self.model),
+            self.guard.state(),
         )
 
     def scatter(self, state: TrainState) -> None:
         """See `Engine.scatter`."""
         take_over_model(self.model, state)
+        self.guard.restore(state.guard)
         parameters = dict(self.model.named_parameters())
         self._optimizer.state.clear()
         # A fused optimizer keeps its step count on the device; the others keep it on the host.

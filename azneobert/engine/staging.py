@@ -28,7 +28,12 @@ class Staging:
         return cls(views)
 
     def state(
-        self, optimizer_step: int, groups: list[dict[str, Any]], tied: dict[str, str], buffers: dict[str, torch.Tensor]
+        self,
+        optimizer_step: int,
+        groups: list[dict[str, Any]],
+        tied: dict[str, str],
+        buffers: dict[str, torch.Tensor],
+        guard: dict[str, Any],
     ) -> TrainState:
         """The state whose tensors are these views; before the first step there are no moments."""
         moments = optimizer_step > 0
@@ -40,4 +45,5 @@ class Staging:
             groups=groups,
             tied=tied,
             buffers=buffers,
+            guard=guard,
         )

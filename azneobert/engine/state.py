@@ -36,6 +36,12 @@ def persistent_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in saved.items()}
 
 
+def initial_state(model: torch.nn.Module) -> TrainState:
+    """The state of a model that has not been trained yet."""
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return TrainState(weights, {}, {}, 0, [], tied_parameters(model), persistent_buffers(model))
+
+
 def take_over_model(model: torch.nn.Module, state: TrainState) -> None:
     """Copy weights and buffers of a state into a model.
 

@@ -19,16 +19,25 @@ class StepWeights:
 
     def __init__(self, made: dict[str, torch.Tensor], cast_names: set[str], dtype: torch.dtype):
         self._made = made
-        self.leaves: dict[str, torch.Tensor] = {}
-        for name, weight in made.items():
-            leaf = weight.detach().to(dtype if name in cast_names else weight.dtype).requires_grad_()
-            leaf.grad_dtype = torch.float32
-            self.leaves[name] = leaf
+        self.leaves = {
+            name: _leaf(weight.detach().to(dtype if name in cast_names else weight.dtype))
+            for name, weight in made.items()
+        }
+
+    def fresh_leaves(self) -> dict[str, torch.Tensor]:
+        """The same weights, sharing the leaves' memory, which have gathered no gradients."""
+        return {name: _leaf(leaf.detach()) for name, leaf in self.leaves.items()}
 
     def deliver(self) -> torch.Tensor:
         """A scalar whose backward, from 1, gives the parameters the gradients that the leaves have gathered."""
         gradients = [leaf.grad for leaf in self.leaves.values()]
         return cast(torch.Tensor, _Deliver.apply(gradients, *self._made.values()))
+
+
+def _leaf(weight: torch.Tensor) -> torch.Tensor:
+    leaf = weight.requires_grad_()
+    leaf.grad_dtype = torch.float32
+    return leaf
 
 
 class _Deliver(torch.autograd.Function):

@@ -19,17 +19,19 @@ from azneobert.checkpoint.flat import FlatGroup, cut
 from azneobert.checkpoint.foreign import MOMENTS
 from azneobert.checkpoint.universal import TrainState
 from azneobert.data.stream import PackedBatch
+from azneobert.engine.guard import UpdateGuard
 from azneobert.engine.interface import world_of
 from azneobert.engine.micro_batches import MicroBatches, Weights
 from azneobert.engine.optim import build_optimizer
 from azneobert.engine.staging import Staging
 from azneobert.engine.state import described_groups, persistent_buffers, take_over_model, tied_parameters
 from azneobert.model.encoder import MaskedLM
-from azneobert.recipe import Runtime, Training
+from azneobert.recipe import Guards, Runtime, Training
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns at every import that it has found no other
 import deepspeed
+from deepspeed.runtime.zero import utils as zero_utils
 
 _BUCKET = 50_000_000  # elements reduced at once; a bucket larger than the model only costs memory
 
@@ -73,6 +75,7 @@ class Zero2Engine:
         accelerator: Accelerator,
         micro_batch: int,
         accumulation: int,
+        guards: Guards,
     ):
         self.world = world_of(accelerator)
         self.model = model.to(self.world.device)
@@ -88,8 +91,15 @@ class Zero2Engine:
         bucket = min(_BUCKET, parameters)
         config["zero_optimization"] |= {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
         accelerator.deepspeed_engine_wrapped = None  # of an engine before this one, which has its own backward
-        self._engine, _ = accelerator.prepare(Weights(self.model), build_optimizer(self.model, training))
+        optimizer = build_optimizer(self.model, training)
+        # AdamW, which it knows; of a class that it does not know it would warn at every start.
+        zero_utils.ZERO_SUPPORTED_OPTIMIZERS.append(type(optimizer))
+        self._engine, _ = accelerator.prepare(Weights(self.model), optimizer)
         self._zero = self._engine.optimizer
+        self.guard = UpdateGuard(guards, self.world.device, self.world.size)
+        optimizer.withheld = self._withheld
+        self._loss = torch.zeros((), device=self.world.device)
+        self._verdict: torch.Tensor | None = None
         self._groups = self._flat_groups()
 
     def _flat_groups(self) -> list[FlatGroup]:
@@ -101,17 +111,38 @@ class Zero2Engine:
             for group, gaps in zip(zero.round_robin_bit16_groups, zero.round_robin_bit16_padding, strict=True)
         ]
 
-    def step(self, micro_batches: Iterator[PackedBatch], rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def step(
+        self, micro_batches: Iterator[PackedBatch], rate: float, *, repeat: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Engine.step`."""
         for group in self._zero.param_groups:
             group["lr"] = rate
-        total, delivery = self._micro_batches.run(self._engine(None), micro_batches)
-        self._engine.backward(delivery)
-        self._engine.step()
+        total, delivery = self._micro_batches.run(self._engine(None), micro_batches, repeat=repeat)
         if self.world.size > 1:
             dist.all_reduce(total)
             total /= self.world.size
-        return total, torch.as_tensor(self._engine.get_global_grad_norm())
+        self._engine.backward(delivery)
+        self._loss, self._verdict = total, None
+        self._engine.step()
+        self._withheld()  # DeepSpeed does not get as far as the optimizer where the norm is not finite
+        return total, self._norm()
+
+    def _withheld(self) -> torch.Tensor:
+        """The verdict on this step, for each of the groups that DeepSpeed updates one after the other."""
+        if self._verdict is None:
+            self._verdict = self.guard.judge(self._loss, self._norm(), self._micro_batches.differing)
+        return self._verdict
+
+    def _norm(self) -> torch.Tensor:
+        return torch.as_tensor(self._zero._global_grad_norm, device=self.world.device)
+
+    def probe(self, batch: PackedBatch) -> tuple[float, float]:
+        """See `Engine.probe`."""
+        figures = torch.stack(self._micro_batches.probe(batch))
+        if self.world.size > 1:
+            dist.all_reduce(figures)
+        loss, norm = (figures / self.world.size).tolist()
+        return loss, norm
 
     def stage(self) -> Staging | None:
         """See `Engine.stage`."""
@@ -136,7 +167,11 @@ class Zero2Engine:
         if staging is None:
             return None
         return staging.state(
-            step, described_groups(optimizer), tied_parameters(self.model), persistent_buffers(self.model)
+            step,
+            described_groups(optimizer),
+            tied_parameters(self.model),
+            persistent_buffers(self.model),
+            self.guard.state(),
         )
 
     def _bring(self, partition: torch.Tensor, group: FlatGroup, views: dict[str, torch.Tensor]) -> None:
@@ -155,6 +190,7 @@ class Zero2Engine:
     def scatter(self, state: TrainState) -> None:
         """See `Engine.scatter`."""
         take_over_model(self.model, state)  # its parameters are views of DeepSpeed's flat groups
+        self.guard.restore(state.guard)
         optimizer = self._zero.optimizer
         optimizer.state.clear()
         step_device = self.world.device if optimizer.defaults["fused"] else torch.device("cpu")

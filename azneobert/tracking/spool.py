@@ -35,6 +35,8 @@ class Spool:
         self._mark = folder / DELIVERED
         folder.mkdir(parents=True, exist_ok=True)
         points = self._repaired()
+        self._starts: dict[int, int] = {}
+        self._segment = 0
         self._begin(points, segment, from_step)
         self._last_step: dict[str, int] = {}
         for point in points:
@@ -56,6 +58,12 @@ class Spool:
             self._out.flush()
             self._note(point)
         return fresh
+
+    def begin_segment(self, from_step: int) -> None:
+        """What is recorded from here on is of another segment: what was recorded after `from_step` stands no more."""
+        self._segment += 1
+        self._starts = self._starts | {self._segment: from_step}  # another thread may be reading it
+        self._last_step = {key: min(step, from_step) for key, step in self._last_step.items()}
 
     def undelivered(self) -> Iterator[tuple[list[dict[str, Any]], int]]:
         """Batches of points beyond the mark, each with the mark to set once it is delivered."""

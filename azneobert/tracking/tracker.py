@@ -69,6 +69,10 @@ class Tracker:
         if self._wandb and fresh:
             self._wandb.log(fresh, step=step)
 
+    def begin_segment(self, from_step: int) -> None:
+        """The run has gone back to a step: its points after that are recorded anew."""
+        self.spool.begin_segment(from_step)
+
     def deliver(self) -> str:
         """Send what is waiting, and return the run's id.
 

@@ -55,7 +55,8 @@ class Inputs:
     @property
     def checkpoints(self) -> CheckpointFolder:
         """The checkpoints of this phase."""
-        return CheckpointFolder(self.run.checkpoints, self.recipe.runtime.keep_checkpoints)
+        runtime = self.recipe.runtime
+        return CheckpointFolder(self.run.checkpoints, runtime.keep_checkpoints, runtime.keep_every)
 
 
 def open_streams(inputs: Inputs) -> tuple[Stream, dict[str, Stream]]:

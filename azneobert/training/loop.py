@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import isfinite
 
 from azneobert.course import Course
 from azneobert.data.stream import PackedBatch, Stream
@@ -12,6 +13,7 @@ from azneobert.engine.optim import learning_rate
 from azneobert.recipe import Evaluation, Phase, Runtime
 from azneobert.tracking.tracker import Tracker
 from azneobert.training.evaluation import evaluate
+from azneobert.training.guards import Rewind, RunGuards
 from azneobert.training.meter import Meter
 from azneobert.training.progress import Progress
 from azneobert.training.saving import Saver
@@ -20,7 +22,10 @@ from azneobert.training.stopping import StopRequest
 
 @dataclass
 class Run:
-    """Everything the loop touches. `schedule_offset` is where on its schedule the phase's step 0 lies."""
+    """Everything the loop touches. `schedule_offset` is where on its schedule the phase's step 0 lies.
+
+    `proof` is what a model has to compute a finite loss and finite gradients on before it is saved.
+    """
 
     name: str
     phase: Phase
@@ -30,18 +35,23 @@ class Run:
     micro_batches: Iterator[PackedBatch]
     micro_batch: int
     validation: dict[str, Stream]
+    proof: Stream
     first_step: int
     course: Course
     schedule_offset: int
     meter: Meter
     tracker: Tracker | None  # on the main rank only
     saver: Saver
+    guards: RunGuards
 
 
-def train(run: Run, stop: StopRequest) -> int:
+def train(run: Run, stop: StopRequest) -> int | Rewind:
     """Train to the last step, or until somebody asks to stop; the step where this returns is saved.
 
-    Returns how many steps the phase has behind it.
+    Returns how many steps the phase has behind it; or that the run is to be rewound, where the recipe has it so.
+
+    Raises:
+        TrainingError: the numbers have gone wrong and the run cannot go on; what is saved is from before that.
     """
     phase, runtime = run.phase, run.runtime
     last_rate_step = run.schedule_offset + phase.steps
@@ -55,22 +65,29 @@ def train(run: Run, stop: StopRequest) -> int:
                 run.schedule_offset + step, phase.warmup_steps, last_rate_step, phase.peak_learning_rate
             )
             run.saver.check()
-            loss, grad_norm = run.engine.step(run.micro_batches, rate)
-
             done = step + 1
+            loss, grad_norm = run.engine.step(run.micro_batches, rate, repeat=run.guards.repeats(done))
+            run.guards.note(done)
             finished = done == phase.steps
             if finished or done % runtime.log_every == 0:
                 figures = {"train/loss": loss.item(), "train/grad_norm": grad_norm.item(), "train/lr": rate}
                 figures |= run.meter.read(run.course.tokens(done)) | {"train/tokens": run.course.tokens(done)}
                 progress.update(done, figures)
                 if run.tracker:
-                    run.tracker.log(done, figures)
+                    # A loss that is not finite is no point of a curve; the guards record that there was one.
+                    run.tracker.log(done, {key: value for key, value in figures.items() if isfinite(value)})
             if finished or done % run.evaluation.every == 0:
                 with run.meter.paused():
                     _validate(run, done, progress)
-            stopping = stop.agreed()
-            if finished or stopping or done % runtime.checkpoint_every == 0:
+            saving = finished or done % runtime.checkpoint_every == 0
+            stopping, alarmed = stop.agreed(run.guards.alarm(progress.say, wait=saving))
+            if stopping and not saving:  # nothing is saved before all verdicts up to here are known
+                _, alarmed = stop.agreed(run.guards.alarm(progress.say, wait=True))
+            if alarmed:
+                return run.guards.resolve(stop.gathered)
+            if saving or stopping:
                 with run.meter.paused():
+                    run.guards.check_fit(done, *run.engine.probe(run.proof.packed_batch(0, run.micro_batch)))
                     run.saver.save(done)
             if stopping:
                 return done
@@ -86,5 +103,6 @@ def _validate(run: Run, step: int, progress: Progress) -> None:
         run.engine.world,
     )
     progress.validation(step, metrics["eval/loss"], metrics["eval/accuracy"])
+    run.guards.check_fit(step, metrics["eval/loss"])
     if run.tracker:
         run.tracker.log(step, metrics)

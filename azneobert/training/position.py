@@ -19,6 +19,7 @@ from azneobert.dotted import differences
 from azneobert.errors import AzNeoBertError, CheckpointError
 from azneobert.layout import finished_checkpoint
 from azneobert.recipe import Model, Phase, Training, recipe_fingerprint
+from azneobert.training.guards import Rewind
 from azneobert.training.inputs import Inputs
 
 
@@ -39,6 +40,11 @@ class Position:
     identity: dict[str, Any]
     segments: tuple[Segment, ...] = ()
     resumed: Manifest | None = None
+
+    @property
+    def rewinds(self) -> int:
+        """How often the run has been rewound, as its history says."""
+        return sum(segment.skipped is not None for segment in self.segments)
 
     def open(self) -> TrainState | None:
         """The state to take over, read when it is asked for; the checkpoint has been verified."""
@@ -89,6 +95,29 @@ def find_position(
         return _carried_over(inputs, identity, before, present)
     course = Course.through(inputs.recipe.phase(inputs.phase), 0, 0, 0)
     return Position(None, False, 0, course, 0, None, identity, (present,))
+
+
+def rewound(inputs: Inputs, position: Position, before: Position, rewind: Rewind) -> Position:
+    """A position that leaves out the samples which `before` has used from the same step through the step of a spike.
+
+    As another segment of the run's history: the steps keep their numbers, the data from there on have moved up.
+    """
+    # Rewound to the same checkpoint for a second time, it has left out the first window already.
+    same = before.segments[-1].from_step <= position.step
+    first = (before if same else position).course.samples(position.step)
+    after = before.course.samples(rewind.step)
+    segment = replace(
+        before.segments[-1],
+        from_step=position.step,
+        skipped={"first_sample": first, "samples": after - first, "why": rewind.why},
+    )
+    history = (each for each in before.segments if each.from_step <= position.step)
+    phase = inputs.recipe.phase(inputs.phase)
+    return replace(
+        position,
+        course=Course.through(phase, position.step, after, position.course.tokens(position.step)),
+        segments=(*history, segment),
+    )
 
 
 def run_identity(inputs: Inputs, stream: Stream) -> dict[str, Any]:

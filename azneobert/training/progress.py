@@ -59,9 +59,11 @@ class Progress:
 
     def validation(self, step: int, loss: float, accuracy: float) -> None:
         """Show a validation."""
-        if self._visible:
-            message = f"{self._name}  step {step}/{self._steps}  held-out loss {loss:.4f}  accuracy {accuracy:.1%}"
-            if self._bar:
-                self._bar.console.print(message, highlight=False)
-            else:
-                print(f"{time_stamp()}  {message}", flush=True)
+        self.say(f"step {step}/{self._steps}  held-out loss {loss:.4f}  accuracy {accuracy:.1%}")
+
+    def say(self, message: str) -> None:
+        """Show a line."""
+        if self._bar:
+            self._bar.console.print(f"{self._name}  {message}", highlight=False, markup=False)
+        elif self._visible:
+            print(f"{time_stamp()}  {self._name}  {message}", flush=True)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
 
+from azneobert.checkpoint.finite import check_finite
 from azneobert.course import divide_batch
 from azneobert.data.rows import plan_facts
-from azneobert.data.stream import SampleRange, micro_batch_loader
+from azneobert.data.stream import SampleRange, Stream, micro_batch_loader
 from azneobert.engine.interface import Engine, World, world_of
 from azneobert.engine.make import make_accelerator, make_engine
+from azneobert.engine.state import initial_state
 from azneobert.environment import experiment_tag
 from azneobert.errors import RecipeError
 from azneobert.files import write_json
@@ -23,10 +26,11 @@ from azneobert.recipe import PhaseName, Recipe, check_division
 from azneobert.tracking.record import RunInfo
 from azneobert.tracking.tracker import Tracker
 from azneobert.training.folder import LINEAGE, lineage_document, settle_tracking
+from azneobert.training.guards import Rewind, RunGuards
 from azneobert.training.inputs import Inputs, open_streams, run_lock
 from azneobert.training.loop import Run, train
 from azneobert.training.meter import Feed, Meter
-from azneobert.training.position import Position, agree_on_position
+from azneobert.training.position import Position, agree_on_position, rewound
 from azneobert.training.saving import Saver
 from azneobert.training.stopping import StopRequest
 
@@ -46,49 +50,98 @@ def pretrain(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool:
     micro_batch, accumulation = _divide(recipe, inputs.phase, world.size)
     with run_lock(inputs.run) if world.is_main else nullcontext():
         accelerator.wait_for_everyone()
-        train_stream, validation = open_streams(inputs)
-        position = agree_on_position(inputs, train_stream, accelerator, accept_changed)
+        streams = open_streams(inputs)
+        position = agree_on_position(inputs, streams[0], accelerator, accept_changed)
         if position.step >= phase.steps:
             _say_how_it_ended(inputs, world, position.step)
             return True
         engine = _build_engine(inputs, accelerator, micro_batch, accumulation)
-        state = position.open()
-        if state is not None:
-            engine.scatter(state)
-        samples = SampleRange(position.course.steps(position.step, phase.steps), micro_batch, accumulation, world.rank)
-        loader = micro_batch_loader(
-            train_stream, samples, workers=recipe.runtime.workers, pin_memory=world.device.type == "cuda"
-        )
-        feed = Feed(loader)
+        _take_over(inputs, engine, position)
         if world.is_main:
             _announce(inputs, engine, micro_batch, position)
         with (
-            closing(loader),
-            _tracked(inputs, position, plan_facts(train_stream.plan), world) as tracked,
+            _tracked(inputs, position, plan_facts(streams[0].plan), world) as tracked,
             StopRequest(inputs.run.stop_file) as stop,
             Saver(inputs, engine, position, tracked.run_id) as saver,
         ):
-            run = Run(
-                name=inputs.phase,
-                phase=phase,
-                runtime=recipe.runtime,
-                evaluation=recipe.evaluation,
-                engine=engine,
-                micro_batches=feed,
-                micro_batch=micro_batch,
-                validation=validation,
-                first_step=position.step,
-                course=position.course,
-                schedule_offset=position.schedule_offset,
-                meter=Meter(recipe.model, recipe.training.masking_rate, feed, world.device, world.size),
-                tracker=tracked.tracker,
-                saver=saver,
-            )
-            last_step = train(run, stop)
-            tracked.complete = last_step == phase.steps
-        _say_how_it_ended(inputs, world, last_step)
+            while isinstance(
+                ended := _train_from(position, inputs, engine, streams, micro_batch, tracked, saver, stop), Rewind
+            ):
+                saver.wait()
+                found = agree_on_position(inputs, streams[0], accelerator, accept_changed)
+                position = saver.position = rewound(inputs, found, position, ended)
+                _take_over(inputs, engine, position, anew=True)
+                if tracked.tracker:
+                    tracked.tracker.begin_segment(position.step)
+                    print(f"{inputs.phase}: {ended.why}: rewound to step {position.step}", flush=True)
+            tracked.complete = ended == phase.steps
+        _say_how_it_ended(inputs, world, ended)
         accelerator.end_training()  # leaves the process group, where there is one
         return tracked.complete
+
+
+def _train_from(
+    position: Position,
+    inputs: Inputs,
+    engine: Engine,
+    streams: tuple[Stream, dict[str, Stream]],
+    micro_batch: int,
+    tracked: _Tracked,
+    saver: Saver,
+    stop: StopRequest,
+) -> int | Rewind:
+    """The loop from a position on, with data of its own and a clock of its own."""
+    recipe, world = inputs.recipe, engine.world
+    phase = recipe.phase(inputs.phase)
+    train_stream, validation = streams
+    samples = SampleRange(
+        position.course.steps(position.step, phase.steps), micro_batch, engine.accumulation, world.rank
+    )
+    loader = micro_batch_loader(
+        train_stream, samples, workers=recipe.runtime.workers, pin_memory=world.device.type == "cuda"
+    )
+    feed = Feed(loader)
+
+    def last_good() -> str:
+        saver.wait()
+        newest = inputs.checkpoints.latest() if world.is_main else None
+        return f"the last good checkpoint is {newest[0]}" if newest else "there is no checkpoint"
+
+    with closing(loader):
+        run = Run(
+            name=inputs.phase,
+            phase=phase,
+            runtime=recipe.runtime,
+            evaluation=recipe.evaluation,
+            engine=engine,
+            micro_batches=feed,
+            micro_batch=micro_batch,
+            validation=validation,
+            proof=train_stream,
+            first_step=position.step,
+            course=position.course,
+            schedule_offset=position.schedule_offset,
+            meter=Meter(recipe.model, recipe.training.masking_rate, feed, world.device, world.size),
+            tracker=tracked.tracker,
+            saver=saver,
+            guards=RunGuards(inputs.phase, recipe.guards, engine, tracked.tracker, last_good, position.rewinds),
+        )
+        return train(run, stop)
+
+
+def _take_over(inputs: Inputs, engine: Engine, position: Position, *, anew: bool = False) -> None:
+    """Bring an engine to a position. One that is fresh holds the random weights already; `anew`, it does not.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit the model, or holds what no training can go on from.
+    """
+    state = position.open()
+    if state is not None:
+        check_finite(state, position.checkpoint)
+        # What is ordinary in this phase is not what was in the one before.
+        engine.scatter(state if position.resumed else replace(state, guard={}))
+    elif anew:
+        engine.scatter(initial_state(build_model(inputs.recipe.model, inputs.recipe.seed)))
 
 
 class _Tracked:
@@ -131,7 +184,7 @@ def _build_engine(inputs: Inputs, accelerator: Accelerator, micro_batch: int, ac
     model = build_model(recipe.model, recipe.seed, dtype, backend)
     if accelerator.is_main_process:
         print(f"{inputs.phase}: {backend}, {recipe.training.compute_dtype} on {accelerator.device}", flush=True)
-    return make_engine(model, recipe.training, recipe.runtime, accelerator, micro_batch, accumulation)
+    return make_engine(model, recipe.training, recipe.runtime, accelerator, micro_batch, accumulation, recipe.guards)
 
 
 def _tracker(inputs: Inputs, position: Position, rows: dict[str, float]) -> Tracker:
@@ -144,6 +197,7 @@ def _tracker(inputs: Inputs, position: Position, rows: dict[str, float]) -> Trac
             "model": recipe.model.model_dump(mode="json") | {"parameters": count_parameters(recipe.model)},
             "training": recipe.training.model_dump(mode="json"),
             "runtime": recipe.runtime.model_dump(mode="json"),
+            "guards": recipe.guards.model_dump(mode="json"),
             "tokenizer": recipe.tokenizer.model_dump(mode="json"),
             "rows": rows,
         },
@@ -160,7 +214,7 @@ def _tracker(inputs: Inputs, position: Position, rows: dict[str, float]) -> Trac
     settle_tracking(inputs, position)
     number = len(position.segments) - 1
     return Tracker(
-        inputs.run.tracking, recipe.tracking, info, segment=number, from_step=segment.from_step, system_metrics=True
+        inputs.run.tracking, recipe.tracking, info, segment=number, from_step=position.step, system_metrics=True
     )
 
 

@@ -16,17 +16,22 @@ from azneobert.training.position import Position
 class Saver:
     """Checkpoints of one run. Every rank has one, since the ranks gather the state together; the main one writes.
 
-    Use as a context manager: on leaving, what is being written is waited for.
+    Use as a context manager: on leaving, what is being written is waited for. `position` is where the run began that
+    is saved, which a rewind changes.
     """
 
     def __init__(self, inputs: Inputs, engine: Engine, position: Position, run_id: Callable[[], str | None]):
         self._inputs = inputs
         self._engine = engine
-        self._position = position
+        self.position = position
         self._run_id = run_id
         self._writer = BackgroundWriter(inputs.checkpoints)
         if engine.world.is_main:
-            inputs.checkpoints.check_room(4 * len(KINDS) * count_parameters(inputs.recipe.model))
+            every, steps = inputs.recipe.runtime.keep_every, inputs.recipe.phase(inputs.phase).steps
+            inputs.checkpoints.check_room(
+                4 * len(KINDS) * count_parameters(inputs.recipe.model),
+                steps // every - position.step // every if every else 0,
+            )
         self._staging = engine.stage()
 
     def __enter__(self) -> Saver:
@@ -39,19 +44,27 @@ class Saver:
         """Take the state as it is now; on return the loop may go on and change it.
 
         Raises:
-            CheckpointError: this checkpoint's predecessor could not be written.
+            CheckpointError: this checkpoint's predecessor could not be written, for another reason than a full disk.
         """
-        self._writer.wait()
+        self._writer.make_way()
         state = self._engine.gather(self._staging)
         if state is not None:
             self._writer.submit(state, self._manifest(step), self._inputs.tokenizer)
+
+    def wait(self) -> None:
+        """Until what is being written stands.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        self._writer.wait()
 
     def check(self) -> None:
         """Raise what writing in the background failed with, if it has."""
         self._writer.check()
 
     def _manifest(self, step: int) -> Manifest:
-        recipe, position = self._inputs.recipe, self._position
+        recipe, position = self._inputs.recipe, self.position
         phase = recipe.phase(self._inputs.phase)
         sample_index = position.course.samples(step)
         return Manifest(

@@ -7,6 +7,7 @@ import signal
 import threading
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -44,16 +45,24 @@ class StopRequest:
         if self._timer:
             self._timer.cancel()
 
-    def agreed(self) -> bool:
-        """Whether any rank was asked to stop. Every rank must call this at the same step."""
+    def agreed(self, alarm: bool = False) -> tuple[bool, bool]:
+        """Whether any rank was asked to stop, and whether any sounds an alarm. Every rank must call this at a step."""
         asked = self._asked or self._stop_file.exists()
         if self._group is not None:
-            flag = torch.tensor([int(asked)])
-            dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
-            asked = bool(flag.item())
+            flags = torch.tensor([int(asked), int(alarm)])
+            dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group)
+            asked, alarm = map(bool, flags.tolist())
         if asked:
             self._arm()
-        return asked
+        return asked, alarm
+
+    def gathered(self, said: Any) -> list[Any]:
+        """What every rank has to say, by rank. Every rank must call this at the same step."""
+        if self._group is None:
+            return [said]
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, said, group=self._group)
+        return everyone
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._asked = True

@@ -21,9 +21,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 def test_nobody_asked_until_the_file_is_there(tmp_path: Path) -> None:
     with StopRequest(tmp_path / "stop") as stop:
-        assert not stop.agreed()
+        assert stop.agreed() == (False, False)
         (tmp_path / "stop").touch()
-        assert stop.agreed()
+        assert stop.agreed() == (True, False)
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
@@ -31,9 +31,9 @@ def test_a_signal_asks_and_the_former_handlers_come_back(number: signal.Signals,
     former = [signal.getsignal(each) for each in SIGNALS]
     with StopRequest(tmp_path / "stop") as stop:
         os.kill(os.getpid(), number)
-        assert stop.agreed()
+        assert stop.agreed() == (True, False)
         os.kill(os.getpid(), number)  # an impatient person changes nothing
-        assert stop.agreed()
+        assert stop.agreed() == (True, False)
         timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
         assert len(timers) == 1
     assert [signal.getsignal(each) for each in SIGNALS] == former
