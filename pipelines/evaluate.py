@@ -4,12 +4,14 @@ from stage import run_stage
 
 import csv
 from argparse import Namespace
+from math import isfinite
 
 import torch
 
 from azneobert.checkpoint.universal import all_weights, open_checkpoint
 from azneobert.engine.gpu import prepare_gpu
 from azneobert.engine.interface import World
+from azneobert.errors import TrainingError
 from azneobert.files import write_json
 from azneobert.layout import Layout, finished_checkpoint
 from azneobert.model.backend import choose_backend
@@ -33,6 +35,8 @@ def evaluate_phase(recipe: Recipe, layout: Layout, options: Namespace) -> None:
     rows = min(recipe.runtime.max_micro_batch, recipe.phase(phase).global_batch)
     limit = recipe.evaluation.max_rows_per_collection
     figures = evaluate(model.to(world.device), validation, rows, limit, world)
+    if not isfinite(figures["eval/loss"]):
+        raise TrainingError(f"{checkpoint}: its held-out loss is {figures['eval/loss']}; nothing is to be made of it")
     write_json(layout.report(f"evaluate/{phase}"), figures)
     table = layout.plots / f"{phase}_collections.csv"
     table.parent.mkdir(parents=True, exist_ok=True)

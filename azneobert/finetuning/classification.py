@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from azneobert.errors import TrainingError
 from azneobert.finetuning.tasks import Task
 from azneobert.recipe import Finetuning
 
@@ -53,6 +55,9 @@ def fine_tune(encoder: Path, task: Task, settings: Finetuning, seed: int, *, pre
         trainer.train()
         validation = trainer.evaluate(splits["validation"], metric_key_prefix="validation")
         test = trainer.evaluate(splits["test"], metric_key_prefix="test")
+    # Of weights that are no numbers a label comes out all the same: the first one.
+    if not isfinite(validation["validation_loss"] + test["test_loss"]):
+        raise TrainingError(f"seed {seed}: the held-out loss is not finite; use a lower finetuning.learning_rate")
     return {
         "accuracy": test["test_accuracy"],
         "macro_f1": test["test_macro_f1"],

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from azneobert.checkpoint.finite import check_finite
 from azneobert.checkpoint.manifest import Manifest
 from azneobert.checkpoint.universal import all_weights, copy_without_moments, read_checkpoint
 from azneobert.errors import RegistryError
@@ -79,6 +80,7 @@ def push(
 def assemble(checkpoint: Path, recipe: Recipe, figures: dict[str, Any], pictures: list[Path], folder: Path) -> Manifest:
     """Make the folder of a version."""
     state, manifest = read_checkpoint(checkpoint, moments=False)
+    check_finite(state, checkpoint)
     tokenizer, language = checkpoint / "tokenizer.json", recipe.data.cleaning.language
     export_transformers(all_weights(state), recipe.model, tokenizer, folder, language)
     target = folder / "checkpoint"

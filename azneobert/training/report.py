@@ -6,6 +6,7 @@ import csv
 import shutil
 import statistics
 import tempfile
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,8 @@ def write_report(recipe: Recipe, phase: PhaseName, finished: Path, plots: Path) 
             f"{finished / POINTS}: holds no points of the run; bring the run's folder along whole, "
             f"or move it away to train anew"
         )
+    if not isfinite(held_out[-1]["loss"]):
+        raise TrainingError(f"{finished}: the held-out loss at the end is {held_out[-1]['loss']}; train the phase anew")
     plots.mkdir(parents=True, exist_ok=True)
     _write_csv(plots / f"{phase}.csv", training)
     _write_csv(plots / f"{phase}_held_out.csv", held_out)
