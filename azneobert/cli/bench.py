@@ -114,6 +114,23 @@ def busy(
     _run("A busy machine: training on cores that others use", bench_busy(turns), output, without_bars=quick)
 
 
+@app.command()
+def faults(
+    minutes: Annotated[float, typer.Option(min=0, help="How long; one fault happens in any case.")] = 60,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the faults: the same ones in the same order.")] = 1,
+    keep: Annotated[Path | None, typer.Option(help="Leave the folders of trials that went wrong in a folder.")] = None,
+    output: Output = None,
+) -> None:
+    """Real faults at random moments and bytes: kills, stops, flipped bits, a full disk, MLflow away; and what came of it."""
+    from azneobert.bench.faults import bench_faults
+
+    _run(
+        "Faults: a run to which they happen, against one to which nothing does",
+        bench_faults(minutes, seed, keep),
+        output,
+    )
+
+
 def _needs_a_gpu(command: str, quick: bool) -> None:
     import torch
 
