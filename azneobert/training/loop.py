@@ -16,6 +16,7 @@ from azneobert.training.meter import Meter
 from azneobert.training.progress import Progress
 from azneobert.training.saving import Saver
 from azneobert.training.stopping import StopRequest
+from azneobert.training.watchdog import Watchdog
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Run:
     meter: Meter
     tracker: Tracker | None  # on the main rank only
     saver: Saver
+    watchdog: Watchdog
 
 
 def train(run: Run, stop: StopRequest) -> int:
@@ -48,7 +50,7 @@ def train(run: Run, stop: StopRequest) -> int:
     run.meter.start(run.course.tokens(run.first_step))
     with Progress(run.name, phase.steps, run.first_step, visible=run.engine.world.is_main) as progress:
         if run.first_step == 0:
-            with run.meter.paused():
+            with run.meter.paused(), run.watchdog.doing("evaluating"):
                 _validate(run, 0, progress)
         for step in range(run.first_step, phase.steps):
             rate = learning_rate(
@@ -58,6 +60,7 @@ def train(run: Run, stop: StopRequest) -> int:
             loss, grad_norm = run.engine.step(run.micro_batches, rate)
 
             done = step + 1
+            run.watchdog.progress(done)
             finished = done == phase.steps
             if finished or done % runtime.log_every == 0:
                 figures = {"train/loss": loss.item(), "train/grad_norm": grad_norm.item(), "train/lr": rate}
@@ -66,11 +69,11 @@ def train(run: Run, stop: StopRequest) -> int:
                 if run.tracker:
                     run.tracker.log(done, figures)
             if finished or done % run.evaluation.every == 0:
-                with run.meter.paused():
+                with run.meter.paused(), run.watchdog.doing("evaluating"):
                     _validate(run, done, progress)
             stopping = stop.agreed()
             if finished or stopping or done % runtime.checkpoint_every == 0:
-                with run.meter.paused():
+                with run.meter.paused(), run.watchdog.doing("saving"):
                     run.saver.save(done)
             if stopping:
                 return done

@@ -29,6 +29,7 @@ from azneobert.training.meter import Feed, Meter
 from azneobert.training.position import Position, agree_on_position
 from azneobert.training.saving import Saver
 from azneobert.training.stopping import StopRequest
+from azneobert.training.watchdog import FIRST_STEP_SECONDS, Watchdog, collective_timeout
 
 
 def pretrain(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool:
@@ -41,13 +42,20 @@ def pretrain(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool:
     """
     recipe = inputs.recipe
     phase = recipe.phase(inputs.phase)
-    accelerator = make_accelerator(recipe.runtime.engine)
+    accelerator = make_accelerator(recipe.runtime.engine, timeout=collective_timeout(recipe.runtime.stall_seconds))
     world = world_of(accelerator)
     micro_batch, accumulation = _divide(recipe, inputs.phase, world.size)
-    with run_lock(inputs.run) if world.is_main else nullcontext():
+    stall_seconds = recipe.runtime.stall_seconds
+    first = FIRST_STEP_SECONDS if world.device.type == "cuda" else 0.0
+    with (
+        run_lock(inputs.run) if world.is_main else nullcontext(),
+        Watchdog(inputs.run, world.rank, world.size, stall_seconds, first=first) as watchdog,
+    ):
         accelerator.wait_for_everyone()
+        watchdog.start()  # the folder is this run's now
         train_stream, validation = open_streams(inputs)
         position = agree_on_position(inputs, train_stream, accelerator, accept_changed)
+        watchdog.step = position.step
         if position.step >= phase.steps:
             _say_how_it_ended(inputs, world, position.step)
             return True
@@ -59,13 +67,13 @@ def pretrain(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool:
         loader = micro_batch_loader(
             train_stream, samples, workers=recipe.runtime.workers, pin_memory=world.device.type == "cuda"
         )
-        feed = Feed(loader)
+        feed = Feed(watchdog.watched(loader))
         if world.is_main:
             _announce(inputs, engine, micro_batch, position)
         with (
             closing(loader),
             _tracked(inputs, position, plan_facts(train_stream.plan), world) as tracked,
-            StopRequest(inputs.run.stop_file) as stop,
+            StopRequest(inputs.run.stop_file, hurry=watchdog.hurry, timeout=collective_timeout(stall_seconds)) as stop,
             Saver(inputs, engine, position, tracked.run_id) as saver,
         ):
             run = Run(
@@ -83,8 +91,10 @@ def pretrain(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool:
                 meter=Meter(recipe.model, recipe.training.masking_rate, feed, world.device, world.size),
                 tracker=tracked.tracker,
                 saver=saver,
+                watchdog=watchdog,
             )
             last_step = train(run, stop)
+            watchdog.now("finishing")
             tracked.complete = last_step == phase.steps
         _say_how_it_ended(inputs, world, last_step)
         accelerator.end_training()  # leaves the process group, where there is one
