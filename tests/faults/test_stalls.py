@@ -25,10 +25,11 @@ from azneobert.training import watchdog
 from azneobert.training.inputs import Inputs
 
 STALL_SECONDS = 4
+STEPS = 600
 LONG = {
-    "phase1": {"steps": 300},
+    "phase1": {"steps": STEPS},
     "runtime": {"stall_seconds": STALL_SECONDS, "checkpoint_every": 20},
-    "evaluation": {"every": 300},
+    "evaluation": {"every": STEPS},
 }
 BOUND = 45.0  # seconds; what is bounded by STALL_SECONDS, on a busy machine
 
@@ -87,7 +88,7 @@ def workers_of(pid: int) -> list[psutil.Process]:
 def goes_on_to_the_same_end(toy: Toy, expected: TrainState, processes: int = 1) -> None:
     assert toy.train(processes=processes)
     assert equal_states(toy.result()[0], expected)
-    assert sorted(toy.losses()) == list(range(1, 301))
+    assert sorted(toy.losses()) == list(range(1, STEPS + 1))
 
 
 def test_a_stopped_rank_is_named_by_one_that_waits_for_it(
@@ -103,7 +104,7 @@ def test_a_stopped_rank_is_named_by_one_that_waits_for_it(
         assert f"rank 1 ({socket.gethostname()}, pid {second.pid}) is stopped" in line
         assert "rank 0" not in line
         assert "a new start goes on from step-" in line
-        assert "all_reduce" in stacks(toy)["rank-0.txt"]
+        assert " in train\n" in stacks(toy)["rank-0.txt"]
         assert json.loads(stacks(toy)["rank-1.json"])["pid"] == second.pid
     finally:
         second.kill()
@@ -172,7 +173,7 @@ def launch(toy: Toy, processes: int, disturb: Callable[[list[int]], None]) -> lo
 
     disturber = threading.Thread(target=when_it_runs)
     disturber.start()
-    failed = local.run_ranks([sys.executable, "-c", program], processes, toy.run(), STALL_SECONDS)
+    failed = local.run_ranks([sys.executable, "-c", program], processes, toy.run(), toy.recipe.runtime.stall_seconds)
     disturber.join()
     return failed
 
@@ -197,7 +198,7 @@ def test_the_launcher_names_the_only_rank_when_it_is_stopped(
     assert failed is not None
     assert failed.stalled is not None
     assert f"no step for {STALL_SECONDS} s: rank 0 ({socket.gethostname()}, pid " in failed.stalled
-    assert "is stopped, training after step" in failed.stalled
+    assert ") is stopped, " in failed.stalled
     goes_on_to_the_same_end(toy, undisturbed(1))
 
 
@@ -217,7 +218,7 @@ def test_sigterm_with_a_stopped_rank_ends_in_seconds(
     assert failed is not None
     assert failed.stalled is not None
     assert "asked to stop, and no step came since: rank 1 " in failed.stalled
-    assert "all_reduce" in stacks(toy)["rank-0.txt"], "a rank that is alive is asked for its stacks"
+    assert " in train\n" in stacks(toy)["rank-0.txt"], "a rank that is alive is asked for its stacks"
     goes_on_to_the_same_end(toy, undisturbed(2), processes=2)
 
 
@@ -253,4 +254,4 @@ def test_an_mlflow_that_never_answers_costs_a_run_no_more_than_its_bounds(
     assert up.train()  # complete already; what waits is delivered by the next command
     from azneobert.tracking.delivery import deliver_folder
 
-    assert deliver_folder(up.run().tracking, up.recipe.tracking) == 301  # the points and the last validation's
+    assert deliver_folder(up.run().tracking, up.recipe.tracking) == STEPS + 2  # a point a step, two validations
