@@ -104,7 +104,7 @@ class Heartbeats:
             except FileNotFoundError:  # not begun, or ended
                 self._seen.pop(rank, None)
                 continue
-            except (OSError, ValueError, TypeError):  # it is just being written
+            except (OSError, ValueError, TypeError, RecursionError):  # it is just being written
                 continue
             if self._pids.get(rank, found.pid) != found.pid:
                 continue  # of a run before
@@ -230,7 +230,7 @@ class Watchdog:
         now = time.monotonic()
         if self._begun:
             self._longest = max(self._longest, now - self._since)
-        self.step, self._since, self._begun = step, now, True
+        self.step, self._doing, self._since, self._begun = step, "training", now, True
         self._deadline = now + self._seconds
 
     def now(self, what: str) -> None:
@@ -281,7 +281,7 @@ class Watchdog:
             self._write()
             left = self._left()
             # Where this thread gets no turn, since C code holds the interpreter, the stacks are written all the same.
-            faulthandler.dump_traceback_later(max(left, 0) + self._silence, file=self._stacks)
+            faulthandler.dump_traceback_later(max(left, 0) + 2 * _BEAT_SECONDS, file=self._stacks)
             if left <= 2 * self._silence:
                 self._others.look()
             if left <= 0 and all(self._others.late(rank) for rank in self._others.alive(self._silence)):
