@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
+import shutil
 import signal
 import socket
+import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from toy import Toy, equal_states, outcome, run_ranks, start_ranks, train_rank
+from refusals import refused
+from toy import ROOT, Toy, equal_states, outcome, run_ranks, start_ranks, train_rank
 
-from azneobert.checkpoint.universal import TrainState
+from azneobert.checkpoint.rotation import CheckpointFolder
+from azneobert.checkpoint.universal import TrainState, read_checkpoint
 from azneobert.environment import EXIT_STOPPED
-from azneobert.launching import local
-from azneobert.training import watchdog
+from azneobert.errors import RegistryError
+from azneobert.layout import RunFolder
+from azneobert.mlflow_store import check_store
+from azneobert.tracking.delivery import deliver_folder
 from azneobert.training.inputs import Inputs
+from azneobert.training.watchdog import heartbeat_file
+from azneobert.yaml_files import write_yaml
 
 STALL_SECONDS = 4
 STEPS = 600
@@ -73,9 +80,9 @@ def ended_within(child: Any, seconds: float) -> bool:
     return child.exitcode is not None
 
 
-def stacks(toy: Toy) -> dict[str, str]:
+def stacks(run: RunFolder) -> dict[str, str]:
     """What the last stall has left, by file."""
-    newest = max((toy.run().path / "stalls").iterdir())
+    newest = max((run.path / "stalls").iterdir())
     return {file.name: file.read_text() for file in newest.iterdir()}
 
 
@@ -104,8 +111,8 @@ def test_a_stopped_rank_is_named_by_one_that_waits_for_it(
         assert f"rank 1 ({socket.gethostname()}, pid {second.pid}) is stopped" in line
         assert "rank 0" not in line
         assert "a new start goes on from step-" in line
-        assert " in train\n" in stacks(toy)["rank-0.txt"]
-        assert json.loads(stacks(toy)["rank-1.json"])["pid"] == second.pid
+        assert " in train\n" in stacks(toy.run())["rank-0.txt"]
+        assert json.loads(stacks(toy.run())["rank-1.json"])["pid"] == second.pid
     finally:
         second.kill()
         second.join()
@@ -122,7 +129,7 @@ def test_a_stopped_worker_of_the_loader_is_named(
     assert ended_within(child, BOUND)
     assert outcome(child, result) == EXIT_STOPPED
     assert f"its loader worker {worker.pid} is stopped, waiting for data after step" in errors_of(toy)[0]
-    assert "watched" in stacks(toy)["rank-0.txt"]
+    assert "watched" in stacks(toy.run())["rank-0.txt"]
     assert gone(worker), "a worker outlives its rank"
     goes_on_to_the_same_end(toy, undisturbed(1))
 
@@ -153,73 +160,102 @@ def test_a_killed_run_leaves_no_worker_and_its_folder_is_free(
 # Under the launcher
 
 
-def launch(toy: Toy, processes: int, disturb: Callable[[list[int]], None]) -> local.Rank | None:
-    """Train by the launcher; `disturb` gets the ranks' process ids some steps after the first checkpoint."""
-    toy.folder.mkdir(exist_ok=True)
-    (toy.folder / "inputs.pickle").write_bytes(pickle.dumps(toy.inputs()))
-    program = (
-        "import os, pickle; from pathlib import Path; from azneobert.launching.local import end_with_launcher; "
-        "from toy import train_rank; end_with_launcher(); "
-        f"os.chdir({str(toy.folder)!r}); train_rank(pickle.loads(Path('inputs.pickle').read_bytes()))"
-    )
+@dataclass
+class Project:
+    """A project's folder in which phase 1 can be launched as its stage does it."""
 
-    def when_it_runs() -> None:
-        points = toy.run().tracking / "points.jsonl"
-        deadline = time.monotonic() + 120
-        while not (points.exists() and points.read_text().count("\n") >= 25) and time.monotonic() < deadline:
+    folder: Path
+    processes: int
+
+    @classmethod
+    def of(cls, toy: Toy, processes: int) -> Project:
+        project = cls(toy.folder / "project", processes)
+        outputs = project.folder / "outputs" / "toy"
+        shutil.copytree(toy.corpus / "tokens", outputs / "tokens")
+        shutil.copytree(toy.corpus / "rows" / "32", outputs / "rows" / "phase1")
+        (outputs / "tokenizer").mkdir()
+        shutil.copy(toy.corpus / "tokenizer.json", outputs / "tokenizer")
+        (project.folder / "pipelines").symlink_to(ROOT / "pipelines")
+        recipe = toy.with_({"runtime": {"processes": processes}}).recipe
+        write_yaml(project.folder / "params.yaml", recipe.model_dump(mode="json"))
+        return project
+
+    @property
+    def run(self) -> RunFolder:
+        return RunFolder(self.folder / "outputs" / "toy" / "running" / "phase1")
+
+    def start(self) -> subprocess.Popen[str]:
+        environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+        command = [sys.executable, "pipelines/launch.py", "phase1"]
+        return subprocess.Popen(
+            command, cwd=self.folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+
+    def ranks_at_work(self, launcher: subprocess.Popen[str], points: int = 25) -> list[int]:
+        """The process ids of the ranks, some steps after the first checkpoint."""
+        file, deadline = self.run.tracking / "points.jsonl", time.monotonic() + 120
+        while not (file.exists() and file.read_text().count("\n") >= points):
+            assert launcher.poll() is None, "the launcher has ended"
+            assert time.monotonic() < deadline, "no progress"
             time.sleep(0.02)
-        files = [watchdog.heartbeat_file(toy.run(), rank) for rank in range(processes)]
-        disturb([json.loads(file.read_text())["pid"] for file in files])
+        files = [heartbeat_file(self.run, rank) for rank in range(self.processes)]
+        return [json.loads(file.read_text())["pid"] for file in files]
 
-    disturber = threading.Thread(target=when_it_runs)
-    disturber.start()
-    failed = local.run_ranks([sys.executable, "-c", program], processes, toy.run(), toy.recipe.runtime.stall_seconds)
-    disturber.join()
-    return failed
+    def goes_on_to_the_same_end(self, expected: TrainState) -> None:
+        again = self.start()
+        _, said = again.communicate(timeout=180)
+        assert again.returncode == 0, said
+        newest = CheckpointFolder(self.run.checkpoints, 9).latest()
+        assert newest is not None
+        assert equal_states(read_checkpoint(newest[0])[0], expected)
 
 
-@pytest.fixture(autouse=True)
-def ranks_find_the_toy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), os.environ["PYTHONPATH"]]))
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+def ends_with_a_line(launcher: subprocess.Popen[str], seconds: float) -> str:
+    """What the stage says, which must be one line, and must end as one that is started again."""
+    _, said = launcher.communicate(timeout=seconds)
+    assert launcher.returncode == EXIT_STOPPED
+    [line] = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in said
+    return line
 
 
 def test_the_launcher_names_the_only_rank_when_it_is_stopped(
     make_toy: Callable[..., Toy], undisturbed: Callable[[int], TrainState]
 ) -> None:
-    toy, when = make_toy(LONG), []
+    project = Project.of(make_toy(LONG), 1)
+    launcher = project.start()
+    [pid] = project.ranks_at_work(launcher)
+    os.kill(pid, signal.SIGSTOP)
+    line = ends_with_a_line(launcher, BOUND)
+    assert f"phase1: no step for {STALL_SECONDS} s: rank 0 ({socket.gethostname()}, pid {pid}) is stopped, " in line
+    assert "; stacks are in outputs/toy/running/phase1/stalls/" in line
+    assert not psutil.pid_exists(pid)
+    project.goes_on_to_the_same_end(undisturbed(1))
 
-    def stop(pids: list[int]) -> None:
-        os.kill(pids[0], signal.SIGSTOP)
-        when.append(time.monotonic())
 
-    failed = launch(toy, 1, stop)
-    assert time.monotonic() - when[0] < BOUND
-    assert failed is not None
-    assert failed.stalled is not None
-    assert f"no step for {STALL_SECONDS} s: rank 0 ({socket.gethostname()}, pid " in failed.stalled
-    assert ") is stopped, " in failed.stalled
-    goes_on_to_the_same_end(toy, undisturbed(1))
+def test_a_rank_that_finds_a_stall_itself_is_heard_through_the_launcher(make_toy: Callable[..., Toy]) -> None:
+    project = Project.of(make_toy(LONG), 2)
+    launcher = project.start()
+    first, second = project.ranks_at_work(launcher)
+    os.kill(first, signal.SIGSTOP)
+    line = ends_with_a_line(launcher, BOUND)
+    assert line.count("rank 0 (") == 1
+    assert f"pid {first}) is stopped, " in line
+    assert f"pid {second}" not in line
 
 
 def test_sigterm_with_a_stopped_rank_ends_in_seconds(
-    make_toy: Callable[..., Toy], undisturbed: Callable[[int], TrainState], monkeypatch: pytest.MonkeyPatch
+    make_toy: Callable[..., Toy], undisturbed: Callable[[int], TrainState]
 ) -> None:
-    monkeypatch.setattr(local, "_STOPPED_SECONDS", 3.0)
-    toy, when = make_toy(LONG).with_({"runtime": {"stall_seconds": 600}}), []
-
-    def stop_one_and_ask(pids: list[int]) -> None:
-        os.kill(pids[1], signal.SIGSTOP)
-        os.kill(os.getpid(), signal.SIGTERM)
-        when.append(time.monotonic())
-
-    failed = launch(toy, 2, stop_one_and_ask)
-    assert time.monotonic() - when[0] < 30
-    assert failed is not None
-    assert failed.stalled is not None
-    assert "asked to stop, and no step came since: rank 1 " in failed.stalled
-    assert " in train\n" in stacks(toy)["rank-0.txt"], "a rank that is alive is asked for its stacks"
-    goes_on_to_the_same_end(toy, undisturbed(2), processes=2)
+    project = Project.of(make_toy(LONG).with_({"runtime": {"stall_seconds": 600}}), 2)
+    launcher = project.start()
+    _, second = project.ranks_at_work(launcher)
+    os.kill(second, signal.SIGSTOP)
+    launcher.terminate()
+    line = ends_with_a_line(launcher, 30)
+    assert f"asked to stop, and no step came since: rank 1 ({socket.gethostname()}, pid {second}) is stopped" in line
+    assert " in train\n" in stacks(project.run)["rank-0.txt"], "a rank that is alive is asked for its stacks"
+    project.goes_on_to_the_same_end(undisturbed(2))
 
 
 # MLflow
@@ -251,7 +287,8 @@ def test_an_mlflow_that_never_answers_costs_a_run_no_more_than_its_bounds(
     said = (down.run().path.parent / "errors-0.txt").read_text()
     assert "no answer in 10 s; points wait in" in said
     assert "Traceback" not in said
-    assert up.train()  # complete already; what waits is delivered by the next command
-    from azneobert.tracking.delivery import deliver_folder
-
+    began = time.monotonic()
+    with refused(RegistryError, f"MLflow at {silent_server}"):  # as `azneobert runs deliver` asks first
+        check_store(down.recipe.tracking)
+    assert time.monotonic() - began < 30
     assert deliver_folder(up.run().tracking, up.recipe.tracking) == STEPS + 2  # a point a step, two validations

@@ -24,7 +24,7 @@ HEAD = """
 
     watchdog._BEAT_SECONDS, watchdog._GATHERING_SECONDS, watchdog._OTHERS_SECONDS = 0.1, 0.5, 1.5
     watchdog._HURRY_SECONDS = 0.5
-    watchdog.silence_of = lambda seconds: 0.7
+    watchdog.silence_of = lambda seconds: 1.5
     rank, world, seconds, run = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), RunFolder(Path(sys.argv[4]))
 
     def hang(seconds=60):
@@ -83,9 +83,9 @@ def test_a_rank_that_saves_is_waited_for_by_the_others(tmp_path: Path) -> None:
     body = """
         if rank == 0:
             with dog.doing("saving"):
-                hang(2.5)
+                hang(2.0)
         else:
-            hang(2.5)
+            hang(2.0)
         dog.progress(2)
     """
     assert ends(start(tmp_path, body, world=2)) == [(0, ""), (0, "")]
