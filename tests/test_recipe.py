@@ -432,6 +432,7 @@ NUMBERS = [
     *((f"{phase}.peak_learning_rate", float) for phase in PHASES),
     *((f"runtime.{key}", int) for key in ("processes", "max_micro_batch", "workers", "log_every", "checkpoint_every")),
     ("runtime.keep_checkpoints", int),
+    ("runtime.stall_seconds", int),
     *((f"evaluation.{key}", int) for key in ("every", "max_rows_per_collection")),
     *((f"data.cleaning.{key}", float) for key in ("max_malformed", "validation_fraction")),
     ("data.cleaning.min_words", int),

@@ -151,6 +151,7 @@ class _Overseer:
         self._seconds = seconds
         self._beats = Heartbeats(run, len(ranks), {rank.number: rank.process.pid for rank in ranks})
         self._stopped: dict[int, float] = {}  # since when
+        self._begun: dict[int, float] = {}  # when each last had a heartbeat, which it takes away at its end
         self._stuck: float | None = None
         self._looked = time.monotonic()
 
@@ -161,8 +162,10 @@ class _Overseer:
             return None
         pause, self._looked = now - self._looked, now
         self._beats.look()
+        self._begun |= {rank.number: now for rank in running if self._beats.has_begun(rank.number)}
         if pause > _SILENT_SECONDS:  # this process was stopped itself, the ranks perhaps with it
             self._stopped.clear()
+            self._begun = dict.fromkeys(self._begun, now)
             self._stuck = None
         stopped = [rank for rank in running if is_stopped(rank.process.pid)]
         self._stopped = {rank.number: self._stopped.get(rank.number, now) for rank in stopped}
@@ -185,7 +188,12 @@ class _Overseer:
     def _hang(self, running: list[Rank], now: float) -> bool:
         if any(now - since >= self._seconds for since in self._stopped.values()):
             return True
-        return all(self._beats.late(rank.number) or self._silent(rank, self._seconds) for rank in running)
+        return all(
+            self._beats.late(rank.number)
+            or self._silent(rank, self._seconds)
+            or now - self._begun.get(rank.number, now) >= self._seconds
+            for rank in running
+        )
 
     def _silent(self, rank: Rank, seconds: float) -> bool:
         return self._beats.has_begun(rank.number) and self._beats.silent(rank.number, seconds)

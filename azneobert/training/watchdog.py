@@ -42,6 +42,7 @@ _HURRY_SECONDS = 30.0  # for a step, at least, once somebody has asked the run t
 _HURRY_STEPS = 5  # or so many times the longest one
 _GATHERING_SECONDS = 2.0  # from the finding to the end: the others' stacks are written meanwhile
 _OTHERS_SECONDS = 15.0  # how long a rank that has nothing to say waits for the one that has
+_LAST_SECONDS = 30.0  # from the finding to the end of the process at the latest
 _BEAT_BYTES = 512  # a heartbeat is written over the one before, in one piece, on a full disk too
 _STALLED = {psutil.STATUS_STOPPED: "is stopped", psutil.STATUS_TRACING_STOP: "is stopped by a debugger"}
 _STATES = _STALLED | {
@@ -164,7 +165,8 @@ class Heartbeats:
 
     def _state_of(self, pid: int | None) -> str:
         """The state of a rank that keeps no heartbeat."""
-        state = _STATES.get(_state(pid), "has not begun") if pid is not None else "has ended or not begun"
+        unknown = "has no heartbeat: it has not begun, or does not end"
+        state = _STATES.get(_state(pid), unknown) if pid is not None else unknown
         return f"(pid {pid}) {state}" if pid is not None else state
 
     def _gather(self) -> Path:
@@ -290,9 +292,11 @@ class Watchdog:
     def _end(self) -> None:
         """Leave the stacks, have the lowest rank that is alive say what was found, and end this process."""
         try:
-            faulthandler.cancel_dump_traceback_later()
+            faulthandler.dump_traceback_later(_LAST_SECONDS, exit=True)  # whatever should hang from here on
             faulthandler.dump_traceback(self._stacks, all_threads=True)
-            self._dump_collectives()
+            trace = threading.Thread(target=self._dump_collectives, daemon=True)  # it asks a GPU that may hang too
+            trace.start()
+            trace.join(_GATHERING_SECONDS)
             alive = self._others.alive(self._silence)
             if self._rank == min(alive, default=self._rank):
                 self._wait(_GATHERING_SECONDS)

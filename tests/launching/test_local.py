@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -146,3 +147,49 @@ def test_killing_the_launcher_with_9_ends_the_ranks_by_sigterm(tmp_path: Path) -
     started.kill()
     started.wait()
     assert waited_for(lambda: len(list(tmp_path.glob("told-*"))) == 2)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_rank_that_is_stopped_before_its_first_heartbeat_is_named_and_ended(
+    asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "_STOPPED_SECONDS", 1.0)
+    body = """
+        (folder / f"ready-{rank}").touch()
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(60)
+    """
+
+    def ask() -> None:
+        assert waited_for(lambda: len(list(tmp_path.glob("ready-*"))) == 2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    asker = threading.Thread(target=ask if asked else lambda: None)
+    asker.start()
+    began = time.monotonic()
+    failed = run_ranks(program(tmp_path, body), 2, RunFolder(tmp_path), 600 if asked else 1)
+    asker.join()
+    assert time.monotonic() - began < 20
+    assert failed is not None
+    assert failed.stalled is not None
+    assert re.search(r"; rank 1 \(pid \d+\) is stopped; stacks are in ", failed.stalled)
+
+
+def test_a_rank_that_does_not_come_to_its_end_is_ended(tmp_path: Path) -> None:
+    body = f"""
+        sys.path.insert(0, {str(ROOT)!r})
+        from azneobert.layout import RunFolder
+        from azneobert.training.watchdog import Watchdog
+
+        with Watchdog(RunFolder(folder), rank, 1, 600) as dog:
+            dog.start()
+            time.sleep(2.5)
+        time.sleep(60)
+    """
+    began = time.monotonic()
+    failed = run_ranks(program(tmp_path, body), 1, RunFolder(tmp_path), 2)
+    assert time.monotonic() - began < 20
+    assert failed is not None
+    assert failed.stalled is not None
+    assert "or does not end" in failed.stalled

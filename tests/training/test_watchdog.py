@@ -117,7 +117,7 @@ def test_while_c_code_keeps_the_interpreter_the_stacks_come_and_the_others_name_
         hang(0.4)
         busy() if rank == 1 else hang()
     """
-    ranks = start(tmp_path, body, world=2)
+    ranks = start(tmp_path, body, world=2, seconds=3)
     code, said = ends(ranks[:1])[0]
     ranks[1].kill()
     ranks[1].communicate()
