@@ -1,14 +1,20 @@
 """What this project's programs say to each other, and to libraries, beside files: variables and exit codes."""
 
+import ctypes
 import os
+import signal
+import sys
 
 PROCESSES = "AZNEOBERT_PROCESSES"  # how many ranks were asked for; each rank compares
 LAUNCHER = "AZNEOBERT_LAUNCHER"  # the process id of the launcher, without which a rank ends
 CACHE = "AZNEOBERT_CACHE"  # set by a user: where compiled kernels are kept; default: ~/.cache/azneobert
 
-EXIT_STOPPED = 75  # of a stage; EX_TEMPFAIL of sysexits.h: asked to stop, state saved, start again to go on
+# EX_TEMPFAIL of sysexits.h, start again to go on: of a stage that was asked to stop, its state saved; of a stage, or of
+# a rank, that no longer came to a next step.
+EXIT_STOPPED = 75
 EXIT_FORCED = 124  # of a rank, as of timeout(1): asked to stop, and no checkpoint within the grace time
 
+_PR_SET_PDEATHSIG = 1
 SPINS = 10_000  # rounds that a thread waits at a barrier before it sleeps, where every thread has a core
 
 
@@ -41,3 +47,13 @@ def is_busy(seconds: float = 0.1) -> bool:
     loads = psutil.cpu_percent(interval=seconds, percpu=True)
     mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(loads))
     return 2 * sum(loads[core] for core in mine if core < len(loads)) >= 100 * len(mine)
+
+
+def end_with_parent(number: signal.Signals) -> bool:
+    """Have the kernel send this process a signal when the thread that started it ends, whatever ended it.
+
+    Returns whether that can be had here. A parent that had ended before is not noticed: compare its process id.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    return ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number) == 0

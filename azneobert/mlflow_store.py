@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     from mlflow.entities import Experiment, Run
 
 
+_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+_SECONDS_TO_ANSWER = "10"
+_SECONDS_TO_STORE = "600"
+
+
 def _prepare_database(tracking: Tracking) -> None:
     """Make the database if it is not there, in one process at a time, or check that this MLflow can use it."""
     database = database_file(tracking)
@@ -112,7 +117,7 @@ def mlflow_client(tracking: Tracking) -> MlflowClient:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ.setdefault(_TIMEOUT, _SECONDS_TO_ANSWER)
     from mlflow import MlflowClient
 
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line at each try, all through an outage
@@ -122,6 +127,19 @@ def mlflow_client(tracking: Tracking) -> MlflowClient:
     _prepare_database(tracking)
     # Not mlflow.set_tracking_uri: it writes to the environment, which would then decide for every other recipe.
     return MlflowClient(store_uri(tracking))
+
+
+@contextmanager
+def uploading() -> Iterator[None]:
+    """More time for an answer while files go up: a server that has taken a large one must first store it."""
+    former = os.environ.get(_TIMEOUT)
+    if former == _SECONDS_TO_ANSWER:  # not a person's own
+        os.environ[_TIMEOUT] = _SECONDS_TO_STORE
+    try:
+        yield
+    finally:
+        if former is not None:
+            os.environ[_TIMEOUT] = former
 
 
 def ensure_experiment(client: MlflowClient, tracking: Tracking) -> str:

@@ -289,6 +289,7 @@ class Runtime(Block):
     """How a run is carried out. Nothing here changes what is computed, so a resumed run may differ in it.
 
     `changed_code` says what becomes of a finished run whose code has changed since: it is trained anew, or kept.
+    After `stall_seconds` without a step the run leaves the stacks of its ranks, and ends to be started again.
     """
 
     engine: EngineName
@@ -304,6 +305,7 @@ class Runtime(Block):
     keep_checkpoints: int = Field(gt=0, le=1_000_000)
     keep_every: Annotated[int, Field(ge=0, le=1_000_000_000)] = 0  # checkpoints at its multiples stay for ever; 0: none
     changed_code: Literal["retrain", "keep"] = "keep"
+    stall_seconds: Annotated[int, Field(ge=1, le=10**6)] = 600
 
 
 class Guards(Block):

@@ -29,8 +29,11 @@ def launch(recipe: Recipe, layout: Layout, options: Namespace) -> None:
     run.outcome_file.unlink(missing_ok=True)  # what a rank says now is about now
     command = [sys.executable, "pipelines/pretrain.py", phase]
     command += [f"--accept-changed={key}" for key in options.accept_changed]
-    failed = run_ranks(command, recipe.runtime.processes, run.stop_file)
+    failed = run_ranks(command, recipe.runtime.processes, run, recipe.runtime.stall_seconds)
     outcome = read_outcome(run)
+    if outcome.state == "failed" and failed is not None and failed.stalled:
+        print(f"error: {failed.stalled}", file=sys.stderr)
+        sys.exit(EXIT_STOPPED)
     if outcome.state == "failed":
         raise TrainingError(_what_failed(phase, failed))
     if outcome.state == "stopped":

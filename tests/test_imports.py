@@ -43,6 +43,7 @@ LIGHT = [
     "azneobert.recipe_files",
     "azneobert.tracking.delivery",
     "azneobert.tracking.tracker",
+    "azneobert.training.watchdog",
 ]
 HEAVY = {"torch", "mlflow", "transformers", "wandb", "accelerate", "deepspeed", "matplotlib"}
 
@@ -63,7 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "course": {"recipe"},
     "mlflow_place": {"recipe", "errors"},
     "mlflow_store": {"mlflow_place", "recipe", "errors", "files"},
-    "data": {"language", "settings", "recipe", "errors", "files", "pace"},
+    "data": {"language", "settings", "recipe", "errors", "environment", "files", "pace"},
     "migration": {"recipe_files", "recipe", "files", "settings", "errors", "yaml_files", "data"},
     "filling": {"data", "errors"},
     "finetuning": {"data", "recipe", "errors"},
@@ -77,7 +78,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("engine", "model", "data", "checkpoint", "course", "layout", "tracking"),
         *("mlflow_place", "mlflow_store", "recipe", "errors", "environment", "files", "dotted", "pace", "yaml_files"),
     },
-    "launching": {"checkpoint", "layout", "errors", "environment"},
+    "launching": {"training", "checkpoint", "layout", "errors", "environment"},
     "registry": {
         *("training", "layout", "tracking", "language", "checkpoint", "model", "data"),
         *("mlflow_place", "mlflow_store", "recipe", "errors", "files"),

@@ -432,6 +432,7 @@ NUMBERS = [
     *((f"{phase}.peak_learning_rate", float) for phase in PHASES),
     *((f"runtime.{key}", int) for key in ("processes", "max_micro_batch", "workers", "log_every", "checkpoint_every")),
     ("runtime.keep_checkpoints", int),
+    ("runtime.stall_seconds", int),
     ("runtime.keep_every", int),
     ("guards.stop_after", int),
     ("guards.spike_score", float),

@@ -121,7 +121,7 @@ def faults(
     keep: Annotated[Path | None, typer.Option(help="Leave the folders of trials that went wrong in a folder.")] = None,
     output: Output = None,
 ) -> None:
-    """Real faults at random moments and bytes: kills, stops, flipped bits, a full disk, MLflow away; and what came of it."""
+    """Real faults at random moments: kills, stops, flipped bits, a full disk, MLflow away; what comes of it."""
     from azneobert.bench.faults import bench_faults
 
     _run(

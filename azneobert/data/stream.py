@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import mmap
+import os
 import signal
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from azneobert.data.rows import FRAME, RowPlan
 from azneobert.data.store import TokenStore
 from azneobert.data.tokenizer import CLS, MASK, PAD, SEP
+from azneobert.environment import end_with_parent
 
 SHARE_DENOMINATOR = 100  # the shares of a mixture are whole percents
 _ROUNDS = 8
@@ -266,7 +268,7 @@ def micro_batch_loader(
         batch_size=None,
         num_workers=workers,
         pin_memory=pin_memory,
-        worker_init_fn=_leave_stopping_to_the_parent,
+        worker_init_fn=functools.partial(_leave_stopping_to_the_parent, os.getpid()),
         # Forked, a worker has the maps of the tokens; started anew, it would be sent all of them through a pipe.
         multiprocessing_context="fork" if workers else None,
     )
@@ -277,10 +279,14 @@ def micro_batch_loader(
         del batches  # stops the workers
 
 
-def _leave_stopping_to_the_parent(worker: int) -> None:
+def _leave_stopping_to_the_parent(parent: int, worker: int) -> None:
     # Ctrl-C and scancel reach the whole process group; a worker that died of it would take the run's checkpoint along.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    # A worker that outlived a killed run would go on holding what it has inherited.
+    end_with_parent(signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the kernel was asked
+        os._exit(1)
 
 
 def epoch_order(places: np.ndarray, rows: int, seed: int, pool: int, epoch: int) -> np.ndarray:

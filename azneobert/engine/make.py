@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -19,8 +20,12 @@ from azneobert.model.encoder import MaskedLM
 from azneobert.recipe import EngineName, Guards, Runtime, Training
 
 
-def make_accelerator(engine: EngineName = "plain", device: str | None = None) -> Accelerator:
+def make_accelerator(
+    engine: EngineName = "plain", device: str | None = None, *, timeout: timedelta | None = None
+) -> Accelerator:
     """Accelerate for the world that the launcher made; `device` "cpu" keeps off a GPU that is there.
+
+    `timeout` is how long a collective may take, by default what torch says.
 
     Raises:
         TrainingError: who asked, the launcher, Accelerate and torch disagree on how many processes there are.
@@ -39,7 +44,7 @@ def make_accelerator(engine: EngineName = "plain", device: str | None = None) ->
         options["deepspeed_plugin"] = deepspeed_plugin(on_cpu)
     # With a backend named, Accelerate takes a single process for one of several; under DeepSpeed it always is one.
     if launched > 1 or engine == "zero2":
-        options["kwargs_handlers"] = [InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl")]
+        options["kwargs_handlers"] = [InitProcessGroupKwargs("gloo" if on_cpu else "nccl", timeout=timeout)]
     # Told to use the CPU, Accelerate would leave DeepSpeed out without a word.
     accelerator = Accelerator(cpu=on_cpu and engine == "plain", mixed_precision="no", **options)
     # DeepSpeed may run as many ranks while Accelerate takes each for the only one, and the other way round.

@@ -6,8 +6,8 @@ checkpoint. A rank ends when its launcher dies, whatever killed it.
 
 from __future__ import annotations
 
-import ctypes
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,11 +16,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from azneobert.environment import LAUNCHER, PROCESSES
+from azneobert.environment import EXIT_STOPPED, LAUNCHER, PROCESSES, end_with_parent
 from azneobert.errors import TrainingError
+from azneobert.layout import RunFolder
+from azneobert.training.watchdog import STACKS_SIGNAL, Heartbeats, is_stopped, silence_of, stacks_file
 
 GRACE_SECONDS = 120.0  # from a request to stop to the forced exit of a rank
 _MARGIN_SECONDS = 30.0  # what a launcher gives its ranks on top of theirs
@@ -28,7 +30,11 @@ _OTHERS_SECONDS = 15.0  # how long the others may go on when one rank has failed
 _POLL_SECONDS = 0.1
 _LINES_KEPT = 200
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-_PR_SET_PDEATHSIG = 1
+_FLIGHT_RECORDER = "TORCH_FR_BUFFER_SIZE"  # how many collectives a rank remembers
+_LOOK_SECONDS = 1.0
+_STOPPED_SECONDS = 10.0  # how long a run that was asked to end waits for a rank that is stopped
+_SILENT_SECONDS = 30.0  # and for one that gives no sign of life
+_MARGIN_OF_RANKS = 15.0  # what ranks that are alive get to say themselves that they do not get on
 
 
 class Rank:
@@ -36,6 +42,7 @@ class Rank:
 
     def __init__(self, number: int, command: list[str], environment: dict[str, str]):
         self.number = number
+        self.stalled: str | None = None  # what was found when it no longer came to a next step
         self.lines: deque[str] = deque(maxlen=_LINES_KEPT)
         # A session of its own: Ctrl-C on a terminal reaches the launcher alone, which asks the ranks to stop.
         self.process = subprocess.Popen(
@@ -64,15 +71,23 @@ class Rank:
                 print(line, end="", file=sys.stderr, flush=True)
 
 
-def run_ranks(command: list[str], processes: int, stop_file: Path, grace_seconds: float = GRACE_SECONDS) -> Rank | None:
+def run_ranks(
+    command: list[str],
+    processes: int,
+    run: RunFolder,
+    stall_seconds: float = 600.0,
+    grace_seconds: float = GRACE_SECONDS,
+) -> Rank | None:
     """Run a command as `processes` ranks until all have ended; a signal to this process asks them to stop.
+
+    Ranks that come to no step for `stall_seconds`, and cannot say so themselves, leave their stacks and are ended.
 
     Returns the first rank that failed, if any. Whether the phase is complete or stopped is `outcome`'s to say.
     """
     ranks = [Rank(number, command, environment) for number, environment in enumerate(_environments(processes))]
     try:
-        with _stopping(stop_file) as asked:
-            return _wait(ranks, asked, grace_seconds + _MARGIN_SECONDS)
+        with _stopping(run.stop_file) as asked:
+            return _wait(ranks, asked, grace_seconds + _MARGIN_SECONDS, _Overseer(ranks, run, asked, stall_seconds))
     finally:
         for rank in ranks:
             if rank.process.poll() is None:
@@ -85,7 +100,7 @@ def end_with_launcher() -> None:
     launcher = os.environ.get(LAUNCHER)
     if launcher is None or not sys.platform.startswith("linux"):
         return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    end_with_parent(signal.SIGTERM)
     if os.getppid() != int(launcher):  # it died before the kernel was asked
         raise TrainingError("the launcher has died; start the phase again")
 
@@ -93,6 +108,7 @@ def end_with_launcher() -> None:
 def _environments(processes: int) -> list[dict[str, str]]:
     """What each rank's environment says of its place."""
     common = {PROCESSES: str(processes), LAUNCHER: str(os.getpid())}
+    common |= {_FLIGHT_RECORDER: os.environ.get(_FLIGHT_RECORDER, "2000")}
     if processes == 1:
         return [common]
     # Ranks that all took all cores would wait for each other at every barrier.
@@ -126,15 +142,97 @@ def _stopping(stop_file: Path) -> Iterator[list[float]]:
             signal.signal(number, handler)
 
 
-def _wait(ranks: list[Rank], asked: list[float], limit: float) -> Rank | None:
+class _Overseer:
+    """Sees from outside what ranks cannot say: that one was stopped, or all were."""
+
+    def __init__(self, ranks: list[Rank], run: RunFolder, asked: list[float], seconds: float):
+        self._run = run
+        self._asked = asked
+        self._seconds = seconds
+        self._beats = Heartbeats(run, len(ranks), {rank.number: rank.process.pid for rank in ranks})
+        self._stopped: dict[int, float] = {}  # since when
+        self._begun: dict[int, float] = {}  # when each last had a heartbeat, which it takes away at its end
+        self._stuck: float | None = None
+        self._looked = time.monotonic()
+
+    def finds(self, running: list[Rank]) -> str | None:
+        """Why the ranks have to be ended: one line. It looks about once a second."""
+        now = time.monotonic()
+        if now < self._looked + _LOOK_SECONDS:
+            return None
+        pause, self._looked = now - self._looked, now
+        self._beats.look()
+        self._begun |= {rank.number: now for rank in running if self._beats.has_begun(rank.number)}
+        if pause > _SILENT_SECONDS:  # this process was stopped itself, the ranks perhaps with it
+            self._stopped.clear()
+            self._begun = dict.fromkeys(self._begun, now)
+            self._stuck = None
+        stopped = [rank for rank in running if is_stopped(rank.process.pid)]
+        self._stopped = {rank.number: self._stopped.get(rank.number, now) for rank in stopped}
+        if self._asked and self._deaf(running, now):
+            return self._report("asked to stop, and no step came since", running)
+        if not self._hang(running, now):
+            self._stuck = None
+            return None
+        self._stuck = self._stuck or now
+        margin = silence_of(self._seconds) + _MARGIN_OF_RANKS if self._beats.alive(_MARGIN_OF_RANKS) else 0.0
+        return self._report(f"no step for {self._seconds:.0f} s", running) if now >= self._stuck + margin else None
+
+    def _deaf(self, running: list[Rank], now: float) -> bool:
+        """Whether there is a rank that cannot know that it was asked."""
+        waited = now - self._asked[0]
+        stopped = [since for since in self._stopped.values() if now - since >= _STOPPED_SECONDS]
+        silent = [rank for rank in running if self._silent(rank, _SILENT_SECONDS)]
+        return bool(stopped and waited >= _STOPPED_SECONDS) or bool(silent and waited >= _SILENT_SECONDS)
+
+    def _hang(self, running: list[Rank], now: float) -> bool:
+        if any(now - since >= self._seconds for since in self._stopped.values()):
+            return True
+        return all(
+            self._beats.late(rank.number)
+            or self._silent(rank, self._seconds)
+            or now - self._begun.get(rank.number, now) >= self._seconds
+            for rank in running
+        )
+
+    def _silent(self, rank: Rank, seconds: float) -> bool:
+        return self._beats.has_begun(rank.number) and self._beats.silent(rank.number, seconds)
+
+    def _report(self, why: str, running: list[Rank]) -> str:
+        for rank in running:
+            if rank.number in self._stopped:
+                _stacks_from_outside(rank.process.pid, self._run, rank.number)
+            elif self._beats.has_begun(rank.number):
+                rank.process.send_signal(STACKS_SIGNAL)
+        time.sleep(_LOOK_SECONDS)
+        return self._beats.report(why, _STOPPED_SECONDS)
+
+
+def _stacks_from_outside(pid: int, run: RunFolder, rank: int) -> None:
+    """The stacks of a process that is stopped, where py-spy is installed and may look into it."""
+    program = shutil.which("py-spy")
+    if program is None:
+        return
+    with suppress(OSError, subprocess.TimeoutExpired), stacks_file(run, rank).open("ab") as file:
+        command = [program, "dump", "--nonblocking", "--pid", str(pid)]
+        subprocess.run(command, stdout=file, stderr=subprocess.DEVNULL, timeout=10, check=False)
+
+
+def _wait(ranks: list[Rank], asked: list[float], limit: float, overseer: _Overseer) -> Rank | None:
     failed: Rank | None = None
     failed_at = 0.0
     while running := [rank for rank in ranks if rank.process.poll() is None]:
         now = time.monotonic()
         if failed is None and (failed := _first_failed(ranks)):
             failed_at = now
+            if failed.process.returncode == EXIT_STOPPED:
+                failed.stalled = failed.error()
+        if failed is None and (found := overseer.finds(running)):
+            failed = running[0]
+            failed.stalled = found
         # The others may wait in a collective, for ever, for one that has failed.
-        if (failed and now > failed_at + _OTHERS_SECONDS) or (asked and now > asked[0] + limit):
+        late = failed and (failed.stalled or now > failed_at + _OTHERS_SECONDS)
+        if late or (asked and now > asked[0] + limit):
             for rank in running:
                 rank.process.kill()
         time.sleep(_POLL_SECONDS)

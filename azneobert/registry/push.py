@@ -16,7 +16,7 @@ from azneobert.checkpoint.universal import all_weights, copy_without_moments, re
 from azneobert.errors import RegistryError
 from azneobert.files import sha256_file, write_json
 from azneobert.mlflow_place import check_place, store_uri, tracking_uri
-from azneobert.mlflow_store import ensure_experiment, find_run, mlflow_client, mlflow_errors
+from azneobert.mlflow_store import ensure_experiment, find_run, mlflow_client, mlflow_errors, uploading
 from azneobert.model.export import export_transformers
 from azneobert.recipe import Recipe, Tracking
 from azneobert.registry.card import model_card
@@ -129,7 +129,8 @@ def _find_whole(client: MlflowClient, tracking: Tracking, name: str, digest: str
             return int(version.version)
         if find_run(client, run_id) is not None:
             log.warning("models:/%s/%s: its files are not whole in the store; put there again", name, version.version)
-            client.log_artifacts(run_id, str(folder), place)
+            with uploading():
+                client.log_artifacts(run_id, str(folder), place)
             return int(version.version)
     return None
 
@@ -192,7 +193,8 @@ def _run_of(client: MlflowClient, tracking: Tracking, manifest: Manifest, run_id
 
 def _create(client: MlflowClient, name: str, run_id: str, folder: Path, manifest: Manifest, digest: str) -> int:
     place = f"version-{digest[:12]}"  # its own place in the run, so that no later version can change it
-    client.log_artifacts(run_id, str(folder), place)
+    with uploading():
+        client.log_artifacts(run_id, str(folder), place)
     # What has structure stands in the version's own checkpoint and model card: a tag is a line.
     lineage = {k: str(v) for k, v in manifest.lineage.items() if not isinstance(v, dict | list)}
     lineage |= {

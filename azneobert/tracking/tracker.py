@@ -1,4 +1,4 @@
-"""MLflow, and wandb beside it. A run that resumes is the same run; a server that is down stops nothing.
+"""MLflow, and wandb beside it. A run that resumes is the same run; a server that is down or hangs stops nothing.
 
 Every point goes to a spool first, a file in the run's own folder, and from there to MLflow in batches by a thread of
 its own. What could not be delivered waits in the folder, with all that is needed to deliver it without this process.
@@ -25,6 +25,9 @@ from azneobert.tracking.wandb_run import start_wandb
 log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_DELIVERIES = 5.0
+_LONGEST_PAUSE = 300.0  # twice as long after each delivery that fails, up to this
+_SECONDS_OF_THE_START = 10.0  # that a run waits for MLflow before it goes on
+_SECONDS_OF_THE_END = 60.0  # and before it ends
 
 
 class Tracker:
@@ -54,9 +57,13 @@ class Tracker:
         self._warned = False
         self._wandb = start_wandb(folder, tracking, info)
         self._system = SystemMetrics(tracking_uri(tracking)) if system_metrics else None
-        self._try_delivery()  # now, so that every checkpoint can name its run
-        self._thread = threading.Thread(target=self._deliver_now_and_then, name="mlflow", daemon=True)
+        self._tried = threading.Event()
+        import mlflow  # noqa: F401 - now: in the thread it would meet the imports of the main one
+
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
+        if not self._tried.wait(_SECONDS_OF_THE_START):  # so that every checkpoint can name its run
+            self._say(f"MLflow at {tracking_uri(tracking)}: no answer in {_SECONDS_OF_THE_START:.0f} s")
 
     @property
     def run_id(self) -> str | None:
@@ -91,21 +98,33 @@ class Tracker:
             update_record(self._folder, status=status, ended_ms=ended_ms)
         except OSError as error:  # of a full disk, which may be what ended the run; MLflow can hear of it all the same
             log.warning("%s: the end of the run cannot be noted: %s", self._folder, error.strerror)
-        self._done.set()
-        self._thread.join()
-        if self._system:
-            self._system.stop()
         self._record = replace(self._record, status=status, ended_ms=ended_ms)
-        self._try_delivery()
-        self.spool.close()
-        self._folder_lock.release()
+        self._done.set()
+        self._thread.join(_SECONDS_OF_THE_END)
+        if self._thread.is_alive():  # it ends with the process, and what it has sent by then counts
+            self._say(f"MLflow at {tracking_uri(self._tracking)}: has not taken all in {_SECONDS_OF_THE_END:.0f} s")
         if self._wandb:
             self._wandb.finish(exit_code=int(status == "FAILED"))
 
-    def _deliver_now_and_then(self) -> None:
-        while not self._done.wait(_SECONDS_BETWEEN_DELIVERIES):
-            if self._try_delivery() and self._system:
-                self._system.keep(self.run_id)
+    def _work(self) -> None:
+        pause = _SECONDS_BETWEEN_DELIVERIES
+        try:
+            self._try_delivery()
+            self._tried.set()
+            while not self._done.wait(pause):
+                if self._try_delivery():
+                    pause = _SECONDS_BETWEEN_DELIVERIES
+                    if self._system:
+                        self._system.keep(self.run_id)
+                else:
+                    pause = min(2 * pause, _LONGEST_PAUSE)
+            if self._system:
+                self._system.stop()
+            self._try_delivery()
+        finally:
+            self._tried.set()
+            self.spool.close()
+            self._folder_lock.release()
 
     def _deliver(self) -> None:
         with self._lock:
@@ -116,7 +135,10 @@ class Tracker:
             self._deliver()
         except RegistryError as error:
             if self._done.is_set() or not self._warned:
-                log.warning("%s; points wait in %s: use `azneobert runs deliver`", error, self._folder)
-            self._warned = True
+                self._say(str(error))
             return False
         return True
+
+    def _say(self, found: str) -> None:
+        log.warning("%s; points wait in %s: use `azneobert runs deliver`", found, self._folder)
+        self._warned = True

@@ -14,6 +14,9 @@ from azneobert.tracking.record import RunInfo
 
 log = logging.getLogger(__name__)
 
+_SECONDS_OF_THE_START = 10.0  # that a run waits for wandb's server
+_SECONDS_OF_THE_END = 60.0  # what has not gone up by then stays in the folder, for `wandb sync`
+
 
 def start_wandb(folder: Path, tracking: Tracking, info: RunInfo) -> Any:
     """The run, or None where it is off or cannot be had; a resumed run is the same run."""
@@ -38,6 +41,7 @@ def start_wandb(folder: Path, tracking: Tracking, info: RunInfo) -> Any:
             mode=tracking.wandb,
             dir=folder,
             config=flatten(info.params),
+            settings=wandb.Settings(init_timeout=_SECONDS_OF_THE_START, finish_timeout=_SECONDS_OF_THE_END),
         )
     except wandb.Error as error:
         log.warning("wandb: %s; this run is recorded in MLflow alone", " ".join(str(error).split()))

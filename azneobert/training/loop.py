@@ -18,6 +18,7 @@ from azneobert.training.meter import Meter
 from azneobert.training.progress import Progress
 from azneobert.training.saving import Saver
 from azneobert.training.stopping import StopRequest
+from azneobert.training.watchdog import Watchdog
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Run:
     tracker: Tracker | None  # on the main rank only
     saver: Saver
     guards: RunGuards
+    watchdog: Watchdog
 
 
 def train(run: Run, stop: StopRequest) -> int | Rewind:
@@ -58,7 +60,7 @@ def train(run: Run, stop: StopRequest) -> int | Rewind:
     run.meter.start(run.course.tokens(run.first_step))
     with Progress(run.name, phase.steps, run.first_step, visible=run.engine.world.is_main) as progress:
         if run.first_step == 0:
-            with run.meter.paused():
+            with run.meter.paused(), run.watchdog.doing("evaluating"):
                 _validate(run, 0, progress)
         for step in range(run.first_step, phase.steps):
             rate = learning_rate(
@@ -68,6 +70,7 @@ def train(run: Run, stop: StopRequest) -> int | Rewind:
             done = step + 1
             loss, grad_norm = run.engine.step(run.micro_batches, rate, repeat=run.guards.repeats(done))
             run.guards.note(done)
+            run.watchdog.progress(done)
             finished = done == phase.steps
             if finished or done % runtime.log_every == 0:
                 figures = {"train/loss": loss.item(), "train/grad_norm": grad_norm.item(), "train/lr": rate}
@@ -77,7 +80,7 @@ def train(run: Run, stop: StopRequest) -> int | Rewind:
                     # A loss that is not finite is no point of a curve; the guards record that there was one.
                     run.tracker.log(done, {key: value for key, value in figures.items() if isfinite(value)})
             if finished or done % run.evaluation.every == 0:
-                with run.meter.paused():
+                with run.meter.paused(), run.watchdog.doing("evaluating"):
                     _validate(run, done, progress)
             saving = finished or done % runtime.checkpoint_every == 0
             stopping, alarmed = stop.agreed(run.guards.alarm(progress.say, wait=saving))
@@ -86,7 +89,7 @@ def train(run: Run, stop: StopRequest) -> int | Rewind:
             if alarmed:
                 return run.guards.resolve(stop.gathered)
             if saving or stopping:
-                with run.meter.paused():
+                with run.meter.paused(), run.watchdog.doing("saving"):
                     run.guards.check_fit(done, *run.engine.probe(run.proof.packed_batch(0, run.micro_batch)))
                     run.saver.save(done)
             if stopping:

@@ -33,6 +33,7 @@ from azneobert.training.meter import Feed, Meter
 from azneobert.training.position import Position, agree_on_position, rewound
 from azneobert.training.saving import Saver
 from azneobert.training.stopping import StopRequest
+from azneobert.training.watchdog import FIRST_STEP_SECONDS, Watchdog, collective_timeout
 
 
 def pretrain(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool:
@@ -45,13 +46,20 @@ def pretrain(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool:
     """
     recipe = inputs.recipe
     phase = recipe.phase(inputs.phase)
-    accelerator = make_accelerator(recipe.runtime.engine)
+    accelerator = make_accelerator(recipe.runtime.engine, timeout=collective_timeout(recipe.runtime.stall_seconds))
     world = world_of(accelerator)
     micro_batch, accumulation = _divide(recipe, inputs.phase, world.size)
-    with run_lock(inputs.run) if world.is_main else nullcontext():
+    stall_seconds = recipe.runtime.stall_seconds
+    first = FIRST_STEP_SECONDS if world.device.type == "cuda" else 0.0
+    with (
+        run_lock(inputs.run) if world.is_main else nullcontext(),
+        Watchdog(inputs.run, world.rank, world.size, stall_seconds, first=first) as watchdog,
+    ):
         accelerator.wait_for_everyone()
+        watchdog.start()  # the folder is this run's now
         streams = open_streams(inputs)
         position = agree_on_position(inputs, streams[0], accelerator, accept_changed)
+        watchdog.step = position.step
         if position.step >= phase.steps:
             _say_how_it_ended(inputs, world, position.step)
             return True
@@ -61,19 +69,22 @@ def pretrain(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool:
             _announce(inputs, engine, micro_batch, position)
         with (
             _tracked(inputs, position, plan_facts(streams[0].plan), world) as tracked,
-            StopRequest(inputs.run.stop_file) as stop,
+            StopRequest(inputs.run.stop_file, hurry=watchdog.hurry, timeout=collective_timeout(stall_seconds)) as stop,
             Saver(inputs, engine, position, tracked.run_id) as saver,
         ):
-            while isinstance(
-                ended := _train_from(position, inputs, engine, streams, micro_batch, tracked, saver, stop), Rewind
-            ):
-                saver.wait()
-                found = agree_on_position(inputs, streams[0], accelerator, accept_changed)
-                position = saver.position = rewound(inputs, found, position, ended)
-                _take_over(inputs, engine, position, anew=True)
+            while True:
+                ended = _train_from(position, inputs, engine, streams, micro_batch, tracked, saver, stop, watchdog)
+                if not isinstance(ended, Rewind):
+                    break
+                with watchdog.doing("rewinding"):
+                    saver.wait()
+                    found = agree_on_position(inputs, streams[0], accelerator, accept_changed)
+                    position = saver.position = rewound(inputs, found, position, ended)
+                    _take_over(inputs, engine, position, anew=True)
                 if tracked.tracker:
                     tracked.tracker.begin_segment(position.step)
                     print(f"{inputs.phase}: {ended.why}: rewound to step {position.step}", flush=True)
+            watchdog.now("finishing")
             tracked.complete = ended == phase.steps
         _say_how_it_ended(inputs, world, ended)
         accelerator.end_training()  # leaves the process group, where there is one
@@ -89,6 +100,7 @@ def _train_from(
     tracked: _Tracked,
     saver: Saver,
     stop: StopRequest,
+    watchdog: Watchdog,
 ) -> int | Rewind:
     """The loop from a position on, with data of its own and a clock of its own."""
     recipe, world = inputs.recipe, engine.world
@@ -100,7 +112,7 @@ def _train_from(
     loader = micro_batch_loader(
         train_stream, samples, workers=recipe.runtime.workers, pin_memory=world.device.type == "cuda"
     )
-    feed = Feed(loader)
+    feed = Feed(watchdog.watched(loader))
 
     def last_good() -> str:
         saver.wait()
@@ -125,6 +137,7 @@ def _train_from(
             tracker=tracked.tracker,
             saver=saver,
             guards=RunGuards(inputs.phase, recipe.guards, engine, tracked.tracker, last_good, position.rewinds),
+            watchdog=watchdog,
         )
         return train(run, stop)
 

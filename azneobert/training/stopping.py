@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,9 +27,19 @@ class StopRequest:
     Use as a context manager; the former handlers come back on leaving.
     """
 
-    def __init__(self, stop_file: Path, grace_seconds: float = 120.0):
+    def __init__(
+        self,
+        stop_file: Path,
+        grace_seconds: float = 120.0,
+        *,
+        hurry: Callable[[], None] = lambda: None,
+        timeout: timedelta | None = None,
+    ):
+        """`hurry` is told at once; `timeout` is how long the ranks may take to agree, by default what torch says."""
         self._stop_file = stop_file
         self._grace_seconds = grace_seconds
+        self._hurry = hurry
+        self._timeout = timeout
         self._asked = False
         self._timer: threading.Timer | None = None
         self._group: dist.ProcessGroup | None = None
@@ -36,7 +48,7 @@ class StopRequest:
         self._former = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
         if dist.is_initialized() and dist.get_world_size() > 1:
             # A group of its own on the host, so that agreeing never waits for a GPU.
-            self._group = dist.new_group(backend="gloo")
+            self._group = dist.new_group(backend="gloo", timeout=self._timeout)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -69,6 +81,7 @@ class StopRequest:
         self._arm()
 
     def _arm(self) -> None:
+        self._hurry()
         if self._timer is None:
             self._timer = threading.Timer(self._grace_seconds, os._exit, [EXIT_FORCED])
             self._timer.daemon = True

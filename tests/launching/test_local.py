@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from azneobert.launching import local
 from azneobert.launching.local import run_ranks
+from azneobert.layout import RunFolder
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,7 +51,7 @@ def test_each_rank_knows_its_place_and_who_started_it(processes: int, tmp_path: 
         (folder / f"{rank}.txt").write_text(" ".join(os.environ.get(name, "-") for name in names))
         assert os.environ["AZNEOBERT_LAUNCHER"] == str(os.getppid())
     """
-    assert run_ranks(program(tmp_path, body), processes, tmp_path / "stop") is None
+    assert run_ranks(program(tmp_path, body), processes, RunFolder(tmp_path)) is None
     threads = os.environ["OMP_NUM_THREADS"]  # what is set stays
     said = [(tmp_path / f"{rank}.txt").read_text() for rank in range(processes)]
     if processes == 1:
@@ -70,7 +72,7 @@ def test_the_error_of_whichever_rank_failed_is_found_and_the_others_do_not_wait_
         time.sleep(60)
     """
     began = time.monotonic()
-    failed = run_ranks(program(tmp_path, body), 3, tmp_path / "stop")
+    failed = run_ranks(program(tmp_path, body), 3, RunFolder(tmp_path))
     assert time.monotonic() - began < 20
     assert failed is not None
     assert failed.number == failing
@@ -78,7 +80,7 @@ def test_the_error_of_whichever_rank_failed_is_found_and_the_others_do_not_wait_
 
 
 def test_a_rank_that_dies_without_a_word_is_named_with_its_signal(tmp_path: Path) -> None:
-    failed = run_ranks(program(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)"), 1, tmp_path / "stop")
+    failed = run_ranks(program(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)"), 1, RunFolder(tmp_path))
     assert failed is not None
     assert failed.error() == "it ended with signal SIGKILL and without a word"
 
@@ -97,7 +99,7 @@ def test_a_signal_to_the_launcher_makes_the_stop_file_and_reaches_no_rank(tmp_pa
 
     asker = threading.Thread(target=ask)
     asker.start()
-    assert run_ranks(program(tmp_path, body), 2, tmp_path / "stop") is None
+    assert run_ranks(program(tmp_path, body), 2, RunFolder(tmp_path)) is None
     asker.join()
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
@@ -113,7 +115,7 @@ def test_ranks_that_do_not_stop_in_time_are_ended(tmp_path: Path, monkeypatch: p
     asker = threading.Thread(target=ask)
     asker.start()
     began = time.monotonic()
-    failed = run_ranks(program(tmp_path, body), 1, tmp_path / "stop", grace_seconds=0.2)
+    failed = run_ranks(program(tmp_path, body), 1, RunFolder(tmp_path), grace_seconds=0.2)
     asker.join()
     assert time.monotonic() - began < 30
     assert failed is not None
@@ -137,10 +139,57 @@ def test_killing_the_launcher_with_9_ends_the_ranks_by_sigterm(tmp_path: Path) -
     command = program(tmp_path, body)
     launcher = (
         "from pathlib import Path; from azneobert.launching.local import run_ranks; "
-        f"run_ranks({command!r}, 2, Path('stop'))"
+        "from azneobert.layout import RunFolder; "
+        f"run_ranks({command!r}, 2, RunFolder(Path('.')))"
     )
     started = subprocess.Popen([sys.executable, "-c", launcher], cwd=ROOT)
     assert waited_for(lambda: len(list(tmp_path.glob("ready-*"))) == 2)
     started.kill()
     started.wait()
     assert waited_for(lambda: len(list(tmp_path.glob("told-*"))) == 2)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_rank_that_is_stopped_before_its_first_heartbeat_is_named_and_ended(
+    asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "_STOPPED_SECONDS", 1.0)
+    body = """
+        (folder / f"ready-{rank}").touch()
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(60)
+    """
+
+    def ask() -> None:
+        assert waited_for(lambda: len(list(tmp_path.glob("ready-*"))) == 2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    asker = threading.Thread(target=ask if asked else lambda: None)
+    asker.start()
+    began = time.monotonic()
+    failed = run_ranks(program(tmp_path, body), 2, RunFolder(tmp_path), 600 if asked else 1)
+    asker.join()
+    assert time.monotonic() - began < 20
+    assert failed is not None
+    assert failed.stalled is not None
+    assert re.search(r"; rank 1 \(pid \d+\) is stopped; stacks are in ", failed.stalled)
+
+
+def test_a_rank_that_does_not_come_to_its_end_is_ended(tmp_path: Path) -> None:
+    body = f"""
+        sys.path.insert(0, {str(ROOT)!r})
+        from azneobert.layout import RunFolder
+        from azneobert.training.watchdog import Watchdog
+
+        with Watchdog(RunFolder(folder), rank, 1, 600) as dog:
+            dog.start()
+            time.sleep(2.5)
+        time.sleep(60)
+    """
+    began = time.monotonic()
+    failed = run_ranks(program(tmp_path, body), 1, RunFolder(tmp_path), 2)
+    assert time.monotonic() - began < 20
+    assert failed is not None
+    assert failed.stalled is not None
+    assert "or does not end" in failed.stalled

@@ -5,8 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import socket
+import sqlite3
 import struct
 import time
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,6 +22,8 @@ from toy import run_ranks
 from azneobert.errors import RegistryError
 from azneobert.mlflow_place import tracking_uri
 from azneobert.mlflow_store import mlflow_client
+from azneobert.tracking import tracker as tracker_module
+from azneobert.tracking.delivery import deliver_folder
 from azneobert.tracking.points import read_points
 from azneobert.tracking.record import RunInfo
 from azneobert.tracking.tracker import Tracker
@@ -152,6 +159,82 @@ def test_mlflow_that_is_down_is_one_warning_that_says_where_the_points_wait(
     for warning in warnings:
         assert "\n" not in warning.getMessage()
         assert str(tmp_path / "run") in warning.getMessage()
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """An address where connections are taken and nothing is ever answered."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(100)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def hardly_patient(folder: Path, uri: str) -> tuple[float, float, float, list[str]]:
+    """How long a run waits at its start, for its points and at its end, with 1 s and 2 s to wait; what it says."""
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "30"
+    tracker_module._SECONDS_OF_THE_START, tracker_module._SECONDS_OF_THE_END = 1.0, 2.0
+    said: list[str] = []
+    tracker_module.log.warning = lambda words, *values: said.append(words % values)  # type: ignore[method-assign]
+    mlflow_client(tracking_at(f"sqlite:///{folder.parent}/other.db"))  # what is slow to import
+    times = [time.monotonic()]
+    tracker = Tracker(folder, tracking_at(uri), INFO, system_metrics=True)
+    times.append(time.monotonic())
+    for step in range(1, 501):
+        tracker.log(step, {"train/loss": 1.0})
+    times.append(time.monotonic())
+    tracker.finish("FINISHED")
+    times.append(time.monotonic())
+    start, points, end = (after - before for before, after in pairwise(times))
+    return start, points, end, said
+
+
+def test_an_mlflow_that_never_answers_is_waited_for_within_bounds(
+    silent_server: str, mlflow_uri: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    [(start, points, end, said)] = run_ranks(hardly_patient, folder, silent_server, folder=tmp_path)
+    assert start < 5
+    assert points < 2
+    assert end < 6
+    assert [line.split("; ")[0].removeprefix(f"MLflow at {silent_server}: ") for line in said] == [
+        "no answer in 1 s",
+        "has not taken all in 2 s",
+    ]
+    assert deliver_folder(folder, tracking_at(mlflow_uri)) == 500
+    [run] = runs_of(mlflow_uri)
+    assert run.info.status == "FINISHED"
+
+
+def test_a_database_that_another_program_has_locked_is_waited_for_within_bounds(
+    mlflow_uri: str, tmp_path: Path
+) -> None:
+    folder, database = tmp_path / "run", mlflow_uri.removeprefix("sqlite:///")
+    with closing(sqlite3.connect(database, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        [(start, points, end, said)] = run_ranks(hardly_patient, folder, mlflow_uri, folder=tmp_path)
+        other.execute("ROLLBACK")
+    assert start < 5
+    assert points < 2
+    assert end < 6
+    assert len(said) == 2
+    assert deliver_folder(folder, tracking_at(mlflow_uri)) == 500
+
+
+def test_deliveries_to_an_mlflow_that_is_away_become_rare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker_module, "_SECONDS_BETWEEN_DELIVERIES", 0.1)
+    tries: list[float] = []
+
+    def away(*_: object) -> int:
+        tries.append(time.monotonic())
+        raise RegistryError("MLflow is away")
+
+    monkeypatch.setattr(tracker_module, "deliver", away)
+    tracker = Tracker(tmp_path / "run", tracking_at(DOWN), INFO)
+    time.sleep(2.0)
+    tracker.finish("FINISHED")
+    assert 3 <= len(tries) <= 7  # after 0.1 s, 0.2 s, 0.4 s, ..., and at the end
+    assert tries[3] - tries[2] > tries[2] - tries[1]
 
 
 def test_the_end_reaches_mlflow_from_a_disk_that_is_full(
