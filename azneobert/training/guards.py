@@ -125,9 +125,9 @@ class RunGuards:
         spike = found.score > settings.spike_score
         if found.withheld:
             self._skipped += 1
-            values["train/skipped_updates"] = float(self._skipped)
+            values["guards/skipped_updates"] = float(self._skipped)
         if spike:
-            values["train/spike_score"] = found.score
+            values["guards/spike_score"] = found.score
         if self._tracker and values:
             self._tracker.log(found.step, values)
         if values and self._said < _LINES:

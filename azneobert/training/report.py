@@ -55,7 +55,9 @@ def write_report(recipe: Recipe, phase: PhaseName, finished: Path, plots: Path) 
         TrainingError: there are no points.
     """
     points = read_points(finished)
-    training = [{k: row[k] for k in _CURVES if k in row} for row in _table(points, "train/")]
+    # A step whose loss was no number has a point all the same, of what it cost.
+    table = [row for row in _table(points, "train/") if "loss" in row]
+    training = [{k: row[k] for k in _CURVES if k in row} for row in table]
     held_out = _table(points, "eval/", with_parts=False)
     if not training or not held_out:
         raise TrainingError(

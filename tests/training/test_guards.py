@@ -80,7 +80,7 @@ def test_a_few_updates_that_are_not_finite_are_skipped_and_counted_and_the_sched
     assert poisoned_run(toy, range(12, 15), math.nan)
     state, manifest = toy.result()
     assert (manifest.step, manifest.samples, state.optimizer_step) == (STEPS, 8 * STEPS, STEPS - 3)
-    assert values(toy, "train/skipped_updates") == {12: 1.0, 13: 2.0, 14: 3.0}
+    assert values(toy, "guards/skipped_updates") == {12: 1.0, 13: 2.0, 14: 3.0}
     assert values(toy, "train/lr").keys() == set(range(1, STEPS + 1))
     assert values(toy, "train/loss").keys() == set(range(1, STEPS + 1)) - {12, 13, 14}
 
@@ -96,8 +96,8 @@ def test_a_spike_is_flagged_and_changes_nothing(make_toy: MakeToy) -> None:
     toy, calm = make_toy(LONG), make_toy(LONG)
     assert poisoned_run(toy)
     assert poisoned_run(calm.with_({"guards": {"spike_score": 1e6}}))
-    assert values(toy, "train/spike_score").keys() == {SPIKE}
-    assert values(calm, "train/spike_score") == {}
+    assert values(toy, "guards/spike_score").keys() == {SPIKE}
+    assert values(calm, "guards/spike_score") == {}
     assert equal_states(toy.result()[0], calm.result()[0])
 
 
@@ -106,7 +106,7 @@ def test_a_spike_that_is_skipped_is_no_update_and_a_resumed_run_skips_it_too(mak
     assert poisoned_run(toy)
     state, manifest = toy.result()
     assert (manifest.samples, state.optimizer_step) == (8 * STEPS, STEPS - 1)
-    assert values(toy, "train/skipped_updates") == {SPIKE: 1.0}
+    assert values(toy, "guards/skipped_updates") == {SPIKE: 1.0}
     assert poisoned_run(killed, kill_after=16) == -signal.SIGKILL
     assert poisoned_run(killed)
     assert equal_states(killed.result()[0], state)

@@ -58,6 +58,29 @@ def test_the_curves_hold_nothing_of_the_machine_whatever_the_points_do(finished:
     assert {name for row in rows.values() for name in row} == {"step", "loss", "grad_norm", "lr", "tokens"}
 
 
+def test_a_step_whose_loss_was_no_number_is_no_point_of_the_curve(finished: Toy, tmp_path: Path) -> None:
+    points = [json.loads(line) for line in (finished.folder / "phase1" / "points.jsonl").read_text().splitlines()]
+    for point in points:
+        point.pop("crc", None)
+        if point["step"] == 5:
+            point["values"].pop("train/loss", None)
+    points.append({"step": 5, "time_ms": 1, "segment": 0, "values": {"guards/skipped_updates": 1.0}})
+    (tmp_path / "points.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
+    report(finished, tmp_path, tmp_path / "plots")
+    with (tmp_path / "plots" / "phase1.csv").open() as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == [n for n in range(1, STEPS + 1) if n != 5]
+
+
+def test_a_held_out_loss_that_is_no_number_is_no_metric(finished: Toy, tmp_path: Path) -> None:
+    points = (finished.folder / "phase1" / "points.jsonl").read_text().splitlines()
+    last = json.loads(points[-1])
+    last.pop("crc")
+    last["values"]["eval/loss"] = float("nan")
+    (tmp_path / "points.jsonl").write_text("\n".join([*points[:-1], json.dumps(last)]) + "\n")
+    with refused(TrainingError, str(tmp_path), "the held-out loss at the end is nan"):
+        report(finished, tmp_path, tmp_path / "plots")
+
+
 def test_a_run_without_its_points_is_refused_in_one_line(finished: Toy, tmp_path: Path) -> None:
     with refused(TrainingError, "points.jsonl", "no points", "bring the run's folder along"):
         report(finished, tmp_path / "nothing", tmp_path / "plots")
