@@ -30,7 +30,7 @@ from azneobert.engine.interface import Engine
 from azneobert.errors import TrainingError
 from azneobert.kernels.flash import installed
 from azneobert.model.size import flops_per_token
-from azneobert.recipe import Model
+from azneobert.recipe import Guards, Model
 from azneobert.training.meter import PEAK_FLOPS, Feed
 
 DATASHEET = PEAK_FLOPS["NVIDIA H200"]
@@ -62,6 +62,7 @@ class Job:
     world: int = 1
     bar: float | None = None  # tokens a second
     profile: str | None = None  # a folder for the trace of one step
+    guards: bool = False  # whether to measure what they cost
 
 
 _OURS = ABLATION["fused"]
@@ -70,7 +71,7 @@ _OURS = ABLATION["fused"]
 def jobs(names: list[str], rows: list[str], steps: int) -> Iterator[Job]:
     """The table for the GPUs that are there: the ablation, then our kernels on other rows.
 
-    names: of ABLATION; rows: among free, packed, 4096, worlds, steady.
+    names: of ABLATION; rows: among free, packed, 4096, worlds, steady, guards.
     """
     model, shape = published_model(), Shape()
     world = torch.cuda.device_count()
@@ -92,6 +93,8 @@ def jobs(names: list[str], rows: list[str], steps: int) -> Iterator[Job]:
             yield Job(variant, shape, steps, model, world=world)
     if "steady" in rows:
         yield Job(_OURS, replace(shape, packed=True, accumulation=1), 200, model)
+    if "guards" in rows:
+        yield Job(ABLATION["deterministic"], shape, steps, model, guards=True)
 
 
 def toy_jobs() -> Iterator[Job]:
@@ -101,6 +104,7 @@ def toy_jobs() -> Iterator[Job]:
         toy = replace(ABLATION[name], compile=False, attention="auto")
         yield Job(toy, shape, 3, small_model())
     yield Job(replace(_OURS, compile=False), replace(shape, packed=True), 3, small_model())
+    yield Job(replace(ABLATION["deterministic"], compile=False, attention="auto"), shape, 3, small_model(), guards=True)
 
 
 def bench_train(planned: list[Job]) -> Iterator[Row]:
@@ -128,6 +132,8 @@ def bench_train(planned: list[Job]) -> Iterator[Row]:
             yield Row(what, f"{share:.1%}", ">= 97%", share >= 0.97)
         if job.steps >= 200:
             yield from steadiness(found)
+        if job.guards:
+            yield from guards_cost(found)
 
 
 def speed_row(job: Job, found: dict[str, Any], first: dict[str, Any]) -> Row:
@@ -164,6 +170,19 @@ def steadiness(found: dict[str, Any]) -> Iterator[Row]:
     yield Row("start to the first optimizer step, compile cache warm", f"{start:.1f} s", "<= 45 s", start <= 45)
 
 
+def guards_cost(found: dict[str, Any]) -> Iterator[Row]:
+    """What it costs to judge each update, and to compute a micro-batch twice as often as the recipe does by default."""
+    every = Guards().repeat_every
+    repeating = (found["repeat_ms"] - found["alone_ms"]) / (every * found["alone_ms"])
+    note = f"{found['repeat_ms']:.1f} ms a step with, {found['alone_ms']:.1f} ms without, medians in turns"
+    what = f"a micro-batch computed twice, every {every} steps: share of the time"
+    yield Row(what, f"{repeating:.3%}", "<= 0.1%", repeating <= 0.001, note)
+    share = found["judge_ms"] / found["alone_ms"]
+    yield Row(
+        "judging an update: share of a step", f"{share:.3%}", "<= 0.1%", share <= 0.001, f"{found['judge_ms']:.3f} ms"
+    )
+
+
 def measure(job: Job) -> dict[str, Any]:
     """Run a job on its GPUs; the figures of rank 0.
 
@@ -195,7 +214,7 @@ def _rank(job: Job, folder: Path, began: float) -> None:
     device = engine.world.device
     on_gpu = device.type == "cuda"
     rows = shape.micro_batch * shape.accumulation * engine.world.size
-    extra = _WARM_STEPS + 2 + (job.profile is not None)
+    extra = _WARM_STEPS + 2 + (job.profile is not None) + 2 * (job.steps + 1) * job.guards
     first_samples = range(0, (job.steps + extra) * rows, rows)
     samples = SampleRange(first_samples, shape.micro_batch, shape.accumulation, engine.world.rank)
     stream = open_small_corpus(folder)
@@ -207,6 +226,7 @@ def _rank(job: Job, folder: Path, began: float) -> None:
         engine.step(batches, 1e-4)
     syncs = host_syncs(engine, batches) if on_gpu else 0
     durations, wall, waited, attended = timed_steps(engine, batches, job.steps)
+    cost = _guards_cost(engine, batches, job.steps) if job.guards else {}
     if job.profile is not None:
         write_trace(engine, batches, Path(job.profile) / f"{slug(job)}-{engine.world.rank}.json")
     loader.close()
@@ -224,6 +244,7 @@ def _rank(job: Job, folder: Path, began: float) -> None:
             "start_seconds": start_seconds,
             "backend": str(engine.model.encoder.backend),
             "gpu": on_gpu,
+            **cost,
         }
         (folder / "figures.json").write_text(json.dumps(figures, default=float))
     if engine.world.size > 1:
@@ -251,6 +272,36 @@ def timed_steps(engine: Engine, batches: Feed, steps: int) -> tuple[list[float],
     wall = time.perf_counter() - start
     durations = [a.elapsed_time(b) / 1e3 if on_gpu else b - a for a, b in pairwise(marks)]
     return durations, wall, *batches.read()
+
+
+def _guards_cost(engine: Engine, batches: Feed, steps: int) -> dict[str, float]:
+    """Milliseconds of a step with and without a repetition, in turns, and of judging one."""
+    on_gpu = engine.world.device.type == "cuda"
+    marks: list[Any] = []
+
+    def mark() -> None:
+        marks.append(torch.cuda.Event(enable_timing=True) if on_gpu else time.perf_counter())
+        if on_gpu:
+            marks[-1].record()
+
+    engine.step(batches, 1e-4, repeat=True)  # memory for the second set of gradients
+    engine.step(batches, 1e-4)
+    mark()
+    for _ in range(steps):
+        for repeat in (True, False):
+            engine.step(batches, 1e-4, repeat=repeat)
+            mark()
+    loss, norm = torch.ones((), device=engine.world.device), torch.ones((), device=engine.world.device)
+    for _ in range(100):
+        engine.guard.judge(loss, norm)
+    mark()
+    _wait_for_gpu(on_gpu)
+    times = [a.elapsed_time(b) if on_gpu else 1e3 * (b - a) for a, b in pairwise(marks)]
+    return {
+        "repeat_ms": float(np.median(times[:-1:2])),
+        "alone_ms": float(np.median(times[1:-1:2])),
+        "judge_ms": times[-1] / 100,
+    }
 
 
 def host_syncs(engine: Engine, batches: Feed) -> int:

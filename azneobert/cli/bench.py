@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Benchmarks: each claim of speed or memory is a row that anyone can run.")
 
 _VARIANTS = ("eager", "compile", "rope", "head", "fa3", "fa4", "fused", "deterministic", "zero2")
-_ROWS = ("free", "packed", "4096", "worlds", "steady")
+_ROWS = ("free", "packed", "4096", "worlds", "steady", "guards")
 
 Quick = Annotated[bool, typer.Option(help="A fixed table at toy sizes: shows that it runs, says nothing of speed.")]
 Output = Annotated[Path | None, typer.Option(help="Write the table to this Markdown file too.")]
