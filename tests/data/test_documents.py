@@ -302,3 +302,31 @@ def test_a_damaged_list_of_duplicates_is_refused(tmp_path, content):
     path.write_bytes(path.read_bytes()[:-50] if content is None else content)
     with refused(DataError, str(path), "dvc repro deduplicate"):
         read_duplicates(path)
+
+
+def test_no_flipped_bit_changes_what_is_read_without_a_word(tmp_path):
+    texts = numbered(30)
+    part = write_part(tmp_path, 0, documents(texts, {texts[3]}))
+    whole = part.read_bytes()
+    refusals = 0
+    for bit in range(0, 8 * len(whole), 5):  # headers and footer too, which the pages' own checksums do not cover
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        part.write_bytes(damaged)
+        try:
+            [(found, held_out)] = read_texts(part)
+            read = found, held_out.tolist(), read_hashes(part).tobytes()
+        except DataError as error:
+            refusals += 1
+            assert str(error).startswith(f"{part}: ")
+            assert "\n" not in str(error)
+        else:
+            assert read == (texts, [text == texts[3] for text in texts], b"".join(map(content_hash, texts)))
+    assert refusals > 0.95 * 8 * len(whole) / 5
+
+
+def test_a_part_of_before_has_no_checksum_and_is_read(tmp_path):
+    part = write_part(tmp_path, 0, documents(["bir"]))
+    table = pq.read_table(part).replace_schema_metadata(None)
+    pq.write_table(table, part, compression="zstd")
+    assert texts_of(part) == ["bir"]
