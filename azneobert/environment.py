@@ -1,15 +1,21 @@
 """What this project's programs say to each other, and to libraries, beside files: variables and exit codes."""
 
 import os
+from pathlib import Path
 
 PROCESSES = "AZNEOBERT_PROCESSES"  # how many ranks were asked for; each rank compares
 LAUNCHER = "AZNEOBERT_LAUNCHER"  # the process id of the launcher, without which a rank ends
-CACHE = "AZNEOBERT_CACHE"  # set by a user: where compiled kernels are kept; default: ~/.cache/azneobert
+CACHE = "AZNEOBERT_CACHE"  # set by a user: what `cache_of_user` says
 
 EXIT_STOPPED = 75  # of a stage; EX_TEMPFAIL of sysexits.h: asked to stop, state saved, start again to go on
 EXIT_FORCED = 124  # of a rank, as of timeout(1): asked to stop, and no checkpoint within the grace time
 
 SPINS = 10_000  # rounds that a thread waits at a barrier before it sleeps, where every thread has a core
+
+
+def cache_of_user() -> Path:
+    """Where compiled kernels are kept, and which data this machine has verified; default: ~/.cache/azneobert."""
+    return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "azneobert")
 
 
 def experiment() -> str | None:

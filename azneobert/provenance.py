@@ -31,6 +31,7 @@ NOT_DECIDING = {
     "azneobert/environment.py": "the names of variables",
     "azneobert/pace.py": "when a person may expect the end",
     "azneobert/launching": "how ranks are started, and found again",
+    "azneobert/data/integrity.py": "whether the data are whole",
     "azneobert/data/progress.py": "what an interrupted stage goes on from, to the same end",
     "azneobert/training/progress.py": "what a person sees of a run",
     "azneobert/training/stopping.py": "when a run stops: it goes on to the last bit",

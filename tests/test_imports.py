@@ -63,7 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "course": {"recipe"},
     "mlflow_place": {"recipe", "errors"},
     "mlflow_store": {"mlflow_place", "recipe", "errors", "files"},
-    "data": {"language", "settings", "recipe", "errors", "files", "pace"},
+    "data": {"language", "settings", "recipe", "errors", "files", "pace", "environment", "dvc_files"},
     "migration": {"recipe_files", "recipe", "files", "settings", "errors", "yaml_files", "data"},
     "filling": {"data", "errors"},
     "finetuning": {"data", "recipe", "errors"},

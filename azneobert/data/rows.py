@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from azneobert.data.store import TokenStore, read_meta, write_meta
+from azneobert.data.store import HEADER_BYTES, TokenStore, read_meta, write_meta
 from azneobert.errors import DataError
 
 FORMAT_VERSION = 2
 FRAME = 2  # [CLS] and [SEP] around each window
-_ARRAYS = {"store": np.uint8, "start": np.int64, "length": np.int32, "row_offsets": np.int64}
+ARRAYS = {"store": np.uint8, "start": np.int64, "length": np.int32, "row_offsets": np.int64}
 _CHUNK = 1 << 22
 RESTORE = "`azneobert cache check`, then `dvc repro rows` makes it anew"
 
@@ -139,7 +139,7 @@ def write_plan(plan: RowPlan, path: Path) -> None:
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for name in _ARRAYS:
+    for name in ARRAYS:
         np.save(partial / f"{name}.npy", getattr(plan, name))
     write_meta(partial / "meta.json", asdict(plan.meta))
     shutil.rmtree(path, ignore_errors=True)
@@ -152,24 +152,44 @@ def open_plan(path: Path, stores: dict[str, TokenStore]) -> RowPlan:
     Raises:
         DataError: the plan is missing, damaged, or was made from other tokens.
     """
+    meta = read_plan_meta(path)
     try:
-        meta = PlanMeta.from_json(read_meta(path / "meta.json", FORMAT_VERSION, "`dvc repro -f -s rows` makes it anew"))
-        arrays = {name: _map(path / f"{name}.npy") for name in _ARRAYS}
+        arrays = {name: _map(path / f"{name}.npy") for name in ARRAYS}
     except FileNotFoundError as error:
-        raise DataError(f"{error.filename}: no whole row plan there; `dvc repro rows` writes it") from None
-    except DataError:
-        raise
-    except (AttributeError, EOFError, KeyError, SyntaxError, TypeError, ValueError, tokenize.TokenError) as error:
-        raise DataError(f"{path}: damaged row plan ({' '.join(str(error).split())}); {RESTORE}") from None
+        raise _no_plan(error) from None
+    except (EOFError, SyntaxError, ValueError, tokenize.TokenError) as error:
+        raise _damaged_plan(path, error) from None
     expected = {name: opened.meta.tokens_sha256 for name, opened in stores.items()}
     if meta.stores != expected:
         names = [*expected, *(name for name in meta.stores if name not in expected)]
         changed = [name for name in names if meta.stores.get(name) != expected.get(name)]
         raise DataError(f"{path}: made from other tokens of {', '.join(changed)}; `dvc repro rows` makes it anew")
     sizes = {"row_offsets": meta.rows + 1}
-    if any(a.shape != (sizes.get(n, meta.windows),) or a.dtype != _ARRAYS[n] for n, a in arrays.items()):
+    if any(a.shape != (sizes.get(n, meta.windows),) or a.dtype != ARRAYS[n] for n, a in arrays.items()):
         raise DataError(f"{path}: its files do not have the {meta.rows} rows of meta.json; {RESTORE}")
     return RowPlan(meta, **arrays)
+
+
+def read_plan_meta(path: Path) -> PlanMeta:
+    """The meta.json of a plan.
+
+    Raises:
+        DataError: it is missing or damaged, or of another format version.
+    """
+    try:
+        return PlanMeta.from_json(read_meta(path / "meta.json", FORMAT_VERSION, "`dvc repro -f -s rows` makes it anew"))
+    except FileNotFoundError as error:
+        raise _no_plan(error) from None
+    except (AttributeError, KeyError, TypeError) as error:
+        raise _damaged_plan(path, error) from None
+
+
+def _no_plan(error: FileNotFoundError) -> DataError:
+    return DataError(f"{error.filename}: no whole row plan there; `dvc repro rows` writes it")
+
+
+def _damaged_plan(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path}: damaged row plan ({' '.join(str(error).split())}); {RESTORE}")
 
 
 def verify_plan(path: Path, stores: dict[str, TokenStore]) -> RowPlan:
@@ -194,7 +214,7 @@ def verify_plan(path: Path, stores: dict[str, TokenStore]) -> RowPlan:
         if (framed > plan.meta.sequence_length).any():
             raise DataError(f"{path}: a row holds more than {plan.meta.sequence_length} tokens; {RESTORE}")
     _verify_meta(path, plan)
-    if _digest({name: getattr(plan, name) for name in _ARRAYS}) != plan.meta.sha256:
+    if _digest({name: getattr(plan, name) for name in ARRAYS}) != plan.meta.sha256:
         raise DataError(f"{path}: its sha256 is not that of meta.json: a byte has changed; {RESTORE}")
     return plan
 
@@ -364,9 +384,24 @@ def _map(file: Path) -> np.ndarray:
     return np.load(file, mmap_mode="r" if file.stat().st_size > 128 else None)
 
 
+def digest_of_files(path: Path) -> str:
+    """What `PlanMeta.sha256` is to be, of the files of a plan, which are read and not mapped.
+
+    Raises:
+        OSError: one is missing or cannot be read.
+    """
+    digest = hashlib.sha256()
+    for name in ARRAYS:
+        with (path / f"{name}.npy").open("rb") as file:
+            file.seek(HEADER_BYTES)
+            while piece := file.read(_CHUNK):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
 def _digest(arrays: dict[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
-    for name in _ARRAYS:
+    for name in ARRAYS:
         for first in range(0, len(arrays[name]), _CHUNK):
             digest.update(np.ascontiguousarray(arrays[name][first : first + _CHUNK]).data)
     return digest.hexdigest()

@@ -26,7 +26,7 @@ from azneobert.files import read_bounded, sha256_file, sync, write_json
 FORMAT_VERSION = 1
 _CHUNK = 1 << 22
 _PIECE_BYTES = 8 << 20
-_HEADER_BYTES = 128  # of a .npy file of one dimension
+HEADER_BYTES = 128  # of a .npy file of one dimension
 _SEAL = "content_sha256"
 _RESTORE_META = "`azneobert cache check`, then `dvc repro` makes it anew"
 _LARGEST_META = 64 << 20  # bytes
@@ -70,7 +70,7 @@ class TokenStore:
         Raises:
             DataError: the store is missing, half-written, or a file is shorter or longer than meta.json says.
         """
-        meta = _read_meta(path)
+        meta = read_store_meta(path)
         tokens = _map(path / "tokens.npy", np.int32, meta.tokens)
         offsets = _map(path / "offsets.npy", np.int64, meta.documents + 1)
         return cls(path, meta, tokens, offsets)
@@ -278,7 +278,12 @@ def _sha256_of(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _read_meta(path: Path) -> StoreMeta:
+def read_store_meta(path: Path) -> StoreMeta:
+    """The meta.json of a store.
+
+    Raises:
+        DataError: it is missing or damaged, or of another format version.
+    """
     file = path / "meta.json"
     try:
         meta = StoreMeta(**read_meta(file, FORMAT_VERSION, "update it"))
@@ -288,7 +293,7 @@ def _read_meta(path: Path) -> StoreMeta:
     except FileNotFoundError:
         raise DataError(f"{path}: no whole token store there; `dvc repro tokens` writes it") from None
     except TypeError as error:
-        raise DataError(f"{file}: not a token store's meta.json ({error}); make the store anew") from None
+        raise DataError(f"{file}: not a token store's meta.json ({error}); {_RESTORE_META}") from None
 
 
 def _map(file: Path, dtype: type, length: int) -> np.ndarray:
@@ -306,6 +311,6 @@ def _map(file: Path, dtype: type, length: int) -> np.ndarray:
         raise DataError(
             f"{file}: {array.dtype} of shape {array.shape}, expected {np.dtype(dtype)} of shape ({length},); {RESTORE}"
         )
-    if file.stat().st_size != _HEADER_BYTES + array.nbytes:
-        raise DataError(f"{file}: {file.stat().st_size:,} bytes, expected {_HEADER_BYTES + array.nbytes:,}; {RESTORE}")
+    if file.stat().st_size != HEADER_BYTES + array.nbytes:
+        raise DataError(f"{file}: {file.stat().st_size:,} bytes, expected {HEADER_BYTES + array.nbytes:,}; {RESTORE}")
     return array

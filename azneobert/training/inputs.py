@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from azneobert.checkpoint.rotation import CheckpointFolder
+from azneobert.data.integrity import Verification
 from azneobert.data.rows import RowPlan, open_plan
 from azneobert.data.store import TokenStore
 from azneobert.data.stream import Stream
@@ -89,6 +90,20 @@ def open_streams(inputs: Inputs) -> tuple[Stream, dict[str, Stream]]:
             held_out = open_plan(inputs.rows / "validation" / name, {name: store})
             validation[name] = Stream(held_out, {name: store}, ids, seed=recipe.seed, masking_rate=rate, shuffle=False)
     return stream, validation
+
+
+def verify_data(inputs: Inputs, sides: Sequence[str] = ("train", "validation")) -> Verification:
+    """Begin to read every byte of the stores and plans that `open_streams` opens, of both sides or of one.
+
+    Raises:
+        DataError: a meta.json is missing or damaged.
+    """
+    stores = [inputs.tokens / name / side for side in sides for name in inputs.recipe.data.sources]
+    plans = [inputs.rows / "train"] if "train" in sides else []
+    if "validation" in sides:
+        held_out = (inputs.rows / "validation" / name for name in inputs.recipe.data.sources)
+        plans += [plan for plan in held_out if plan.is_dir()]
+    return Verification(stores, plans)
 
 
 @contextmanager

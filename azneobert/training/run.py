@@ -23,7 +23,7 @@ from azneobert.recipe import PhaseName, Recipe, check_division
 from azneobert.tracking.record import RunInfo
 from azneobert.tracking.tracker import Tracker
 from azneobert.training.folder import LINEAGE, lineage_document, settle_tracking
-from azneobert.training.inputs import Inputs, open_streams, run_lock
+from azneobert.training.inputs import Inputs, open_streams, run_lock, verify_data
 from azneobert.training.loop import Run, train
 from azneobert.training.meter import Feed, Meter
 from azneobert.training.position import Position, agree_on_position
@@ -51,6 +51,7 @@ def pretrain(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool:
         if position.step >= phase.steps:
             _say_how_it_ended(inputs, world, position.step)
             return True
+        verification = verify_data(inputs) if accelerator.is_local_main_process else None
         engine = _build_engine(inputs, accelerator, micro_batch, accumulation)
         state = position.open()
         if state is not None:
@@ -66,7 +67,7 @@ def pretrain(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool:
             closing(loader),
             _tracked(inputs, position, plan_facts(train_stream.plan), world) as tracked,
             StopRequest(inputs.run.stop_file) as stop,
-            Saver(inputs, engine, position, tracked.run_id) as saver,
+            Saver(inputs, engine, position, tracked.run_id, verification) as saver,
         ):
             run = Run(
                 name=inputs.phase,
