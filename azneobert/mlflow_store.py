@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from azneobert.errors import RegistryError
-from azneobert.files import FileLock, write_whole
+from azneobert.files import write_whole
+from azneobert.locks import FileLock
 from azneobert.mlflow_place import (
     ARTIFACTS,
     check_place,

@@ -29,6 +29,7 @@ NOT_DECIDING = {
     "azneobert/dvc_files.py": "what DVC has locked and cached",
     "azneobert/layout.py": "where outputs lie, not what they are",
     "azneobert/environment.py": "the names of variables",
+    "azneobert/locks.py": "who works in a folder",
     "azneobert/pace.py": "when a person may expect the end",
     "azneobert/launching": "how ranks are started, and found again",
     "azneobert/data/integrity.py": "whether the data are whole",

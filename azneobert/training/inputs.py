@@ -15,8 +15,8 @@ from azneobert.data.store import TokenStore
 from azneobert.data.stream import Stream
 from azneobert.data.tokenizer import load_tokenizer, special_ids, tokenizer_sha256
 from azneobert.errors import DataError
-from azneobert.files import locked
 from azneobert.layout import Layout, RunFolder
+from azneobert.locks import locked
 from azneobert.recipe import PhaseName, Recipe
 
 
@@ -110,7 +110,6 @@ def verify_data(inputs: Inputs, sides: Sequence[str] = ("train", "validation")) 
 def run_lock(run: RunFolder) -> Iterator[None]:
     """One training at a time in a folder; a second one waits, so that a run that lost its launcher is not doubled."""
     run.lock_file.parent.mkdir(parents=True, exist_ok=True)
-    run.lock_file.touch()
     waiting = f"{run.path}: another process is training here; waiting for it"
     with locked(run.lock_file, lambda: print(waiting, flush=True)):
         yield
