@@ -217,12 +217,22 @@ def test_the_database_on_a_full_disk_is_one_line_that_names_it(
 
 
 def test_a_run_goes_on_while_its_tracking_cannot_be_written(
-    make_toy: Callable[[Overrides | None], Toy], small_disk: Path, monkeypatch: pytest.MonkeyPatch
+    make_toy: Callable[[Overrides | None], Toy], small_disk: Path
 ) -> None:
-    toy = make_toy({"runtime": {"checkpoint_every": 100}})
+    toy = make_toy({"runtime": {"checkpoint_every": 100}, "tracking": {"experiment": "tested"}})
     tracking = toy.run().tracking
     tracking.parent.mkdir(parents=True)
     tracking.symlink_to(small_disk)
-    fill(small_disk)
-    monkeypatch.setenv("TMPDIR", str(toy.folder))
+    filler = fill(small_disk)
     assert toy.train() is True
+    assert toy.losses() == {}
+    filler.unlink()
+    Spool(tracking).close()
+    assert sorted(toy.losses()) == list(range(1, 11))
+    from mlflow import MlflowClient
+
+    client = MlflowClient(toy.recipe.tracking.mlflow_uri)
+    [run] = client.search_runs([client.get_experiment_by_name("tested").experiment_id])
+    delivered = client.get_metric_history(run.info.run_id, "train/loss")
+    assert run.info.status == "FINISHED"
+    assert {metric.step: metric.value for metric in delivered} == toy.losses()
