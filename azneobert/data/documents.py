@@ -156,7 +156,7 @@ def _open(path: Path) -> pq.ParquetFile:
     with _reading(path):
         state = path.stat()
         _check_whole(path, state.st_size, state.st_mtime_ns)
-        return pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
+        return pq.ParquetFile(path, page_checksum_verification=True)  # not mapped: a cut file is no SIGBUS
 
 
 @functools.lru_cache(maxsize=1 << 16)  # a part is opened for its count, its hashes and its texts

@@ -165,11 +165,11 @@ def _compare_with_lock(folders: list[Path]) -> None:
     if not LOCK.is_file():
         return
     names = {(folder / "meta.json").as_posix() for folder in folders}
-    outputs = [o for o in locked_outputs() if any(name.startswith(f"{o.path}/") for name in names)]
     try:
+        outputs = [o for o in locked_outputs() if any(name.startswith(f"{o.path}/") for name in names)]
         cache = cache_folder() if outputs else Path()
-    except (DataError, OSError) as error:  # a machine without DVC, which only trains
-        log.info("%s: the data are not compared with it (%s)", LOCK, error)
+    except (DataError, OSError) as error:  # another stage writes it just now, or this machine only trains
+        log.warning("the data are not compared with %s: %s", LOCK, error)
         return
     for output in outputs:
         objects = objects_of(output, cached_object(cache, output.md5))

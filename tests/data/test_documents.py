@@ -331,3 +331,12 @@ def test_a_part_of_before_has_no_checksum_and_is_read(tmp_path):
     table = pq.read_table(part).replace_schema_metadata(None)
     pq.write_table(table, part, compression="zstd")
     assert texts_of(part) == ["bir"]
+
+
+def test_a_part_that_is_cut_while_it_is_read_is_an_error_and_no_signal(tmp_path):
+    part = write_part(tmp_path, 0, documents([f"{number}: Bakı gözəl şəhərdir" * 50 for number in range(5000)]))
+    batches = read_texts(part)
+    next(batches)
+    os.truncate(part, 5000)
+    with refused(DataError, str(part), "dvc repro deduplicate"):
+        list(batches)

@@ -126,3 +126,11 @@ def test_data_that_agree_with_themselves_and_not_with_dvc_lock_are_refused(
     write_meta(place / "meta.json", former)
     with refused(DataError, "data/store/offsets.npy: a byte has changed"):
         Verification([place], []).require()
+
+
+def test_a_dvc_lock_that_cannot_be_read_is_said_and_stops_no_run(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Path("dvc.lock").write_bytes(b"stages: [")
+    verify(data)
+    [said] = [record.getMessage() for record in caplog.records]
+    assert said.startswith("the data are not compared with dvc.lock: dvc.lock: damaged")
+    assert "\n" not in said
