@@ -4,10 +4,11 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 
 PROCESSES = "AZNEOBERT_PROCESSES"  # how many ranks were asked for; each rank compares
 LAUNCHER = "AZNEOBERT_LAUNCHER"  # the process id of the launcher, without which a rank ends
-CACHE = "AZNEOBERT_CACHE"  # set by a user: where compiled kernels are kept; default: ~/.cache/azneobert
+CACHE = "AZNEOBERT_CACHE"  # set by a user: what `cache_of_user` says
 
 # EX_TEMPFAIL of sysexits.h, start again to go on: of a stage that was asked to stop, its state saved; of a stage, or of
 # a rank, that no longer came to a next step.
@@ -16,6 +17,11 @@ EXIT_FORCED = 124  # of a rank, as of timeout(1): asked to stop, and no checkpoi
 
 _PR_SET_PDEATHSIG = 1
 SPINS = 10_000  # rounds that a thread waits at a barrier before it sleeps, where every thread has a core
+
+
+def cache_of_user() -> Path:
+    """Where compiled kernels are kept, and which data this machine has verified; default: ~/.cache/azneobert."""
+    return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "azneobert")
 
 
 def experiment() -> str | None:

@@ -1,16 +1,13 @@
-"""Files as this project handles them: hashed in pieces, written whole or not at all, durable, locked. One of each."""
+"""Files as this project handles them: hashed in pieces, written whole or not at all, durable. One of each."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -81,43 +78,3 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-class FileLock:
-    """The lock of a file or folder that is there. It excludes other processes, and other holders in this one."""
-
-    def __init__(self, path: Path):
-        self._descriptor = os.open(path, os.O_RDONLY)
-
-    def acquire(self, waiting: Callable[[], None] | None = None) -> bool:
-        """Take the lock; where another holds it, call `waiting` and wait, or give up if there is no such call.
-
-        Raises:
-            OSError: the file system has no locks.
-        """
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if waiting is None:
-                return False
-            waiting()
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-        return True
-
-    def release(self) -> None:
-        """Give the lock back, if it is held, and close the file."""
-        # Closing alone would leave the lock to a data loader's worker that was forked meanwhile.
-        with suppress(OSError):
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-        os.close(self._descriptor)
-
-
-@contextmanager
-def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold the lock of a file or folder; `waiting` is called once if another process holds it."""
-    lock = FileLock(path)
-    try:
-        lock.acquire(waiting)
-        yield
-    finally:
-        lock.release()

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from azneobert.errors import RegistryError
-from azneobert.files import FileLock, write_whole
+from azneobert.files import write_whole
+from azneobert.locks import FileLock
 from azneobert.mlflow_place import (
     ARTIFACTS,
     check_place,
@@ -218,6 +219,18 @@ def attach_files(tracking: Tracking, run_id: str, files: list[Path]) -> None:
             client.log_artifact(run_id, str(file))
 
 
+# In SQLite's words and the system's, which stand in the middle of some 200 lines of MLflow's.
+_DISK_REFUSES = (
+    "database or disk is full",
+    "attempt to write a readonly database",
+    "disk I/O error",
+    "No space left on device",
+    "Disk quota exceeded",
+    "Read-only file system",
+    "File too large",
+)
+
+
 @contextmanager
 def mlflow_errors(uri: str) -> Iterator[None]:
     """Turn what MLflow and its transport raise into one line that names the store."""
@@ -227,4 +240,7 @@ def mlflow_errors(uri: str) -> Iterator[None]:
         raise
     except Exception as error:  # MLflow passes on the errors of SQLAlchemy, requests and the file system alike
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        if found := next((words for words in _DISK_REFUSES if words in str(error)), None):
+            place = uri.removeprefix("sqlite:///") if uri.startswith("sqlite:") else uri
+            raise RegistryError(f"{place}: cannot be written, {found}: free room on its disk") from error
         raise RegistryError(f"MLflow at {uri}: {first_line[:300]}") from error

@@ -18,7 +18,7 @@ from azneobert.model.backend import choose_backend
 from azneobert.model.encoder import build_model
 from azneobert.recipe import PHASES, Recipe
 from azneobert.training.evaluation import evaluate
-from azneobert.training.inputs import Inputs, open_streams
+from azneobert.training.inputs import Inputs, open_streams, verify_data
 
 
 def evaluate_phase(recipe: Recipe, layout: Layout, options: Namespace) -> None:
@@ -31,10 +31,13 @@ def evaluate_phase(recipe: Recipe, layout: Layout, options: Namespace) -> None:
     backend = choose_backend(recipe.runtime, recipe.model, world.device, dtype)
     model = build_model(recipe.model, recipe.seed, dtype, backend)
     model.load_state_dict(all_weights(state))
-    _, validation = open_streams(Inputs.of(recipe, layout, phase))
+    inputs = Inputs.of(recipe, layout, phase)
+    _, validation = open_streams(inputs)
+    verification = verify_data(inputs, ["validation"])
     rows = min(recipe.runtime.max_micro_batch, recipe.phase(phase).global_batch)
     limit = recipe.evaluation.max_rows_per_collection
     figures = evaluate(model.to(world.device), validation, rows, limit, world)
+    verification.require()
     if not isfinite(figures["eval/loss"]):
         raise TrainingError(f"{checkpoint}: its held-out loss is {figures['eval/loss']}; nothing is to be made of it")
     write_json(layout.report(f"evaluate/{phase}"), figures)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from azneobert.files import FileLock, locked, open_regular, read_bounded, sha256_file, sync, write_json
+from azneobert.files import open_regular, read_bounded, sha256_file, sync, write_json
 
 
 def test_a_file_s_hash_is_that_of_its_bytes(tmp_path: Path) -> None:
@@ -49,11 +49,3 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     assert read_bounded(tmp_path / "file", 5) == b"12345"
     with pytest.raises(ValueError, match="5 bytes found, at most 4 expected"):
         read_bounded(tmp_path / "file", 4)
-
-
-def test_a_lock_excludes_another_holder_until_it_is_given_back(tmp_path: Path) -> None:
-    other = FileLock(tmp_path)
-    with locked(tmp_path):
-        assert not other.acquire()
-    assert other.acquire()
-    other.release()

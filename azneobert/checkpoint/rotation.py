@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from azneobert.checkpoint.manifest import MANIFEST, Manifest, UnreadableError, read_manifest, verify_checkpoint
 from azneobert.errors import CheckpointError
-from azneobert.files import locked, sha256_file, sync
+from azneobert.files import sha256_file, sync
+from azneobert.locks import locked
 
 if TYPE_CHECKING:
     from azneobert.checkpoint.universal import TrainState
@@ -151,6 +152,11 @@ class CheckpointFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         if not os.access(self.path, os.W_OK, effective_ids=True):
             raise CheckpointError(f"{self.path}: no permission to write there")
+        try:
+            with locked(self.path):  # now, and not hours later at the first save
+                pass
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be locked: {error.strerror}") from None
         kept = [folder for folder in self._readable() if not self._is_milestone(folder)]
         missing = max(1, self.keep + 1 - len(kept)) + milestones
         free, needed = shutil.disk_usage(self.path).free, missing * size

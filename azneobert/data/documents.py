@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +28,10 @@ SCHEMA = pa.schema(
     ]
 )
 _RESTORE = "`azneobert cache check`, then `dvc repro deduplicate` makes it anew"
+_CHECKSUM = b"azneobert.crc32"  # a key in the footer; the value is that of all other bytes
+_CHECKSUM_BYTES = 8
+_TAIL_BYTES = 8  # of a Parquet file, behind the footer: its length, four bytes of a magic number
+_PIECE_BYTES = 4 << 20
 _ROWS = 1024  # an encoding takes some hundred bytes a token, so few documents at a time
 
 
@@ -47,8 +54,11 @@ def write_part(folder: Path, number: int, documents: Documents) -> Path:
     columns = [documents.ids, documents.texts, documents.hashes, documents.validation, documents.words]
     target = folder / part_name(number)
     partial = folder / f".{target.name}.partial"
-    with partial.open("wb") as file:
-        pq.write_table(pa.table(columns, schema=SCHEMA), file, row_group_size=_ROWS, compression="zstd")
+    with partial.open("w+b") as file:
+        with pq.ParquetWriter(file, SCHEMA, compression="zstd", write_page_checksum=True) as writer:
+            writer.write_table(pa.table(columns, schema=SCHEMA), row_group_size=_ROWS)
+            writer.add_key_value_metadata({_CHECKSUM.decode(): "0" * _CHECKSUM_BYTES})
+        _seal(file)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(target)
@@ -144,7 +154,55 @@ def part_name(number: int) -> str:
 
 def _open(path: Path) -> pq.ParquetFile:
     with _reading(path):
-        return pq.ParquetFile(path, memory_map=True)
+        state = path.stat()
+        _check_whole(path, state.st_size, state.st_mtime_ns)
+        return pq.ParquetFile(path, page_checksum_verification=True)  # not mapped: a cut file is no SIGBUS
+
+
+@functools.lru_cache(maxsize=1 << 16)  # a part is opened for its count, its hashes and its texts
+def _check_whole(path: Path, size: int, modified_ns: int) -> None:
+    """Check what the checksums of the pages do not cover: their headers, and the footer, which says where they are.
+
+    Arrow ends the process over some of what can stand in a damaged footer, so that this comes before it.
+    """
+    with path.open("rb") as file:
+        found, expected = _checksums(file)
+    if found != expected:
+        raise pa.ArrowInvalid("a byte has changed")
+
+
+def _seal(file: BinaryIO) -> None:
+    """Put the checksum of a part where its writer has left room for it."""
+    place = _place_of_checksum(file)
+    assert place is not None
+    _, checksum = _checksums(file)
+    file.seek(place)
+    file.write(checksum)
+
+
+def _checksums(file: BinaryIO) -> tuple[bytes, bytes]:
+    """The checksum that a part states, and that of all its other bytes; alike for a part of before, which has none."""
+    place = _place_of_checksum(file)
+    if place is None:
+        return b"", b""
+    checksum, position = 0, file.seek(0)
+    while piece := file.read(min(_PIECE_BYTES, place - position) if position < place else _PIECE_BYTES):
+        checksum = zlib.crc32(piece, checksum)
+        position += len(piece)
+        if position == place:
+            stated = file.read(_CHECKSUM_BYTES)
+            position += len(stated)
+    return stated, b"%08x" % checksum
+
+
+def _place_of_checksum(file: BinaryIO) -> int | None:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _TAIL_BYTES))
+    start = max(0, size - _TAIL_BYTES - int.from_bytes(file.read(4), "little"))
+    file.seek(start)
+    at = file.read().rfind(_CHECKSUM)
+    # Between the key and the value stand the type of the field and its length, a byte each.
+    return None if at < 0 else start + at + len(_CHECKSUM) + 2
 
 
 @contextmanager
@@ -154,7 +212,7 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; `dvc repro deduplicate` brings it") from None
-    except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = " ".join(str(error).split())

@@ -11,7 +11,6 @@ tokens, 40% of those of at least 2,048). Each part of it is a pool of rows that 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import tokenize
 from collections import defaultdict
@@ -22,15 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from azneobert.data.store import TokenStore
+from azneobert.data.store import HEADER_BYTES, TokenStore, read_meta, write_meta
 from azneobert.errors import DataError
-from azneobert.files import write_json
 
 FORMAT_VERSION = 2
 FRAME = 2  # [CLS] and [SEP] around each window
-_ARRAYS = {"store": np.uint8, "start": np.int64, "length": np.int32, "row_offsets": np.int64}
+ARRAYS = {"store": np.uint8, "start": np.int64, "length": np.int32, "row_offsets": np.int64}
 _CHUNK = 1 << 22
-_RESTORE = "`azneobert cache check`, then `dvc repro rows` makes it anew"
+RESTORE = "`azneobert cache check`, then `dvc repro rows` makes it anew"
 
 
 @dataclass(frozen=True)
@@ -141,9 +139,9 @@ def write_plan(plan: RowPlan, path: Path) -> None:
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for name in _ARRAYS:
+    for name in ARRAYS:
         np.save(partial / f"{name}.npy", getattr(plan, name))
-    write_json(partial / "meta.json", asdict(plan.meta))
+    write_meta(partial / "meta.json", asdict(plan.meta))
     shutil.rmtree(path, ignore_errors=True)
     partial.replace(path)
 
@@ -154,29 +152,44 @@ def open_plan(path: Path, stores: dict[str, TokenStore]) -> RowPlan:
     Raises:
         DataError: the plan is missing, damaged, or was made from other tokens.
     """
+    meta = read_plan_meta(path)
     try:
-        content = json.loads((path / "meta.json").read_text())
-        version = content["format_version"]
-        meta = PlanMeta.from_json(content) if version == FORMAT_VERSION else None
-        arrays = {name: _map(path / f"{name}.npy") for name in _ARRAYS}
+        arrays = {name: _map(path / f"{name}.npy") for name in ARRAYS}
     except FileNotFoundError as error:
-        raise DataError(f"{error.filename}: no whole row plan there; `dvc repro rows` writes it") from None
-    except (TypeError, KeyError, ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
-        raise DataError(f"{path}: damaged row plan ({error}); {_RESTORE}") from None
-    if meta is None:
-        raise DataError(
-            f"{path}: row plan of format version {version}, this program reads {FORMAT_VERSION}; "
-            "`dvc repro -f -s rows` makes it anew"
-        )
+        raise _no_plan(error) from None
+    except (EOFError, SyntaxError, ValueError, tokenize.TokenError) as error:
+        raise _damaged_plan(path, error) from None
     expected = {name: opened.meta.tokens_sha256 for name, opened in stores.items()}
     if meta.stores != expected:
         names = [*expected, *(name for name in meta.stores if name not in expected)]
         changed = [name for name in names if meta.stores.get(name) != expected.get(name)]
         raise DataError(f"{path}: made from other tokens of {', '.join(changed)}; `dvc repro rows` makes it anew")
     sizes = {"row_offsets": meta.rows + 1}
-    if any(a.shape != (sizes.get(n, meta.windows),) or a.dtype != _ARRAYS[n] for n, a in arrays.items()):
-        raise DataError(f"{path}: its files do not have the {meta.rows} rows of meta.json; {_RESTORE}")
+    if any(a.shape != (sizes.get(n, meta.windows),) or a.dtype != ARRAYS[n] for n, a in arrays.items()):
+        raise DataError(f"{path}: its files do not have the {meta.rows} rows of meta.json; {RESTORE}")
     return RowPlan(meta, **arrays)
+
+
+def read_plan_meta(path: Path) -> PlanMeta:
+    """The meta.json of a plan.
+
+    Raises:
+        DataError: it is missing or damaged, or of another format version.
+    """
+    try:
+        return PlanMeta.from_json(read_meta(path / "meta.json", FORMAT_VERSION, "`dvc repro -f -s rows` makes it anew"))
+    except FileNotFoundError as error:
+        raise _no_plan(error) from None
+    except (AttributeError, KeyError, TypeError) as error:
+        raise _damaged_plan(path, error) from None
+
+
+def _no_plan(error: FileNotFoundError) -> DataError:
+    return DataError(f"{error.filename}: no whole row plan there; `dvc repro rows` writes it")
+
+
+def _damaged_plan(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path}: damaged row plan ({' '.join(str(error).split())}); {RESTORE}")
 
 
 def verify_plan(path: Path, stores: dict[str, TokenStore]) -> RowPlan:
@@ -190,19 +203,19 @@ def verify_plan(path: Path, stores: dict[str, TokenStore]) -> RowPlan:
     for first in range(0, plan.meta.windows, _CHUNK):
         store, start, length = (array[first : first + _CHUNK] for array in (plan.store, plan.start, plan.length))
         if (store >= len(sizes)).any() or (start < 0).any() or (length <= 0).any():
-            raise DataError(f"{path}: a window of no tokens or of no store; {_RESTORE}")
+            raise DataError(f"{path}: a window of no tokens or of no store; {RESTORE}")
         if (start > sizes[store] - length).any():
-            raise DataError(f"{path}: a window reaches beyond its token store; {_RESTORE}")
+            raise DataError(f"{path}: a window reaches beyond its token store; {RESTORE}")
     for first in range(0, plan.meta.rows, _CHUNK):
         bounds = plan.row_offsets[first : first + _CHUNK + 1]
         if (np.diff(bounds) <= 0).any() or bounds[0] < 0 or bounds[-1] > plan.meta.windows:
-            raise DataError(f"{path}/row_offsets.npy: does not rise from row to row; {_RESTORE}")
+            raise DataError(f"{path}/row_offsets.npy: does not rise from row to row; {RESTORE}")
         framed = np.add.reduceat(plan.length[bounds[0] : bounds[-1]] + FRAME, bounds[:-1] - bounds[0])
         if (framed > plan.meta.sequence_length).any():
-            raise DataError(f"{path}: a row holds more than {plan.meta.sequence_length} tokens; {_RESTORE}")
+            raise DataError(f"{path}: a row holds more than {plan.meta.sequence_length} tokens; {RESTORE}")
     _verify_meta(path, plan)
-    if _digest({name: getattr(plan, name) for name in _ARRAYS}) != plan.meta.sha256:
-        raise DataError(f"{path}: its sha256 is not that of meta.json: a byte has changed; {_RESTORE}")
+    if _digest({name: getattr(plan, name) for name in ARRAYS}) != plan.meta.sha256:
+        raise DataError(f"{path}: its sha256 is not that of meta.json: a byte has changed; {RESTORE}")
     return plan
 
 
@@ -211,7 +224,7 @@ def _verify_meta(path: Path, plan: RowPlan) -> None:
     meta, offsets = plan.meta, plan.row_offsets
     if offsets[0] != 0 or offsets[-1] != meta.windows:
         raise DataError(
-            f"{path}/row_offsets.npy: goes from {offsets[0]} to {offsets[-1]}, expected 0 to {meta.windows}; {_RESTORE}"
+            f"{path}/row_offsets.npy: goes from {offsets[0]} to {offsets[-1]}, expected 0 to {meta.windows}; {RESTORE}"
         )
     ends = np.cumsum([pool.rows for pool in meta.pools])
     windows = np.cumsum([pool.windows for pool in meta.pools])
@@ -223,7 +236,7 @@ def _verify_meta(path: Path, plan: RowPlan) -> None:
         or np.bincount(np.diff(offsets)).tolist() != list(meta.rows_by_windows)
         or meta.tokens != plan.length.sum(dtype=np.int64)
     ):
-        raise DataError(f"{path}/meta.json: does not count what the arrays hold; {_RESTORE}")
+        raise DataError(f"{path}/meta.json: does not count what the arrays hold; {RESTORE}")
 
 
 def plan_facts(plan: RowPlan) -> dict[str, float]:
@@ -371,9 +384,24 @@ def _map(file: Path) -> np.ndarray:
     return np.load(file, mmap_mode="r" if file.stat().st_size > 128 else None)
 
 
+def digest_of_files(path: Path) -> str:
+    """What `PlanMeta.sha256` is to be, of the files of a plan, which are read and not mapped.
+
+    Raises:
+        OSError: one is missing or cannot be read.
+    """
+    digest = hashlib.sha256()
+    for name in ARRAYS:
+        with (path / f"{name}.npy").open("rb") as file:
+            file.seek(HEADER_BYTES)
+            while piece := file.read(_CHUNK):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
 def _digest(arrays: dict[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
-    for name in _ARRAYS:
+    for name in ARRAYS:
         for first in range(0, len(arrays[name]), _CHUNK):
             digest.update(np.ascontiguousarray(arrays[name][first : first + _CHUNK]).data)
     return digest.hexdigest()

@@ -14,19 +14,23 @@ import os
 import shutil
 import tokenize
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from azneobert.errors import DataError
-from azneobert.files import sha256_file, sync, write_json
+from azneobert.files import read_bounded, sha256_file, sync, write_json
 
 FORMAT_VERSION = 1
 _CHUNK = 1 << 22
 _PIECE_BYTES = 8 << 20
-_HEADER_BYTES = 128  # of a .npy file of one dimension
-_RESTORE = "`azneobert cache check`, then `dvc repro tokens` makes it anew"
+HEADER_BYTES = 128  # of a .npy file of one dimension
+_SEAL = "content_sha256"
+_RESTORE_META = "`azneobert cache check`, then `dvc repro` makes it anew"
+_LARGEST_META = 64 << 20  # bytes
+RESTORE = "`azneobert cache check`, then `dvc repro tokens` makes it anew"
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class TokenStore:
         Raises:
             DataError: the store is missing, half-written, or a file is shorter or longer than meta.json says.
         """
-        meta = _read_meta(path)
+        meta = read_store_meta(path)
         tokens = _map(path / "tokens.npy", np.int32, meta.tokens)
         offsets = _map(path / "offsets.npy", np.int64, meta.documents + 1)
         return cls(path, meta, tokens, offsets)
@@ -84,14 +88,14 @@ class TokenStore:
                 at = int(np.flatnonzero((chunk < 0) | (chunk >= self.meta.vocab_size))[0])
                 raise DataError(
                     f"{self.path}/tokens.npy: token {chunk[at]} at {start + at} is outside the vocabulary of "
-                    f"{self.meta.vocab_size}; {_RESTORE}"
+                    f"{self.meta.vocab_size}; {RESTORE}"
                 )
         for name, expected in (("tokens", self.meta.tokens_sha256), ("offsets", self.meta.offsets_sha256)):
             found = sha256_file(self.path / f"{name}.npy")
             if found != expected:
                 raise DataError(
                     f"{self.path / name}.npy: a byte has changed (sha256 {found[:12]}…, expected {expected[:12]}…); "
-                    f"{_RESTORE}"
+                    f"{RESTORE}"
                 )
 
     def _verify_offsets(self) -> None:
@@ -99,12 +103,68 @@ class TokenStore:
         if falls.size:
             raise DataError(
                 f"{self.path}/offsets.npy: decreases after document {falls[0]}, from {self.offsets[falls[0]]} to "
-                f"{self.offsets[falls[0] + 1]}; {_RESTORE}"
+                f"{self.offsets[falls[0] + 1]}; {RESTORE}"
             )
         if self.offsets[0] != 0 or self.offsets[-1] != self.meta.tokens:
             raise DataError(
                 f"{self.path}/offsets.npy: goes from {self.offsets[0]} to {self.offsets[-1]}, expected 0 to "
-                f"{self.meta.tokens}; {_RESTORE}"
+                f"{self.meta.tokens}; {RESTORE}"
+            )
+
+
+class Column:
+    """Entries of an array of one dimension, by position: of a mapped file, read and not mapped.
+
+    A map of a file that has become shorter, or of a disk that fails, ends the process by SIGBUS; a read says so.
+    """
+
+    def __init__(self, array: np.ndarray, restore: str = RESTORE):
+        self._array = np.asarray(array)
+        self._restore = restore
+        self.path = None
+        if isinstance(array, np.memmap) and len(array):
+            self.path = Path(str(array.filename))
+            self._offset, self._file = array.offset, self.path.open("rb", buffering=0)
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # not 32 pages around each that is read
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def read(self, first: int, count: int) -> np.ndarray:
+        """The entries first, first + 1, ... as an array of the caller's own.
+
+        Raises:
+            DataError: the file does not have them.
+        """
+        entries = np.empty(count, self._array.dtype)
+        self.read_into(entries, first)
+        return entries
+
+    def read_into(self, target: np.ndarray, first: int) -> None:
+        """Fill an array (contiguous, of the same type) with the entries from `first` on.
+
+        Raises:
+            DataError: the file does not have them.
+        """
+        if not 0 <= first <= len(self._array) - len(target):
+            raise DataError(
+                f"{self.path or 'array'}: entries {first:,} to {first + len(target):,} asked for, it has "
+                f"{len(self._array):,}; {self._restore}"
+            )
+        if self.path is None:
+            target[:] = self._array[first : first + len(target)]
+            return
+        place = self._offset + first * target.itemsize
+        try:
+            found = os.preadv(self._file.fileno(), [target.data], place)
+        except OSError as error:
+            raise DataError(
+                f"{self.path}: cannot be read at byte {place:,} ({error.strerror}); {self._restore}"
+            ) from None
+        if found != target.nbytes:
+            raise DataError(
+                f"{self.path}: {os.fstat(self._file.fileno()).st_size:,} bytes found, at least "
+                f"{place + target.nbytes:,} expected: it has become shorter; {self._restore}"
             )
 
 
@@ -161,7 +221,7 @@ def assemble_store(
         tokens_sha256=tokens_sha256,
         offsets_sha256=sha256_file(partial / "offsets.npy"),
     )
-    write_json(partial / "meta.json", asdict(meta))
+    write_meta(partial / "meta.json", asdict(meta))
     for file in partial.iterdir():
         sync(file)
     shutil.rmtree(path, ignore_errors=True)
@@ -187,34 +247,70 @@ def _pieces(file: Path) -> Iterator[bytes]:
             yield piece
 
 
-def _read_meta(path: Path) -> StoreMeta:
+def write_meta(file: Path, content: dict[str, Any]) -> None:
+    """Write a meta.json, with the sha256 of its own content in it."""
+    write_json(file, content | {_SEAL: _sha256_of(content)})
+
+
+def read_meta(file: Path, version: int, remedy: str) -> dict[str, Any]:
+    """What a meta.json of this format version holds, checked against its own sha256; those of before have none.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        DataError: it is damaged, or of another format version, where `remedy` says what to do.
+    """
+    try:
+        content = json.loads(read_bounded(file, _LARGEST_META))
+        found = content["format_version"]
+        stated = content.pop(_SEAL, None)
+        if found == version and stated is not None and stated != _sha256_of(content):
+            raise ValueError("its content does not have the sha256 that it states")
+    except FileNotFoundError:
+        raise
+    except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
+        raise DataError(f"{file}: damaged ({' '.join(str(error).split())[:200]}); {_RESTORE_META}") from None
+    if found != version:
+        raise DataError(f"{file}: format version {found}, this program reads {version}; {remedy}")
+    return dict(content)
+
+
+def _sha256_of(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read_store_meta(path: Path) -> StoreMeta:
+    """The meta.json of a store.
+
+    Raises:
+        DataError: it is missing or damaged, or of another format version.
+    """
     file = path / "meta.json"
     try:
-        meta = StoreMeta(**json.loads(file.read_text()))
+        meta = StoreMeta(**read_meta(file, FORMAT_VERSION, "update it"))
+        if not all(isinstance(getattr(meta, f.name), int if f.type == "int" else str) for f in fields(meta)):
+            raise TypeError("numbers and texts expected")
+        return meta
     except FileNotFoundError:
         raise DataError(f"{path}: no whole token store there; `dvc repro tokens` writes it") from None
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{file}: not a token store's meta.json ({error}); make the store anew") from None
-    if meta.format_version != FORMAT_VERSION:
-        raise DataError(f"{file}: format version {meta.format_version}, this program reads {FORMAT_VERSION}; update it")
-    return meta
+    except TypeError as error:
+        raise DataError(f"{file}: not a token store's meta.json ({error}); {_RESTORE_META}") from None
 
 
 def _map(file: Path, dtype: type, length: int) -> np.ndarray:
     try:
         array = np.load(file, mmap_mode="r" if length else None)  # an empty file cannot be mapped
     except FileNotFoundError:
-        raise DataError(f"{file}: is missing; {_RESTORE}") from None
+        raise DataError(f"{file}: is missing; {RESTORE}") from None
     except (ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
         found = file.stat().st_size
         raise DataError(
             f"{file}: truncated or damaged: {found:,} bytes found, {length:,} entries of {np.dtype(dtype).itemsize} "
-            f"bytes expected ({error}); {_RESTORE}"
+            f"bytes expected ({error}); {RESTORE}"
         ) from None
     if array.dtype != dtype or array.shape != (length,):
         raise DataError(
-            f"{file}: {array.dtype} of shape {array.shape}, expected {np.dtype(dtype)} of shape ({length},); {_RESTORE}"
+            f"{file}: {array.dtype} of shape {array.shape}, expected {np.dtype(dtype)} of shape ({length},); {RESTORE}"
         )
-    if file.stat().st_size != _HEADER_BYTES + array.nbytes:
-        raise DataError(f"{file}: {file.stat().st_size:,} bytes, expected {_HEADER_BYTES + array.nbytes:,}; {_RESTORE}")
+    if file.stat().st_size != HEADER_BYTES + array.nbytes:
+        raise DataError(f"{file}: {file.stat().st_size:,} bytes, expected {HEADER_BYTES + array.nbytes:,}; {RESTORE}")
     return array

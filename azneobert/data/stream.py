@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import functools
 import math
-import mmap
 import os
 import signal
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from azneobert.data.rows import FRAME, RowPlan
-from azneobert.data.store import TokenStore
+from azneobert.data.rows import FRAME, RESTORE, RowPlan
+from azneobert.data.store import RESTORE as RESTORE_STORE
+from azneobert.data.store import Column, TokenStore
 from azneobert.data.tokenizer import CLS, MASK, PAD, SEP
 from azneobert.environment import end_with_parent
+from azneobert.errors import DataError
 
 SHARE_DENOMINATOR = 100  # the shares of a mixture are whole percents
 _ROUNDS = 8
@@ -90,9 +92,10 @@ class Stream:
         self.seed = seed
         self.shuffle = shuffle
         self.masks_per_row = max(1, round(masking_rate * plan.meta.sequence_length))
-        self._tokens = [_at_random(stores[name].tokens) for name in plan.meta.stores]
+        self._tokens = [Column(stores[name].tokens) for name in plan.meta.stores]
+        self._vocab_size = max(store.meta.vocab_size for store in stores.values())
         self._row_offsets, self._store, self._start, self._length = (
-            _at_random(array) for array in (plan.row_offsets, plan.store, plan.start, plan.length)
+            Column(array, RESTORE) for array in (plan.row_offsets, plan.store, plan.start, plan.length)
         )
         self._special = special_ids
         self._mixture = Mixture([pool.share for pool in plan.meta.pools], [pool.rows for pool in plan.meta.pools])
@@ -105,7 +108,11 @@ class Stream:
         return self.packed_batch(start, count).to(torch.device("cpu"))
 
     def packed_batch(self, start: int, count: int) -> PackedBatch:
-        """The same, ready to travel."""
+        """The same, ready to travel.
+
+        Raises:
+            DataError: the plan or a token store is damaged where these samples lie.
+        """
         samples = np.arange(start, start + count, dtype=np.uint64)
         rows = self._rows(self.row_numbers(samples))
         masked = self._masked_positions(samples, rows)
@@ -148,25 +155,53 @@ class Stream:
         starts: list[int] = []
         unmaskable: list[int] = []
         eligible = np.zeros(len(rows), dtype=np.int64)
-        bounds = zip(self._row_offsets[rows].tolist(), self._row_offsets[rows + 1].tolist(), strict=True)
-        for i, (low, high) in enumerate(bounds):
-            at = i * length
-            windows = (column[low:high].tolist() for column in (self._store, self._start, self._length))
+        for i, row in enumerate(rows.tolist()):
+            at, row_end = i * length, (i + 1) * length
+            low, high = self._row_offsets.read(row, 2).tolist()
+            if not 0 <= low < high <= low + length:
+                raise self._damaged(row, f"windows {low:,} to {high:,}")
+            windows = (column.read(low, high - low).tolist() for column in (self._store, self._start, self._length))
             for store, first, size in zip(*windows, strict=True):
                 end = at + size + FRAME
+                if size <= 0 or end > row_end or store >= len(self._tokens):
+                    raise self._damaged(row, f"a window of {size:,} tokens of store {store} at {at - i * length}")
                 ids[at] = self._special[CLS]
-                ids[at + 1 : end - 1] = self._tokens[store][first : first + size]
+                self._tokens[store].read_into(ids[at + 1 : end - 1], first)
                 ids[end - 1] = self._special[SEP]
                 positions[at:end] = ramp[: size + FRAME]
                 starts.append(at)
                 unmaskable += (at, end - 1)
                 eligible[i] += size
                 at = end
-            if at < (i + 1) * length:
+            if at < row_end:
                 starts.append(at)
-                unmaskable += range(at, (i + 1) * length)
-                positions[at : (i + 1) * length] = ramp[: (i + 1) * length - at]
+                unmaskable += range(at, row_end)
+                positions[at:row_end] = ramp[: row_end - at]
+        if ids.view(np.uint32).max() >= self._vocab_size:  # negative ones too
+            self._refuse_outside(rows, ids)
         return _Rows(ids, positions, starts, unmaskable, eligible)
+
+    def _damaged(self, row: int, found: str) -> DataError:
+        place = (self._row_offsets.path or self._store.path or Path("plan")).parent
+        return DataError(
+            f"{place}: row {row:,} has {found}, expected windows of {len(self._tokens)} stores that fit into "
+            f"{self.plan.meta.sequence_length} tokens; {RESTORE}"
+        )
+
+    def _refuse_outside(self, rows: np.ndarray, ids: np.ndarray) -> None:
+        """Say where a token stands that is outside the vocabulary."""
+        at = int(np.flatnonzero(ids.view(np.uint32) >= self._vocab_size)[0])
+        row, place = int(rows[at // self.plan.meta.sequence_length]), at % self.plan.meta.sequence_length
+        low, high = self._row_offsets.read(row, 2).tolist()
+        lengths = self._length.read(low, high - low)
+        window = low + int(np.searchsorted(np.cumsum(lengths + FRAME), place, side="right"))
+        tokens = self._tokens[int(self._store.read(window, 1)[0])]
+        before = int((lengths + FRAME)[: window - low].sum())
+        position = int(self._start.read(window, 1)[0]) + place - before - 1
+        raise DataError(
+            f"{tokens.path}: token {ids[at]} at {position} is outside the vocabulary of {self._vocab_size}; "
+            f"{RESTORE_STORE}"
+        )
 
     def _masked_positions(self, samples: np.ndarray, rows: _Rows) -> np.ndarray:
         """`masks_per_row` positions in each row, ascending, (rows, K) int64: those with the smallest random numbers."""
@@ -184,15 +219,6 @@ class _Rows:
     starts: list[int]
     unmaskable: list[int]
     eligible: np.ndarray
-
-
-def _at_random(array: np.ndarray) -> np.ndarray:
-    """A plain view of a map that is read here and there: the kernel shall not read 32 pages around each that is asked
-    for, and a memmap object would cost a microsecond more at each access."""
-    mapped = getattr(array, "_mmap", None)
-    if mapped is not None:
-        mapped.madvise(mmap.MADV_RANDOM)
-    return np.asarray(array)
 
 
 class Mixture:
@@ -228,12 +254,17 @@ class _MicroBatches(IterableDataset):
         self.starts = starts
         self.micro_batch = micro_batch
 
-    def __iter__(self) -> Iterator[PackedBatch]:
+    def __iter__(self) -> Iterator[PackedBatch | DataError]:
+        """An error comes in the place of its batch: torch would put a worker's traceback around it."""
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         for number, start in enumerate(self.starts):
             if number % stride == first:
-                yield self.stream.packed_batch(start, self.micro_batch)
+                try:
+                    yield self.stream.packed_batch(start, self.micro_batch)
+                except DataError as error:
+                    yield error
+                    return
 
 
 @dataclass(frozen=True)
@@ -261,6 +292,9 @@ def micro_batch_loader(
     """The micro-batches of one rank in order, prepared by `workers` processes (0: in this one).
 
     Close it: workers that are left to the interpreter's end keep it from ending, since they outlive its SIGTERM.
+
+    Raises:
+        DataError: see `Stream.packed_batch`.
     """
     dataset = _MicroBatches(stream, samples, samples.micro_batch)
     loader = DataLoader(
@@ -274,7 +308,10 @@ def micro_batch_loader(
     )
     batches = iter(loader)
     try:
-        yield from batches
+        for batch in batches:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
     finally:
         del batches  # stops the workers
 

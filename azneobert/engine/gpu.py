@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import torch
 
-from azneobert.environment import CACHE
+from azneobert.environment import cache_of_user
 
 
 def prepare_gpu() -> None:
@@ -18,7 +17,7 @@ def prepare_gpu() -> None:
     if not os.environ.get("PYTORCH_CUDA_ALLOC_CONF") and not os.environ.get("PYTORCH_ALLOC_CONF"):
         os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
     torch.set_float32_matmul_precision("high")
-    folder = Path(os.environ.get(CACHE) or Path.home() / ".cache" / "azneobert")
+    folder = cache_of_user()
     # /tmp, where these libraries would keep them, is another one on each node and empty after a restart.
     for name, place in {
         "TORCHINDUCTOR_CACHE_DIR": "inductor",

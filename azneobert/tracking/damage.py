@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
 import time
 from pathlib import Path
 
 log = logging.getLogger(__name__)
+
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}  # what a full or read-only disk answers
 
 
 def keep_damaged(file: Path, found: str, consequence: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from azneobert.files import FileLock
+from azneobert.locks import FileLock
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,6 @@ def folder_if_free(folder: Path) -> Iterator[bool]:
 
 
 def _lock_of(folder: Path) -> FileLock:
-    (folder / _FILE).touch()
     return FileLock(folder / _FILE)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 POINTS = "points.jsonl"
+_DAMAGED_END = re.compile(rb'(?<=\}).(?=\{"segment": )', re.DOTALL)
 
 
 def read_points(place: Path) -> list[dict[str, Any]]:
@@ -60,8 +62,29 @@ def decode_point(line: bytes) -> dict[str, Any]:
 
 
 def whole_lines(content: bytes) -> list[bytes]:
-    """The lines that have an end; the last one may still be on its way."""
-    return content.split(b"\n")[:-1]
+    """The lines that have an end; the last one may still be on its way.
+
+    An end that was damaged is known by the points on both sides of it, whose checksums match.
+    """
+    *ended, last = content.split(b"\n")
+    lines = [piece for line in ended for piece in _apart(line)]
+    return lines + [piece for piece in _apart(last) if _is_sealed(piece)]
+
+
+def _apart(line: bytes) -> list[bytes]:
+    if _is_sealed(line):
+        return [line]
+    pieces = _DAMAGED_END.split(line)
+    if _is_sealed(pieces[-1][:-1]):  # where no line follows, what its end has become is the last byte
+        pieces[-1] = pieces[-1][:-1]
+    return pieces if all(map(_is_sealed, pieces)) else [line]
+
+
+def _is_sealed(line: bytes) -> bool:
+    try:
+        return b'"crc": ' in line and bool(decode_point(line))
+    except (ValueError, RecursionError):
+        return False
 
 
 def split_damaged(lines: Iterable[bytes]) -> tuple[list[dict[str, Any]], list[int]]:

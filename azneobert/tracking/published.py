@@ -13,7 +13,7 @@ from azneobert.recipe import Tracking
 from azneobert.tracking.delivery import deliver_folder, run_of
 from azneobert.tracking.points import POINTS
 from azneobert.tracking.record import RECORD, new_key, read_record, read_run_id, update_record
-from azneobert.tracking.spool import DELIVERED
+from azneobert.tracking.spool import DELIVERED, encode_mark
 
 
 def publish_record(folder: Path, target: Path) -> None:
@@ -32,7 +32,7 @@ def bring_record(points: Path, record: Path, folder: Path) -> None:
     folder.mkdir(parents=True)
     shutil.copyfile(points, folder / POINTS)
     shutil.copyfile(record, folder / RECORD)
-    (folder / DELIVERED).write_text(str(points.stat().st_size))
+    (folder / DELIVERED).write_text(encode_mark(points.stat().st_size))
 
 
 def restore_run(published: Path, tracking: Tracking) -> tuple[str, bool]:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import getpass
 import json
+import logging
 import secrets
 import sys
 import threading
 import time
+import zlib
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from azneobert.tracking.damage import keep_damaged
+from azneobert.tracking.damage import FULL, keep_damaged
+
+log = logging.getLogger(__name__)
 
 RUNNING = "RUNNING"
 _STATUSES = (RUNNING, "FINISHED", "KILLED", "FAILED")
 RECORD = "run.json"
+_unwritten: dict[Path, Record] = {}  # what this process would have written to a disk that is full
 _writing = threading.Lock()  # the thread that delivers and the one that trains both change the record
 
 
@@ -82,6 +88,8 @@ def described_alike(a: RunInfo, b: RunInfo) -> bool:
 
 def read_record(folder: Path) -> Record | None:
     """The record of a tracking folder; None where there is none, or none that can be read."""
+    if folder in _unwritten:
+        return _unwritten[folder]
     try:
         return _parse((folder / RECORD).read_bytes(), folder)
     except (OSError, ValueError, RecursionError):
@@ -119,11 +127,27 @@ def write_record(folder: Path, record: Record) -> Record:
 
 def _write(folder: Path, record: Record) -> Record:
     content = asdict(record)
-    content = content.pop("info") | content
+    content = json.loads(json.dumps(content.pop("info") | content, default=str))  # as it will be read
     partial = folder / f"{RECORD}.partial"
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-    partial.replace(folder / RECORD)
+    try:
+        whole = content | {"crc": _checksum(content)}
+        partial.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.replace(folder / RECORD)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        if error.errno not in FULL:
+            raise
+        if folder not in _unwritten:
+            log.warning("%s: cannot be written (%s); the run goes on without", folder / RECORD, error.strerror)
+        _unwritten[folder] = record
+    else:
+        _unwritten.pop(folder, None)
     return record
+
+
+def _checksum(content: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
 def _parse(content: bytes, folder: Path) -> Record:
@@ -131,6 +155,8 @@ def _parse(content: bytes, folder: Path) -> Record:
     read = json.loads(content)
     if not isinstance(read, dict) or "run_id" not in read:
         raise ValueError("not a record")
+    if "crc" in read and read.pop("crc") != _checksum(read):
+        raise ValueError("its checksum does not match")
     found: dict[str, Any] = {"name": folder.as_posix(), "described": True} | read
     info = RunInfo(**{f.name: found[f.name] for f in fields(RunInfo) if f.name in found})
     record = Record(info, **{f.name: found[f.name] for f in fields(Record) if f.name in found})

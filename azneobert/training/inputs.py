@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from azneobert.checkpoint.rotation import CheckpointFolder
+from azneobert.data.integrity import Verification
 from azneobert.data.rows import RowPlan, open_plan
 from azneobert.data.store import TokenStore
 from azneobert.data.stream import Stream
 from azneobert.data.tokenizer import load_tokenizer, special_ids, tokenizer_sha256
 from azneobert.errors import DataError
-from azneobert.files import locked
 from azneobert.layout import Layout, RunFolder
+from azneobert.locks import locked
 from azneobert.recipe import PhaseName, Recipe
 
 
@@ -92,11 +93,24 @@ def open_streams(inputs: Inputs) -> tuple[Stream, dict[str, Stream]]:
     return stream, validation
 
 
+def verify_data(inputs: Inputs, sides: Sequence[str] = ("train", "validation")) -> Verification:
+    """Begin to read every byte of the stores and plans that `open_streams` opens, of both sides or of one.
+
+    Raises:
+        DataError: a meta.json is missing or damaged.
+    """
+    stores = [inputs.tokens / name / side for side in sides for name in inputs.recipe.data.sources]
+    plans = [inputs.rows / "train"] if "train" in sides else []
+    if "validation" in sides:
+        held_out = (inputs.rows / "validation" / name for name in inputs.recipe.data.sources)
+        plans += [plan for plan in held_out if plan.is_dir()]
+    return Verification(stores, plans)
+
+
 @contextmanager
 def run_lock(run: RunFolder) -> Iterator[None]:
     """One training at a time in a folder; a second one waits, so that a run that lost its launcher is not doubled."""
     run.lock_file.parent.mkdir(parents=True, exist_ok=True)
-    run.lock_file.touch()
     waiting = f"{run.path}: another process is training here; waiting for it"
     with locked(run.lock_file, lambda: print(waiting, flush=True)):
         yield

@@ -27,7 +27,7 @@ from azneobert.tracking.record import RunInfo
 from azneobert.tracking.tracker import Tracker
 from azneobert.training.folder import LINEAGE, lineage_document, settle_tracking
 from azneobert.training.guards import Rewind, RunGuards
-from azneobert.training.inputs import Inputs, open_streams, run_lock
+from azneobert.training.inputs import Inputs, open_streams, run_lock, verify_data
 from azneobert.training.loop import Run, train
 from azneobert.training.meter import Feed, Meter
 from azneobert.training.position import Position, agree_on_position, rewound
@@ -63,6 +63,7 @@ def pretrain(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool:
         if position.step >= phase.steps:
             _say_how_it_ended(inputs, world, position.step)
             return True
+        verification = verify_data(inputs) if accelerator.is_local_main_process else None
         engine = _build_engine(inputs, accelerator, micro_batch, accumulation)
         _take_over(inputs, engine, position)
         if world.is_main:
@@ -70,7 +71,7 @@ def pretrain(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool:
         with (
             _tracked(inputs, position, plan_facts(streams[0].plan), world) as tracked,
             StopRequest(inputs.run.stop_file, hurry=watchdog.hurry, timeout=collective_timeout(stall_seconds)) as stop,
-            Saver(inputs, engine, position, tracked.run_id) as saver,
+            Saver(inputs, engine, position, tracked.run_id, verification) as saver,
         ):
             while True:
                 ended = _train_from(position, inputs, engine, streams, micro_batch, tracked, saver, stop, watchdog)

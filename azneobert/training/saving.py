@@ -7,6 +7,7 @@ from collections.abc import Callable
 from azneobert.checkpoint.manifest import Manifest
 from azneobert.checkpoint.rotation import BackgroundWriter
 from azneobert.checkpoint.universal import KINDS
+from azneobert.data.integrity import Verification
 from azneobert.engine.interface import Engine
 from azneobert.model.size import count_parameters
 from azneobert.training.inputs import Inputs
@@ -20,11 +21,20 @@ class Saver:
     is saved, which a rewind changes.
     """
 
-    def __init__(self, inputs: Inputs, engine: Engine, position: Position, run_id: Callable[[], str | None]):
+    def __init__(
+        self,
+        inputs: Inputs,
+        engine: Engine,
+        position: Position,
+        run_id: Callable[[], str | None],
+        verification: Verification | None = None,
+    ):
+        """With a verification of the data, nothing is saved before it has found them whole."""
         self._inputs = inputs
         self._engine = engine
         self.position = position
         self._run_id = run_id
+        self._verification = verification
         self._writer = BackgroundWriter(inputs.checkpoints)
         if engine.world.is_main:
             every, steps = inputs.recipe.runtime.keep_every, inputs.recipe.phase(inputs.phase).steps
@@ -45,7 +55,10 @@ class Saver:
 
         Raises:
             CheckpointError: this checkpoint's predecessor could not be written, for another reason than a full disk.
+            DataError: the data that the steps were trained on are damaged.
         """
+        if self._verification:
+            self._verification.require()
         self._writer.make_way()
         state = self._engine.gather(self._staging)
         if state is not None:
@@ -60,8 +73,10 @@ class Saver:
         self._writer.wait()
 
     def check(self) -> None:
-        """Raise what writing in the background failed with, if it has."""
+        """Raise what writing, or reading the data, in the background failed with, if it has."""
         self._writer.check()
+        if self._verification:
+            self._verification.check()
 
     def _manifest(self, step: int) -> Manifest:
         recipe, position = self._inputs.recipe, self.position

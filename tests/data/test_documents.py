@@ -302,3 +302,41 @@ def test_a_damaged_list_of_duplicates_is_refused(tmp_path, content):
     path.write_bytes(path.read_bytes()[:-50] if content is None else content)
     with refused(DataError, str(path), "dvc repro deduplicate"):
         read_duplicates(path)
+
+
+def test_no_flipped_bit_changes_what_is_read_without_a_word(tmp_path):
+    texts = numbered(30)
+    part = write_part(tmp_path, 0, documents(texts, {texts[3]}))
+    whole = part.read_bytes()
+    expected = texts, [text == texts[3] for text in texts], b"".join(map(content_hash, texts))
+    refusals = []
+    bits = range(0, 8 * len(whole), 37)  # headers and footer too, which the pages' own checksums do not cover
+    for bit in bits:
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        part.write_bytes(damaged)
+        try:
+            [(found, held_out)] = read_texts(part)
+            read = found, held_out.tolist(), read_hashes(part).tobytes()
+        except DataError as error:
+            refusals.append(str(error))
+        else:
+            assert read == expected, bit
+    assert all(line.startswith(f"{part}: ") and "\n" not in line for line in refusals)
+    assert len(refusals) > 0.95 * len(bits)
+
+
+def test_a_part_of_before_has_no_checksum_and_is_read(tmp_path):
+    part = write_part(tmp_path, 0, documents(["bir"]))
+    table = pq.read_table(part).replace_schema_metadata(None)
+    pq.write_table(table, part, compression="zstd")
+    assert texts_of(part) == ["bir"]
+
+
+def test_a_part_that_is_cut_while_it_is_read_is_an_error_and_no_signal(tmp_path):
+    part = write_part(tmp_path, 0, documents([f"{number}: Bakı gözəl şəhərdir" * 50 for number in range(5000)]))
+    batches = read_texts(part)
+    next(batches)
+    os.truncate(part, 5000)
+    with refused(DataError, str(part), "dvc repro deduplicate"):
+        list(batches)

@@ -7,7 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import refused
 
-from azneobert.data.rows import FRAME, _digest, open_plan, plan_facts, plan_rows, verify_plan, write_plan
+from azneobert.data.rows import (
+    FORMAT_VERSION,
+    FRAME,
+    _digest,
+    open_plan,
+    plan_facts,
+    plan_rows,
+    verify_plan,
+    write_plan,
+)
+from azneobert.data.store import read_meta, write_meta
 from azneobert.errors import DataError
 
 ARRAYS = ("store", "start", "length", "row_offsets")
@@ -113,7 +123,7 @@ def test_a_half_written_plan_is_not_taken_for_whole(written, name):
     with refused(DataError, f"{path}/{name}", "no whole row plan", "dvc repro rows"):
         open_plan(path, stores)
     (path / name).write_bytes(whole[:-3])
-    with refused(DataError, str(path), "damaged row plan", "azneobert cache check"):
+    with refused(DataError, str(path), "damaged", "azneobert cache check"):
         open_plan(path, stores)
 
 
@@ -220,11 +230,11 @@ def mixed(make_store, tmp_path):
 
 def rewrite(path, *, meta=None, **arrays):
     """Replace arrays and what meta.json says of them, hash included, as a faulty writer would."""
-    content = json.loads((path / "meta.json").read_text())
+    content = read_meta(path / "meta.json", FORMAT_VERSION, "")
     for name, array in arrays.items():
         np.save(path / f"{name}.npy", array)
     content["sha256"] = _digest({name: np.load(path / f"{name}.npy") for name in ARRAYS})
-    (path / "meta.json").write_text(json.dumps(content | (meta or {})))
+    write_meta(path / "meta.json", content | (meta or {}))
 
 
 def test_verify_finds_nothing_in_a_whole_plan(mixed):
@@ -355,7 +365,7 @@ def test_a_plan_of_another_format_is_refused(mixed, version):
 def test_a_damaged_meta_json_is_refused(mixed, content):
     _, stores, path = mixed
     (path / "meta.json").write_bytes(content.encode(errors="surrogateescape"))
-    with refused(DataError, str(path), "damaged row plan", "azneobert cache check"):
+    with refused(DataError, str(path), "damaged", "azneobert cache check"):
         open_plan(path, stores)
 
 
@@ -378,6 +388,26 @@ def test_pools_that_are_not_the_rows_of_the_plan_are_found_by_verify(mixed, firs
     rewrite(path, meta={"pools": pools})
     with refused(DataError, str(path), "dvc"):
         verify_plan(path, stores)
+
+
+def test_no_flipped_bit_of_meta_json_goes_on_without_a_word(mixed):
+    _, stores, path = mixed
+    file = path / "meta.json"
+    whole = file.read_bytes()
+    for bit in range(0, 8 * len(whole), 5):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(damaged)
+        if not _means_the_same(damaged, whole):  # as another space does
+            with refused(DataError, str(path)):
+                open_plan(path, stores)
+
+
+def _means_the_same(damaged, whole):
+    try:
+        return json.loads(damaged) == json.loads(whole)
+    except ValueError:
+        return False
 
 
 def test_a_plan_that_is_written_again_replaces_the_one_that_was_there(mixed, tmp_path):

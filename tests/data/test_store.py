@@ -1,11 +1,21 @@
 import json
+import os
 
 import numpy as np
 import pytest
 from refusals import refused
 from stores import write_store
 
-from azneobert.data.store import ShardWriter, TokenStore, assemble_store, shard_files
+from azneobert.data.store import (
+    FORMAT_VERSION,
+    Column,
+    ShardWriter,
+    TokenStore,
+    assemble_store,
+    read_meta,
+    shard_files,
+    write_meta,
+)
 from azneobert.errors import DataError
 from azneobert.files import sha256_file
 
@@ -48,9 +58,8 @@ def folder(tmp_path):
 def rewrite(folder, name, array):
     """Replace an array and its hash, as a faulty writer would."""
     np.save(folder / f"{name}.npy", array)
-    meta = json.loads((folder / "meta.json").read_text())
-    meta[f"{name}_sha256"] = sha256_file(folder / f"{name}.npy")
-    (folder / "meta.json").write_text(json.dumps(meta))
+    meta = read_meta(folder / "meta.json", FORMAT_VERSION, "")
+    write_meta(folder / "meta.json", meta | {f"{name}_sha256": sha256_file(folder / f"{name}.npy")})
 
 
 def test_documents_read_back_as_they_were_written(folder):
@@ -100,7 +109,32 @@ def test_a_store_without_its_meta_json_is_not_taken_for_whole(folder):
 
 def test_a_damaged_meta_json_is_refused(folder):
     (folder / "meta.json").write_text('{"documents": 4,\n')
-    with refused(DataError, f"{folder}/meta.json", "not a token store's meta.json", "make the store anew"):
+    with refused(DataError, f"{folder}/meta.json", "damaged", "azneobert cache check"):
+        TokenStore.open(folder)
+
+
+def test_no_flipped_bit_of_meta_json_goes_on_without_a_word(folder):
+    file = folder / "meta.json"
+    whole, meta = file.read_bytes(), TokenStore.open(folder).meta
+    for bit in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(damaged)
+        try:
+            found = TokenStore.open(folder).meta
+        except DataError as error:
+            found = meta if str(error).startswith(f"{folder}") and "\n" not in str(error) else error
+        assert found == meta, bit
+
+
+def test_a_meta_json_of_before_states_no_hash_of_its_own_and_is_read(folder):
+    file = folder / "meta.json"
+    content = json.loads(file.read_text())
+    del content["content_sha256"]
+    file.write_text(json.dumps(content))
+    TokenStore.open(folder).verify()
+    file.write_text(json.dumps(content | {"documents": "4"}))
+    with refused(DataError, str(file), "numbers and texts expected"):
         TokenStore.open(folder)
 
 
@@ -270,3 +304,29 @@ def test_a_token_outside_the_vocabulary_is_found_by_verify(folder, token, with_i
         rewrite(folder, "tokens", damaged)
     with refused(DataError, f"{folder}/tokens.npy", f"token {token} at 3", "vocabulary of 11", "azneobert cache check"):
         TokenStore.open(folder).verify()
+
+
+# Read, not mapped
+
+
+def test_a_column_reads_what_the_map_shows(tmp_path):
+    write(tmp_path / "store", [list(range(5, 11)) * 100])
+    tokens = TokenStore.open(tmp_path / "store").tokens
+    for source in (tokens, np.asarray(tokens)):
+        column = Column(source)
+        assert len(column) == 600
+        for first, count in ((0, 600), (7, 1), (599, 1), (600, 0), (100, 250)):
+            assert column.read(first, count).tolist() == tokens[first : first + count].tolist()
+        for first, count in ((-1, 1), (599, 2), (2**62, 1)):
+            with refused(DataError, "600", "azneobert cache check"):
+                column.read(first, count)
+
+
+def test_a_file_that_becomes_shorter_is_an_error_of_one_line_and_no_signal(tmp_path):
+    write(tmp_path / "store", [list(range(5, 11)) * 3000])
+    file = tmp_path / "store" / "tokens.npy"
+    column = Column(TokenStore.open(tmp_path / "store").tokens)
+    os.truncate(file, 5000)
+    assert column.read(0, 4).tolist() == [5, 6, 7, 8]
+    with refused(DataError, str(file), "5,000 bytes found", "it has become shorter"):
+        column.read(10_000, 50)

@@ -1,7 +1,9 @@
+import contextlib
 import hashlib
 import importlib
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 
@@ -10,8 +12,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refused
 
-from azneobert.data.rows import plan_rows
+from azneobert.data.rows import open_plan, plan_rows, write_plan
+from azneobert.data.store import TokenStore
 from azneobert.data.stream import (
     Mixture,
     SampleRange,
@@ -23,6 +27,7 @@ from azneobert.data.stream import (
     smallest_positions,
 )
 from azneobert.data.tokenizer import SPECIAL_TOKENS
+from azneobert.errors import DataError
 
 PAD, _, CLS, SEP, MASK = range(5)
 LENGTH = 32
@@ -562,3 +567,56 @@ def test_fifteen_windows_fill_sixteen_entries_and_one_more_takes_sixteen_more(ma
 def test_a_batch_of_exactly_fifteen_windows_repeats_nothing(make_stream):
     batch = make_stream([FULL] * 20).batch(0, 15)
     assert batch.cu_seqlens.tolist() == list(range(0, 15 * LENGTH + 1, LENGTH))
+
+
+# Damage
+
+
+@pytest.fixture
+def on_disk(make_store, tmp_path):
+    """A stream whose plan and tokens are files of the test's own."""
+    store = shutil.copytree(make_store([3, 70, 12, 30, 1, 31, 200, 8]).path, tmp_path / "store")
+    stores = {"only": TokenStore.open(store)}
+    write_plan(plan_rows(stores, LENGTH, 7), tmp_path / "rows")
+    special_ids = {token: number for number, token in enumerate(SPECIAL_TOKENS)}
+    return Stream(open_plan(tmp_path / "rows", stores), stores, special_ids, seed=7, masking_rate=0.2, shuffle=False)
+
+
+def overwrite(file, entry, value):
+    """Change an entry of an array in place, as damage below the file system would."""
+    array = np.load(file, mmap_mode="r+")
+    array[entry] = value
+    array.flush()
+
+
+@pytest.mark.parametrize("token", [-1, -(2**31), 2**31 - 1, 400])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_token_outside_the_vocabulary_is_refused_where_it_stands(on_disk, tmp_path, token, workers):
+    file = tmp_path / "store" / "tokens.npy"
+    overwrite(file, 137, token)
+    samples = SampleRange(range(0, 64, 4), 4, 1, 0)
+    loader = micro_batch_loader(on_disk, samples, workers=workers, pin_memory=False)
+    with contextlib.closing(loader), refused(DataError, f"{file}: token {token} at 137 is outside the vocabulary of"):
+        list(loader)
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "value"),
+    [
+        *(("store", 3, value) for value in (1, 255)),
+        *(("start", 3, value) for value in (-1, 354, 2**62, -(2**63))),
+        *(("length", 3, value) for value in (0, -1, 31, 2**31 - 1, -(2**31))),
+        *(("row_offsets", 3, value) for value in (-1, 0, 2**62, 100)),
+    ],
+)
+def test_a_window_that_lies_nowhere_is_refused_in_one_line(on_disk, tmp_path, name, entry, value):
+    overwrite(tmp_path / "rows" / f"{name}.npy", entry, value)
+    with refused(DataError, str(tmp_path), "azneobert cache check"):
+        on_disk.packed_batch(0, len(on_disk))
+
+
+@pytest.mark.parametrize("file", ["store/tokens.npy", "rows/start.npy", "rows/row_offsets.npy"])
+def test_files_that_become_shorter_while_they_are_read_are_an_error_and_no_signal(on_disk, tmp_path, file):
+    os.truncate(tmp_path / file, 130)
+    with refused(DataError, f"{tmp_path / file}: 130 bytes found", "it has become shorter"):
+        on_disk.packed_batch(0, len(on_disk))

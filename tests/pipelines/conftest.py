@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from project import Project, Reproduced
 
-from azneobert.files import locked
+from azneobert.locks import locked
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from pathlib import Path
 
 import pytest
 
 from azneobert.tracking.points import read_points
-from azneobert.tracking.spool import Spool
+from azneobert.tracking.spool import Spool, encode_mark
 
 
 def test_points_survive_on_disk_in_order(tmp_path: Path) -> None:
@@ -163,3 +164,73 @@ def test_a_mark_that_fits_no_line_is_set_aside_and_all_is_sent_again(
     [said] = [record.getMessage() for record in caplog.records]
     assert f"{tmp_path}/points.delivered: holds" in said
     assert "\n" not in said
+
+
+@pytest.mark.parametrize("number", [0, 2, 4])
+@pytest.mark.parametrize("end", [b" ", b"}", b"\x0b", b"\x8a"])
+def test_a_damaged_end_of_a_line_costs_no_point(
+    number: int, end: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logged(tmp_path, range(1, 6), 1.0)
+    lines = (tmp_path / "points.jsonl").read_bytes().splitlines(keepends=True)
+    lines[number] = lines[number][:-1] + end
+    (tmp_path / "points.jsonl").write_bytes(b"".join(lines))
+    assert [p["step"] for p in read_points(tmp_path)] == [1, 2, 3, 4, 5]
+    spool = Spool(tmp_path)
+    spool.append(6, {"a": 1.0})
+    assert [p["step"] for batch, _ in spool.undelivered() for p in batch] == [1, 2, 3, 4, 5, 6]
+    spool.close()
+    assert (tmp_path / "points.jsonl").read_bytes().count(b"\n") == 6
+    [said] = [record.getMessage() for record in caplog.records]
+    assert f"{tmp_path}/points.jsonl: ends of lines were damaged" in said
+
+
+def test_a_mark_at_the_end_of_another_line_is_known_by_its_checksum(tmp_path: Path) -> None:
+    logged(tmp_path, range(1, 4), 1.0)
+    first = len((tmp_path / "points.jsonl").read_bytes().splitlines(keepends=True)[0])
+    (tmp_path / "points.delivered").write_text(encode_mark(2 * first).replace(str(2 * first), str(3 * first)))
+    spool = Spool(tmp_path)
+    assert [p["step"] for batch, _ in spool.undelivered() for p in batch] == [1, 2, 3]
+    spool.close()
+
+
+def test_lines_damaged_under_an_open_spool_are_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    spool = Spool(tmp_path)
+    for step in range(1, 5):
+        spool.append(step, {"a": 1.0})
+    with (tmp_path / "points.jsonl").open("r+b") as file:
+        file.write(b"\xff")
+    assert [p["step"] for batch, _ in spool.undelivered() for p in batch] == [2, 3, 4]
+    assert "is damaged; passed over" in caplog.text
+    spool.close()
+
+
+# A full disk; tests/faults has a real one
+
+
+def test_points_wait_while_there_is_no_room_and_are_offered_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "no such folder"))
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    spool = Spool(tmp_path)
+    spool.append(1, {"a": 1.0})
+    with monkeypatch.context() as patched:
+        patched.setattr("os.write", full)
+        for step in (2, 3):
+            spool.append(step, {"a": float(step)})
+        [(points, mark)] = spool.undelivered()
+        assert [p["step"] for p in points] == [1, 2, 3]
+        spool.set_delivered(mark)
+    spool.append(4, {"a": 4.0})
+    assert mark == (tmp_path / "points.jsonl").read_bytes().rindex(b'{"segment"')
+    assert [p["step"] for batch, _ in spool.undelivered() for p in batch] == [4]
+    spool.close()
+    assert [p["step"] for p in read_points(tmp_path)] == [1, 2, 3, 4]
+    assert [record.getMessage().split(": ")[1][:23] for record in caplog.records] == [
+        "cannot be written (No s",
+        "can be written again; n",
+    ]

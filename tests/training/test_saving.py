@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import os
 import random
 import signal
@@ -28,6 +27,7 @@ from azneobert.checkpoint.rotation import BackgroundWriter, CheckpointFolder
 from azneobert.checkpoint.universal import TrainState, read_checkpoint
 from azneobert.course import Course
 from azneobert.errors import CheckpointError
+from azneobert.locks import locked
 from azneobert.training.inputs import Inputs, open_streams
 from azneobert.training.position import Position
 from azneobert.training.saving import Saver
@@ -44,12 +44,8 @@ def maker(toy_corpus: Path) -> CheckpointMaker:
 def held(folder: Path) -> Iterator[None]:
     """Whoever writes checkpoints here is kept from it meanwhile, as by another writer."""
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    try:
+    with locked(folder):
         yield
-    finally:
-        os.close(descriptor)
 
 
 def step_numbers(folder: CheckpointFolder) -> list[int]:
