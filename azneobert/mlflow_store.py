@@ -239,6 +239,9 @@ def mlflow_errors(uri: str) -> Iterator[None]:
     except RegistryError:
         raise
     except Exception as error:  # MLflow passes on the errors of SQLAlchemy, requests and the file system alike
+        if "timed out" in str(error):  # of a server; a database that is locked says so
+            seconds = os.environ.get(_TIMEOUT, _SECONDS_TO_ANSWER)
+            raise RegistryError(f"MLflow at {uri}: no answer in {seconds} s") from error
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         if found := next((words for words in _DISK_REFUSES if words in str(error)), None):
             place = uri.removeprefix("sqlite:///") if uri.startswith("sqlite:") else uri

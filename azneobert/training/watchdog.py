@@ -165,7 +165,7 @@ class Heartbeats:
 
     def _state_of(self, pid: int | None) -> str:
         """The state of a rank that keeps no heartbeat."""
-        unknown = "has no heartbeat: it has not begun, or does not end"
+        unknown = "has no heartbeat: it has ended, has not begun, or does not end"
         state = _STATES.get(_state(pid), unknown) if pid is not None else unknown
         return f"(pid {pid}) {state}" if pid is not None else state
 
