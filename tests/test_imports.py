@@ -48,7 +48,8 @@ HEAVY = {"torch", "mlflow", "transformers", "wandb", "accelerate", "deepspeed", 
 
 # What each part of the library may import of the others, from the bottom to the top: nothing that stands below it here.
 MAY_IMPORT: dict[str, set[str]] = {
-    "errors": set(),
+    "printable": set(),
+    "errors": {"printable"},
     "environment": set(),
     "dotted": set(),
     "provenance": set(),
@@ -63,7 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "course": {"recipe"},
     "mlflow_place": {"recipe", "errors"},
     "mlflow_store": {"mlflow_place", "recipe", "errors", "files"},
-    "data": {"language", "settings", "recipe", "errors", "files", "pace"},
+    "data": {"language", "settings", "recipe", "errors", "files", "pace", "printable"},
     "migration": {"recipe_files", "recipe", "files", "settings", "errors", "yaml_files", "data"},
     "filling": {"data", "errors"},
     "finetuning": {"data", "recipe", "errors"},
@@ -77,7 +78,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("engine", "model", "data", "checkpoint", "course", "layout", "tracking"),
         *("mlflow_place", "mlflow_store", "recipe", "errors", "environment", "files", "dotted", "pace", "yaml_files"),
     },
-    "launching": {"checkpoint", "layout", "errors", "environment"},
+    "launching": {"checkpoint", "layout", "errors", "environment", "files", "printable"},
     "registry": {
         *("training", "layout", "tracking", "language", "checkpoint", "model", "data"),
         *("mlflow_place", "mlflow_store", "recipe", "errors", "files"),

@@ -7,7 +7,6 @@ each name, and tied ones share their memory.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from azneobert.checkpoint.foreign import (
 )
 from azneobert.checkpoint.parameter_order import check_names, match_names, name_parameters
 from azneobert.checkpoint.pickles import drop_pages, load_pickle, save_pickle
-from azneobert.checkpoint.tensors import LazyTensors, open_safetensors, shapes_of, write_safetensors
+from azneobert.checkpoint.tensors import LazyTensors, open_safetensors, read_header, shapes_of, write_safetensors
 from azneobert.checkpoint.universal import TrainState
 from azneobert.errors import CheckpointError
 
@@ -132,11 +131,10 @@ def _open_model(folder: Path, *, several: bool) -> _Model:
 
 def _open_safe(file: Path, several: bool) -> _Model:
     try:
+        header = read_header(file)
         opened = open_safetensors(file)
-    except SafetensorError as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{file}: cannot be read ({error}); copy it again") from None
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
     prefix = _prefix(opened, several)
     raw = {clean_name(name).removeprefix(prefix): name for name in opened}
     floating = frozenset(

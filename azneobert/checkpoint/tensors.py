@@ -12,7 +12,10 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from azneobert.files import open_regular, parse_json
+
 _CHUNK = 1 << 24
+_LARGEST_HEADER = 8 << 20  # bytes; a tensor takes a hundred
 _DTYPES = {torch.bool: "BOOL", torch.bfloat16: "BF16", torch.complex64: "C64", torch.int8: "I8", torch.uint8: "U8"} | {
     getattr(torch, f"{kind}{bits}"): f"{kind[0].upper()}{bits}"
     for kind in ("float", "int", "uint")
@@ -48,11 +51,34 @@ def open_safetensors(file: Path) -> LazyTensors:
     """The tensors of a safetensors file, each mapped into memory when it is asked for.
 
     Raises:
+        ValueError: it is no regular file, or its header is too large, damaged, or names a kind of number unknown here.
         SafetensorError: the file is not of this format, or is truncated.
+        OSError: it cannot be read.
     """
+    read_header(file)
     opened = safe_open(file, framework="pt")
     shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 - no mapping
     return LazyTensors(shapes, opened.get_tensor)
+
+
+def read_header(file: Path) -> dict[str, Any]:
+    """What a safetensors file says of its tensors by name, and under `__metadata__` what else it says.
+
+    Raises:
+        ValueError, OSError: as `open_safetensors`.
+    """
+    with open_regular(file) as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        if size > _LARGEST_HEADER:
+            raise ValueError(f"a header of {size:,} bytes; at most {_LARGEST_HEADER:,} expected")
+        header = parse_json(stream.read(size))
+    notes = header.get("__metadata__", {}) if isinstance(header, dict) else None
+    if not isinstance(notes, dict) or not all(isinstance(value, str) for value in notes.values()):
+        raise ValueError("its header is no list of tensors")
+    for name, stated in header.items():
+        if name != "__metadata__" and (not isinstance(stated, dict) or stated.get("dtype") not in _DTYPES.values()):
+            raise ValueError(f"{name[:60]}: expected a dtype of {', '.join(sorted(_DTYPES.values()))}")
+    return header
 
 
 def write_safetensors(

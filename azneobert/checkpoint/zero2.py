@@ -6,6 +6,7 @@ weights without. One more file holds the model and says what is where.
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +28,11 @@ from azneobert.checkpoint.pickles import drop_pages, load_pickle, save_pickle
 from azneobert.checkpoint.tensors import LazyTensors, shapes_of
 from azneobert.checkpoint.universal import TrainState
 from azneobert.errors import CheckpointError
+from azneobert.files import read_bounded
 
 MODEL_STATES = "mp_rank_00_model_states.pt"
 _TAG = "pytorch_model"  # what Accelerate's load_state looks for
+_LONGEST_NAME = 4096  # bytes, as Linux has it of a path
 _DS_VERSION = "0.19.8"  # whose layout this module writes
 
 
@@ -86,11 +89,24 @@ def find_tag(folder: Path) -> Path | None:
     if (folder / MODEL_STATES).exists():
         return folder
     latest = folder / "latest"
-    if latest.is_file():
-        tag = folder / latest.read_text(encoding="utf-8", errors="replace").strip()
+    if os.path.lexists(latest):
+        tag = folder / _named(latest)
+        if tag.is_symlink():
+            raise CheckpointError(f"{tag}: is a link; expected a folder in {folder}")
         if (tag / MODEL_STATES).exists() or list(tag.glob("*_optim_states.pt")):
             return tag
     return None
+
+
+def _named(latest: Path) -> str:
+    """The name of a folder beside it that a file holds."""
+    try:
+        name = read_bounded(latest, _LONGEST_NAME).decode().strip()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{latest}: {error}; expected the name of a folder beside it") from None
+    if name in ("", ".", "..") or "/" in name or not name.isprintable():
+        raise CheckpointError(f"{latest}: holds {name[:40]!r}, expected the name of a folder beside it")
+    return name
 
 
 def read_zero2(folder: Path) -> Foreign:
@@ -136,7 +152,7 @@ def read_zero2(folder: Path) -> Foreign:
     )
     facts = {
         "format": "deepspeed",
-        "version": str(model.get("ds_version")),
+        "version": model["ds_version"] if isinstance(model.get("ds_version"), str) else "unknown",
         "world_size": world,
         "global_steps": int(model["global_steps"]),
         "bf16": files[0].name.startswith("bf16_"),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from azneobert.cli.console import console
+from azneobert.cli.console import complaints, console
 from azneobert.cli.recipe import RecipeName
 from azneobert.dvc_files import Output, cached_object, object_path, objects_of, outputs_of
 from azneobert.errors import RemoteError
@@ -57,7 +57,7 @@ def set_remote(
     except BaseException:
         _CONFIG.write_bytes(former)
         raise
-    console.print(f"{_CONFIG}: outputs go to {url}; commit it, and `dvc push`", markup=False, soft_wrap=True)
+    console.print(f"{_CONFIG}: outputs go to {url}; commit it, and `dvc push`")
 
 
 @app.command()
@@ -72,7 +72,7 @@ def check(name: RecipeName = None) -> None:
         _say_why(output, missing, refused)
     if lacking:
         raise RemoteError(f"{_place(repo)}: lacks objects of {len(lacking)} of {len(outputs)} outputs, as said above")
-    print(f"{_place(repo)}: has all {len(outputs)} outputs of recipe {recipe.name}")
+    console.print(f"{_place(repo)}: has all {len(outputs)} outputs of recipe {recipe.name}")
 
 
 @app.command()
@@ -96,7 +96,7 @@ def pull(
         if isinstance(fetched, Exception):
             raise fetched
     what = ", ".join(targets) if targets else f"all {len(asked)} outputs of recipe {recipe.name}"
-    print(f"{_place(repo)}: {fetched:,} objects brought; {what}: there")
+    console.print(f"{_place(repo)}: {fetched:,} objects brought; {what}: there")
 
 
 def _pull(repo: Repo, targets: list[str] | None) -> int | Exception:
@@ -165,7 +165,7 @@ def _probe(repo: Repo) -> Any:
         if storage.fs.protocol in _IN_BUCKETS and not storage.fs.exists(bucket):
             raise FileNotFoundError(bucket)
         if not storage.fs.exists(storage.path) and storage.fs.protocol == "local":
-            print(f"{storage.path}: is not there yet; the first `dvc push` makes it", file=sys.stderr)
+            complaints.print(f"{storage.path}: is not there yet; the first `dvc push` makes it")
     except NoRemoteError:
         raise RemoteError("no remote: use `azneobert remote set URL`, a folder, ssh://... or s3://...") from None
     except Exception as error:  # whatever the transport of the day raises: of botocore, asyncssh, or the file system
@@ -247,16 +247,14 @@ def _say_why(output: Output, missing: list[str], refused: set[str]) -> None:
     listed = output.md5.endswith(".dir") and missing != [output.md5]
     its_list = f"the folder's list {_objects([output.md5])}" if listed else ""
     if damaged := [md5 for md5 in missing if md5 in refused]:
-        print(
+        complaints.print(
             f"{output.path}: damaged in the remote, {_objects(damaged)}, whose bytes are not those of its name; delete "
-            f"it{' and ' * listed}{its_list} there and `dvc push` from where it is whole, {make}",
-            file=sys.stderr,
+            f"it{' and ' * listed}{its_list} there and `dvc push` from where it is whole, {make}"
         )
     if absent := [md5 for md5 in missing if md5 not in refused]:
-        print(
+        complaints.print(
             f"{output.path}: not in the remote, {_objects(absent)}; {listed * f'delete {its_list} there and '}"
-            f"`dvc push` from where it was made, {make}",
-            file=sys.stderr,
+            f"`dvc push` from where it was made, {make}"
         )
 
 

@@ -11,7 +11,6 @@ tokens, 40% of those of at least 2,048). Each part of it is a pool of rows that 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import tokenize
 from collections import defaultdict
@@ -24,7 +23,7 @@ import numpy as np
 
 from azneobert.data.store import TokenStore
 from azneobert.errors import DataError
-from azneobert.files import write_json
+from azneobert.files import read_json, write_json
 
 FORMAT_VERSION = 2
 FRAME = 2  # [CLS] and [SEP] around each window
@@ -155,7 +154,7 @@ def open_plan(path: Path, stores: dict[str, TokenStore]) -> RowPlan:
         DataError: the plan is missing, damaged, or was made from other tokens.
     """
     try:
-        content = json.loads((path / "meta.json").read_text())
+        content = read_json(path / "meta.json")
         version = content["format_version"]
         meta = PlanMeta.from_json(content) if version == FORMAT_VERSION else None
         arrays = {name: _map(path / f"{name}.npy") for name in _ARRAYS}

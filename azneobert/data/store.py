@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
-import json
 import os
 import shutil
 import tokenize
@@ -20,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from azneobert.errors import DataError
-from azneobert.files import sha256_file, sync, write_json
+from azneobert.files import read_json, sha256_file, sync, write_json
 
 FORMAT_VERSION = 1
 _CHUNK = 1 << 22
@@ -190,7 +189,7 @@ def _pieces(file: Path) -> Iterator[bytes]:
 def _read_meta(path: Path) -> StoreMeta:
     file = path / "meta.json"
     try:
-        meta = StoreMeta(**json.loads(file.read_text()))
+        meta = StoreMeta(**read_json(file))
     except FileNotFoundError:
         raise DataError(f"{path}: no whole token store there; `dvc repro tokens` writes it") from None
     except (TypeError, ValueError) as error:

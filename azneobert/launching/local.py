@@ -21,6 +21,7 @@ from pathlib import Path
 
 from azneobert.environment import LAUNCHER, PROCESSES
 from azneobert.errors import TrainingError
+from azneobert.printable import printable
 
 GRACE_SECONDS = 120.0  # from a request to stop to the forced exit of a rank
 _MARGIN_SECONDS = 30.0  # what a launcher gives its ranks on top of theirs
@@ -61,7 +62,7 @@ class Rank:
             self.lines.append(line.rstrip("\n"))
             # The launcher says the error itself, with what became of the phase.
             if self.number == 0 and not line.startswith("error: "):
-                print(line, end="", file=sys.stderr, flush=True)
+                print(printable(line.rstrip("\n")), file=sys.stderr, flush=True)
 
 
 def run_ranks(command: list[str], processes: int, stop_file: Path, grace_seconds: float = GRACE_SECONDS) -> Rank | None:
