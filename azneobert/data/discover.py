@@ -117,7 +117,7 @@ def first_records(file: Path) -> list[dict[str, Any]]:
                 return [{"text": lines.read(1 << 16)}]
             if form == ".csv":
                 return list(itertools.islice(csv.DictReader(lines), _RECORDS))
-            records = (parse_json(line.encode()) for line in itertools.islice(lines, _RECORDS))
+            records = (parse_json(lines.readline(_LONG).encode()) for _ in range(_RECORDS))
             return [record for record in records if isinstance(record, dict)]
     except (pa.ArrowException, OSError, csv.Error, ValueError):
         return []  # what is wrong with it is for the reader to say

@@ -6,7 +6,7 @@ import codecs
 import io
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -17,7 +17,17 @@ import pyarrow.parquet as pq
 
 from azneobert.data.csv_stream import Feed, coded, decoded, end_row, open_csv
 from azneobert.data.encoding import HEAD, encoding_problem
-from azneobert.data.records import Malformed, Position, Records, add_record, decode, parse_json
+from azneobert.data.records import (
+    LONGEST,
+    TOO_LONG,
+    Malformed,
+    Position,
+    Records,
+    add_record,
+    bounded_lines,
+    decode,
+    parse_json,
+)
 from azneobert.errors import DataError
 from azneobert.recipe import FileSource
 
@@ -228,11 +238,11 @@ def _head(lines: BinaryIO) -> bytes:
     return lines.peek(HEAD)[:HEAD]  # what is in its buffer
 
 
-def _json_lines(file: Path, lines: Iterable[bytes], cursor: _Cursor) -> Iterator[tuple[str, Any]]:
-    for line in lines:
-        cursor.offset += len(line)
+def _json_lines(file: Path, lines: BinaryIO, cursor: _Cursor) -> Iterator[tuple[str, Any]]:
+    for line, size in bounded_lines(lines):
+        cursor.offset += size
         cursor.record += 1
-        record = parse_json(line)
+        record = Malformed(TOO_LONG) if line is None else parse_json(line)
         if record is not None:
             yield f"{file}:{cursor.record}", record
 
@@ -240,7 +250,7 @@ def _json_lines(file: Path, lines: Iterable[bytes], cursor: _Cursor) -> Iterator
 def _texts(
     file: Path,
     compression: str | None,
-    lines: Iterable[bytes],
+    lines: BinaryIO,
     cursor: _Cursor,
     sample_by: Literal["document", "paragraph", "line"],
 ) -> Iterator[tuple[str, Any]]:
@@ -249,28 +259,29 @@ def _texts(
     A file in another encoding is one malformed record where a record is a whole file.
     """
     pending: list[bytes] = []
-    size = number = 0
+    size = number = held = 0
 
     def record() -> tuple[str, Any]:
-        nonlocal size, number
+        nonlocal size, number, held
         where = str(file) if sample_by == "document" else f"{file}:{cursor.record + 1}"
-        text = b"".join(pending)
+        text, is_whole = b"".join(pending), held <= LONGEST
         if not cursor.offset:
             text = text.removeprefix(codecs.BOM_UTF8)
         cursor.offset, cursor.record = cursor.offset + size, cursor.record + number
         pending.clear()
-        size = number = 0
-        found = decode(text)
-        if sample_by == "document" and (isinstance(found, Malformed) or "\0" in found):
+        size = number = held = 0
+        found = decode(text) if is_whole else Malformed(TOO_LONG)
+        if sample_by == "document" and is_whole and (isinstance(found, Malformed) or "\0" in found):
             found = Malformed(problem) if (problem := encoding_problem(text[:HEAD], file, compression)) else found
         return where, found if isinstance(found, Malformed) else {"text": found}
 
-    for line in lines:
-        pending.append(line)
-        size, number = size + len(line), number + 1
-        if sample_by == "line" or (sample_by == "paragraph" and line.isspace()):
+    for line, length in bounded_lines(lines):
+        size, number, held = size + length, number + 1, held + length
+        if line is not None and held <= LONGEST:
+            pending.append(line)
+        if sample_by == "line" or (sample_by == "paragraph" and line is not None and line.isspace()):
             yield record()
-    if pending:
+    if number:
         yield record()
 
 
