@@ -28,6 +28,7 @@ from azneobert.data.records import (
     decode,
     parse_json,
 )
+from azneobert.data.unpacking import Unpacked
 from azneobert.errors import DataError
 from azneobert.recipe import FileSource
 
@@ -227,7 +228,7 @@ def _open_lines(raw: BinaryIO, compression: str | None, offset: int) -> BinaryIO
     if compression is None:
         raw.seek(offset)
         return raw
-    stream = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), compression)
+    stream = Unpacked(pa.PythonFile(raw, mode="r"), compression)
     while offset > 0:
         offset -= len(stream.read(min(_BATCH_CHARACTERS, offset)))
     return io.BufferedReader(stream, 1 << 20)
