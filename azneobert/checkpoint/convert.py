@@ -65,21 +65,27 @@ def open_any(source: Path, parameter_names: Path | None = None, *, verified: boo
         imported_from = manifest.lineage.get("imported_from")
         facts = imported_from if isinstance(imported_from, dict) else {}
         return Opened("universal", source, Foreign(state, manifest.step, facts), manifest)
-    try:
+    with _laid_out(source):
         if find_tag(source) is not None:
             return Opened("zero2", source, read_zero2(source), None)
         if is_plain(source):
             return Opened("plain", source, read_plain(source, names), None)
-    # Whatever a content of another kind than the names promise makes of the code that reads it.
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        reason = f"{type(error).__name__} {error}"[:200]
-        raise CheckpointError(f"{source}: is not laid out as Accelerate or DeepSpeed do it ({reason})") from None
     raise CheckpointError(
         f"{source}: holds no checkpoint; a folder with {MANIFEST} (universal), model.safetensors (Accelerate's "
         "save_state) or latest (DeepSpeed) would do"
     )
+
+
+@contextmanager
+def _laid_out(source: Path) -> Iterator[None]:
+    """Whatever a content of another kind than its names promise makes of the code that reads it, is one line."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__} {error}"[:200]
+        raise CheckpointError(f"{source}: is not laid out as Accelerate or DeepSpeed do it ({reason})") from None
 
 
 def _read_verified(folder: Path, *, moments: bool) -> TrainState:
@@ -116,7 +122,7 @@ def convert(
     if tied:
         opened = _with_tied(opened, tied)
     _check_room(target, opened.state, to)
-    with _appearing(target) as partial:
+    with _appearing(target) as partial, _laid_out(source):
         if to == "universal":
             kept = opened.folder / "tokenizer.json"
             tokenizer = tokenizer or (kept if opened.manifest and kept.name in opened.manifest.files else None)

@@ -63,7 +63,7 @@ class Segment:
         segment = cls(**{key: value for key, value in content.items() if key in known})
         for key, kind in _SEGMENT_TYPES.items():
             if not isinstance(getattr(segment, key), kind):
-                raise ValueError(f"segments: {key}: {kind.__name__} expected")
+                raise ValueError(f"segments: {key} is of another type")
         return segment
 
     def continues(self, before: Segment) -> bool:
@@ -106,10 +106,13 @@ _TYPES = {
     **dict.fromkeys(("recipe", "identity", "lineage", "schedule", "stream", "files"), dict),
     "moments": bool,
 }
-_SEGMENT_TYPES = {
+_SEGMENT_TYPES: dict[str, Any] = {
     "from_step": int,
     **dict.fromkeys(("git_commit", "code_sha256", "engine", "settings"), str),
     "versions": dict,
+    "git_dirty": bool | None,
+    "world_size": int | None,
+    "image": str | None,
 }
 
 

@@ -7,6 +7,7 @@ each name, and tied ones share their memory.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ class _Optimizer:
 
 def is_plain(folder: Path) -> bool:
     """Whether a folder holds a model as `save_state` leaves it."""
-    return (folder / _SAFE).exists() or (folder / _PICKLED).exists()
+    return os.path.lexists(folder / _SAFE) or os.path.lexists(folder / _PICKLED)
 
 
 def read_plain(folder: Path, parameter_names: list[list[str]] | None = None) -> Foreign:
@@ -89,9 +90,9 @@ def read_plain(folder: Path, parameter_names: list[list[str]] | None = None) -> 
         raise CheckpointError(f"{folder}: {second[0]} is of a second model or optimizer; a folder of one would do")
     processes = len(list(folder.glob("random_states_*.pkl")))
     model = _open_model(folder, several=processes > 1)
-    optimizer = _open_optimizer(folder / _OPTIMIZER) if (folder / _OPTIMIZER).exists() else None
+    optimizer = _open_optimizer(folder / _OPTIMIZER) if os.path.lexists(folder / _OPTIMIZER) else None
     names, order = _names(model, optimizer, parameter_names) if optimizer else ([], "none")
-    scheduler = load_pickle(folder / _SCHEDULER) if (folder / _SCHEDULER).exists() else None
+    scheduler = load_pickle(folder / _SCHEDULER) if os.path.lexists(folder / _SCHEDULER) else None
     kept = scheduler_state(scheduler)
     buffers = sorted(model.tensors.shapes.keys() - model.candidates)
     state = TrainState(
@@ -124,9 +125,9 @@ def write_plain(folder: Path, foreign: Foreign, *, prefix: str = "") -> None:
 
 def _open_model(folder: Path, *, several: bool) -> _Model:
     safe, pickled = folder / _SAFE, folder / _PICKLED
-    if safe.exists() and pickled.exists():
+    if os.path.lexists(safe) and os.path.lexists(pickled):
         raise CheckpointError(f"{pickled}: stands beside {_SAFE}; remove the one that is old")
-    return _open_safe(safe, several) if safe.exists() else _open_pickled(pickled, several)
+    return _open_safe(safe, several) if os.path.lexists(safe) else _open_pickled(pickled, several)
 
 
 def _open_safe(file: Path, several: bool) -> _Model:

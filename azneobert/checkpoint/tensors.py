@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
+from azneobert.errors import CheckpointError
 from azneobert.files import open_regular, parse_json
 
 _CHUNK = 1 << 24
@@ -33,7 +34,13 @@ class LazyTensors(Mapping[str, torch.Tensor]):
     def __getitem__(self, name: str) -> torch.Tensor:
         if name not in self.shapes:
             raise KeyError(name)
-        return self._load(name).detach()
+        try:
+            return self._load(name).detach()
+        except CheckpointError:
+            raise
+        # Whatever parts that do not fit each other make of torch.
+        except (ArithmeticError, LookupError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{name}: cannot be read ({str(error)[:200]}); use another checkpoint") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)

@@ -86,14 +86,14 @@ class _Shards:
 
 def find_tag(folder: Path) -> Path | None:
     """The folder with the files, which `latest` names, or None where there is no ZeRO checkpoint."""
-    if (folder / MODEL_STATES).exists():
+    if os.path.lexists(folder / MODEL_STATES):
         return folder
     latest = folder / "latest"
     if os.path.lexists(latest):
         tag = folder / _named(latest)
         if tag.is_symlink():
             raise CheckpointError(f"{tag}: is a link; expected a folder in {folder}")
-        if (tag / MODEL_STATES).exists() or list(tag.glob("*_optim_states.pt")):
+        if os.path.lexists(tag / MODEL_STATES) or list(tag.glob("*_optim_states.pt")):
             return tag
     return None
 
@@ -195,8 +195,8 @@ def write_zero2(folder: Path, foreign: Foreign, engine: EngineLayout, *, prefix:
 
 def _scheduler(tag: Path, model: dict[str, Any]) -> Any:
     """DeepSpeed's own scheduler stands in its file, one that Accelerate steps in a file beside the tag."""
-    beside = tag.parent / "scheduler.bin"
-    return load_pickle(beside) if model.get("lr_scheduler") is None and beside.exists() else model.get("lr_scheduler")
+    beside, kept = tag.parent / "scheduler.bin", model.get("lr_scheduler")
+    return load_pickle(beside) if kept is None and os.path.lexists(beside) else kept
 
 
 def _round_robin(model: dict[str, Any], optimizer: dict[str, Any]) -> bool:
@@ -218,7 +218,7 @@ def _checked_world(tag: Path, model: Any) -> int:
 
 def _shard_file(tag: Path, rank: int) -> Path:
     names = [f"{prefix}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for prefix in ("", "bf16_")]
-    found = [tag / name for name in names if (tag / name).exists()]
+    found = [tag / name for name in names if os.path.lexists(tag / name)]
     if not found:
         raise CheckpointError(f"{tag / names[0]}: is missing; copy it beside the others")
     if len(found) > 1:
@@ -285,12 +285,15 @@ def _partitions(
             found = {"weights": optimizer["single_partition_of_fp32_groups"][number]}
             found |= {kind: states[number][kind] for kind in MOMENTS if states[number]}
             for kind, partition in found.items():
-                if not group.held(rank) <= partition.numel() <= group.partition:
+                if partition.ndim != 1 or not group.held(rank) <= partition.numel() <= group.partition:
                     raise CheckpointError(
                         f"{file}: {partition.numel()} elements of {kind} in group {number}, {group.held(rank)} "
                         f"expected by {MODEL_STATES}: of another model or world size"
                     )
                 partitions[kind][number].append(partition)
+    for kind, of_kind in partitions.items():
+        if any(of_group and len(of_group) != len(files) for of_group in of_kind):
+            raise CheckpointError(f"{files[0].parent}: {kind} are in some shards and not in others: files of two runs")
     return partitions
 
 

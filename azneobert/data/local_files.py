@@ -38,6 +38,7 @@ _BATCH_DOCUMENTS = 4096
 _BATCH_CHARACTERS = 4 << 20
 _PARQUET_ROWS = 1024
 _CSV_BLOCK = 16 << 20
+_PIECE = 1 << 20
 
 
 def source_files(path: Path) -> list[Path]:
@@ -259,13 +260,13 @@ def _texts(
 
     A file in another encoding is one malformed record where a record is a whole file.
     """
-    pending: list[bytes] = []
+    pending = bytearray()
     size = number = held = 0
 
     def record() -> tuple[str, Any]:
         nonlocal size, number, held
         where = str(file) if sample_by == "document" else f"{file}:{cursor.record + 1}"
-        text, is_whole = b"".join(pending), held <= LONGEST
+        text, is_whole = bytes(pending), held <= LONGEST
         if not cursor.offset:
             text = text.removeprefix(codecs.BOM_UTF8)
         cursor.offset, cursor.record = cursor.offset + size, cursor.record + number
@@ -276,14 +277,20 @@ def _texts(
             found = Malformed(problem) if (problem := encoding_problem(text[:HEAD], file, compression)) else found
         return where, found if isinstance(found, Malformed) else {"text": found}
 
-    for line, length in bounded_lines(lines):
-        size, number, held = size + length, number + 1, held + length
+    for line, length in _pieces(lines) if sample_by == "document" else bounded_lines(lines):
+        size, held = size + length, held + length
+        number += 1 if line is None or sample_by != "document" else line.count(b"\n")
         if line is not None and held <= LONGEST:
-            pending.append(line)
+            pending += line
         if sample_by == "line" or (sample_by == "paragraph" and line is not None and line.isspace()):
             yield record()
-    if number:
+    if size:
         yield record()
+
+
+def _pieces(file: BinaryIO) -> Iterator[tuple[bytes | None, int]]:
+    while piece := file.read(_PIECE):
+        yield piece, len(piece)
 
 
 def _read_parquet(file: Path, source: FileSource, cursor: _Cursor) -> Iterator[Records]:

@@ -95,7 +95,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
     if not path.is_file():
         raise DataError(f"{path}: no such tokenizer; `dvc repro tokens` brings it, or correct the path")
     try:
-        read_json(path.resolve(), LARGEST)  # a person may name a link
+        _check_merges(read_json(path.resolve(), LARGEST))  # a person may name a link
         with _panics_kept():
             tokenizer = Tokenizer.from_file(str(path))
             tokenizer.no_truncation()
@@ -107,6 +107,17 @@ def read_tokenizer(path: Path) -> Tokenizer:
             raise
         raise DataError(f"{path}: not a tokenizer.json ({str(error)[:200]}); fetch or train it again") from None
     return tokenizer
+
+
+def _check_merges(content: Any) -> None:
+    """Refuse what the library, which cuts the prefix off by its length, does not survive: the process would abort."""
+    model = content.get("model") if isinstance(content, dict) else None
+    prefix = model.get("continuing_subword_prefix") if isinstance(model, dict) else None
+    if isinstance(model, dict) and prefix and isinstance(model.get("merges"), list):
+        for merge in model["merges"]:
+            right = (merge.split(" ") if isinstance(merge, str) else merge)[-1]
+            if not str(right).startswith(str(prefix)):
+                raise ValueError(f"merges {merge!r}, whose second part does not begin with {prefix!r}")
 
 
 @contextmanager
