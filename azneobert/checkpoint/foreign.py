@@ -13,7 +13,6 @@ from azneobert.checkpoint.universal import TrainState
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _NOT_HYPER = ("params", "names", "param_names", "step")
-_MOST_VALUES, _DEEPEST = 10_000, 20  # of what JSON may keep
 _COMPILED = "_orig_mod."  # what torch.compile puts into the names of a module that it wraps
 
 
@@ -66,15 +65,6 @@ def _plain(value: Any) -> Any:
 
 
 def _is_json(value: Any) -> bool:
-    """Whether JSON holds a value exactly; a list that holds itself, or another many times over, is not gone through."""
-    values, waiting = 0, [(value, 0)]
-    while waiting:
-        inner, depth = waiting.pop()
-        values += 1
-        if values > _MOST_VALUES or depth > _DEEPEST:
-            return False
-        if isinstance(inner, dict | list):
-            waiting += [(each, depth + 1) for each in (inner.values() if isinstance(inner, dict) else inner)]
     try:
         return bool(json.loads(json.dumps(value, allow_nan=False)) == value)
     except (TypeError, ValueError):

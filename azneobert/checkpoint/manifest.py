@@ -169,7 +169,7 @@ def _checked(content: dict[str, Any]) -> Manifest:
             raise ValueError(f"files.{name}: sha256 and size expected")
     for key in ("step", "samples", "tokens"):
         if not 0 <= content[key] < _MOST:
-            raise ValueError(f"{key}: {content[key]:.3g} found, 0 or more expected")
+            raise ValueError(f"{key}: a count expected")
     if missing := _mandatory(content.get("moments", True)) - content["files"].keys():
         raise ValueError(f"files: {sorted(missing)[0]} is not listed")
     if content["stream"].get("sample_index", content["samples"]) != content["samples"]:

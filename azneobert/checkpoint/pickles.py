@@ -40,7 +40,7 @@ _ALLOWED: list[Any] = [
     )
 ]
 _LARGEST_PICKLE = 8 << 20  # bytes of all but the tensors; DeepSpeed's of the published model has 60,000
-_MOST_VALUES = 1 << 20
+_MOST_VALUES, _DEEPEST = 1 << 20, 50
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -111,21 +111,31 @@ def _check_sums(file: Path) -> None:
 
 
 def _check_values(file: Path, content: Any) -> None:
-    """See to it that every tensor is as large as what is stored of it, and that the rest is no maze."""
-    seen: set[int] = set()
-    waiting = [content]
-    while waiting:
-        value = waiting.pop()
+    """See to it that every tensor is as large as what is stored of it, and that the rest is small, written out too."""
+    sizes: dict[int, int | None] = {}  # of each container; None while it is gone through
+
+    def size_of(value: Any, depth: int) -> int:
         if isinstance(value, torch.Tensor):
-            if value.layout is not torch.strided or value.device.type != "cpu" or value.is_quantized:
-                raise CheckpointError(f"{file}: holds a tensor that is not dense; one of plain numbers would do")
-            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-                raise CheckpointError(f"{file}: a tensor of shape {tuple(value.shape)} is larger than what is stored")
-        elif isinstance(value, dict | list | tuple | set) and id(value) not in seen:
-            seen.add(id(value))
-            waiting += [*value.keys(), *value.values()] if isinstance(value, dict) else value
-        if len(waiting) > _MOST_VALUES:
-            raise CheckpointError(f"{file}: more than {_MOST_VALUES:,} values beside its tensors; do not use it")
+            _check_tensor(file, value)
+        if not isinstance(value, dict | list | tuple | set):
+            return 1
+        if id(value) not in sizes:
+            sizes[id(value)] = None
+            inner = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+            sizes[id(value)] = 1 + sum(size_of(each, depth + 1) for each in inner) if depth < _DEEPEST else None
+        size = sizes[id(value)]
+        if size is None or size > _MOST_VALUES:
+            raise CheckpointError(f"{file}: holds itself, or too much beside its tensors; do not use it")
+        return size
+
+    size_of(content, 0)
+
+
+def _check_tensor(file: Path, tensor: torch.Tensor) -> None:
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        raise CheckpointError(f"{file}: holds a tensor that is not dense; one of plain numbers would do")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise CheckpointError(f"{file}: a tensor of shape {tuple(tensor.shape)} is larger than what is stored of it")
 
 
 def _refused(error: Exception) -> str:

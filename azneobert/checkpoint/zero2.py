@@ -32,7 +32,7 @@ from azneobert.files import read_bounded
 
 MODEL_STATES = "mp_rank_00_model_states.pt"
 _TAG = "pytorch_model"  # what Accelerate's load_state looks for
-_LONGEST_NAME = 4096  # bytes, as Linux has it of a path
+_LONGEST_NAME = 255  # bytes, as Linux has it
 _DS_VERSION = "0.19.8"  # whose layout this module writes
 
 

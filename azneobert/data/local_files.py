@@ -175,7 +175,7 @@ def _read_file(file: Path, source: FileSource, cursor: _Cursor) -> Iterator[Reco
             yield from _read_csv(file, compression, source, cursor)
         else:
             yield from _read_lines(file, form, compression, source, cursor)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:  # names of columns in another encoding
         raise DataError(f"{file}: damaged {form[1:]} file ({_one_line(error)}); fetch it again") from None
     except OSError as error:
         if error.errno is not None:
