@@ -38,8 +38,8 @@ def start_wandb(folder: Path, tracking: Tracking, info: RunInfo) -> Any:
             mode=tracking.wandb,
             dir=folder,
             config=flatten(info.params),
-            # It would note the address of the git remote as it stands in .git/config, a token in it included.
-            settings=wandb.Settings(disable_git=True),
+            # It would note the address of the git remote with the token in it, and every SLURM_ variable, as SLURM_JWT.
+            settings=wandb.Settings(disable_git=True, x_disable_meta=True),
         )
     except wandb.Error as error:
         log.warning("wandb: %s; this run is recorded in MLflow alone", " ".join(str(error).split()))
