@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from azneobert.cli.console import complaints, console
 from azneobert.cli.recipe import RecipeName
 from azneobert.dvc_files import Output, cached_object, object_path, objects_of, outputs_of
 from azneobert.errors import RemoteError
+from azneobert.printable import without_secrets
 from azneobert.recipe_files import open_recipe
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ NAME = "storage"
 _SHOWN = 3  # objects of an output that are named
 _IN_BUCKETS = ("s3", "gs", "azure")
 _CONFIG = Path(".dvc/config")
-_SECRET = re.compile(r"://[^/@]*:[^/@]*@")
 
 
 @app.command(name="set")
@@ -41,7 +40,7 @@ def set_remote(
     endpoint_url: Annotated[str | None, typer.Option(help="Of an S3-compatible store that is not Amazon's.")] = None,
 ) -> None:
     """Have `dvc push` and `dvc pull` use this place, every object verified; it is asked before anything is changed."""
-    if _SECRET.search(url):
+    if without_secrets(url) != url:
         raise RemoteError(
             f"{_CONFIG} is in git, and the address holds a password: leave it out, and use AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, an SSH key, or `dvc remote modify --local`"
