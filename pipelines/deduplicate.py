@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from azneobert.data.duplicates import DuplicateIds, Duplicates, find_duplicate_ids, find_duplicates, remaining
-from azneobert.files import read_json, write_json
-from azneobert.layout import Layout
+from azneobert.files import write_json
+from azneobert.layout import Layout, read_report
 from azneobert.recipe import Recipe
 
 
@@ -38,7 +38,7 @@ def deduplicate(recipe: Recipe, layout: Layout, options: Namespace) -> None:
 
 def report(layout: Layout, collection: str, duplicates: Duplicates, ids: DuplicateIds) -> dict[str, Any]:
     """What became of a collection's documents, from its source to its tokens."""
-    ingested = read_json(layout.report(f"ingest/{collection}"))
+    ingested = read_report(layout.report(f"ingest/{collection}"))
     dropped = ingested["dropped"] | {"duplicate": len(duplicates.within), "elsewhere": len(duplicates.across)}
     kept = remaining(layout.documents(collection), duplicates)
     return {

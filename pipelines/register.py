@@ -5,8 +5,7 @@ from stage import run_stage
 from argparse import Namespace
 
 from azneobert.environment import experiment
-from azneobert.files import read_json
-from azneobert.layout import Layout, finished_checkpoint
+from azneobert.layout import Layout, finished_checkpoint, read_report
 from azneobert.recipe import PHASES, Recipe
 from azneobert.registry.push import push
 from azneobert.registry.registered import Registered, write_registered
@@ -21,7 +20,7 @@ def register(recipe: Recipe, layout: Layout, options: Namespace) -> None:
     registered = {}
     for phase in PHASES:
         checkpoint, _ = finished_checkpoint(layout.finished(phase))
-        figures = read_json(layout.report(f"evaluate/{phase}"))
+        figures = read_report(layout.report(f"evaluate/{phase}"))
         picture, run_id = layout.plots / f"{phase}.png", delivered_run(recipe, layout, phase)
         aliases = [phase]
         if experiment():  # people ask for what the project has registered, and not for the last thing that was tried

@@ -11,8 +11,8 @@ from pathlib import Path
 from azneobert.data.documents import read_duplicates, training_texts
 from azneobert.data.fertility import compared, count_with, fertility, unknown_share
 from azneobert.data.tokenizer import load_tokenizer, train_tokenizer
-from azneobert.files import read_json, write_json
-from azneobert.layout import Layout
+from azneobert.files import write_json
+from azneobert.layout import Layout, read_report
 from azneobert.recipe import Recipe
 
 FERTILITY_CHARACTERS = 2_000_000  # of each collection, enough for the third digit
@@ -48,7 +48,7 @@ def tokenizer(recipe: Recipe, layout: Layout, options: Namespace) -> None:
 
 
 def characters_of(layout: Layout, collection: str) -> int:
-    report = read_json(layout.report(f"documents/{collection}"))
+    report = read_report(layout.report(f"documents/{collection}"))
     return int(report["characters"])
 
 

@@ -73,7 +73,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model": {"language", "kernels", "data", "recipe", "errors", "files"},
     "checkpoint": {"errors", "files", "dotted"},
     "tracking": {"mlflow_place", "mlflow_store", "recipe", "errors", "files", "dotted"},
-    "layout": {"checkpoint", "tracking", "errors"},
+    "layout": {"checkpoint", "tracking", "errors", "files"},
     "engine": {"model", "data", "checkpoint", "recipe", "errors", "environment", "files"},
     "training": {
         *("engine", "model", "data", "checkpoint", "course", "layout", "tracking"),

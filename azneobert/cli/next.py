@@ -7,8 +7,7 @@ from typing import Any
 
 from azneobert.cli.console import console
 from azneobert.cli.recipe import RecipeName
-from azneobert.files import read_json
-from azneobert.layout import Layout
+from azneobert.layout import Layout, read_report
 from azneobert.recipe import Recipe
 from azneobert.recipe_files import open_recipe
 from azneobert.registry.registered import read_registered
@@ -56,9 +55,9 @@ def where_next(name: RecipeName = None) -> None:
 
 def read_figures(layout: Layout, loaded: Recipe) -> tuple[Figures, dict[str, Figures]]:
     """The figures of the last phase, and those of each labelled task by its name; a recipe may have no task."""
-    phase = read_json(layout.report(f"evaluate/{LAST_PHASE}"))
+    phase = read_report(layout.report(f"evaluate/{LAST_PHASE}"))
     files = {name: layout.report(f"finetune/{name}") for name in loaded.finetuning.files}
-    return phase, {name: read_json(f) for name, f in files.items() if f.is_file()}
+    return phase, {name: read_report(f) for name, f in files.items() if f.is_file()}
 
 
 def explain(vocab_size: int, phase: Figures, tasks: dict[str, Figures]) -> list[str]:

@@ -304,6 +304,8 @@ def _read_parquet(file: Path, source: FileSource, cursor: _Cursor) -> Iterator[R
     group_end = 0
     for group in range(opened.num_row_groups):
         group_start, group_end = group_end, group_end + opened.metadata.row_group(group).num_rows
+        if group_end < group_start:
+            raise pa.ArrowInvalid(f"row group {group} has {group_end - group_start} rows")
         if group_end <= cursor.record:
             continue
         skip = cursor.record - group_start
