@@ -304,8 +304,6 @@ def _read_parquet(file: Path, source: FileSource, cursor: _Cursor) -> Iterator[R
     group_end = 0
     for group in range(opened.num_row_groups):
         group_start, group_end = group_end, group_end + opened.metadata.row_group(group).num_rows
-        if group_end < group_start:
-            raise pa.ArrowInvalid(f"row group {group} has {group_end - group_start} rows")
         if group_end <= cursor.record:
             continue
         skip = cursor.record - group_start
@@ -314,6 +312,10 @@ def _read_parquet(file: Path, source: FileSource, cursor: _Cursor) -> Iterator[R
             skip -= len(batch) - len(taken)
             if len(taken):
                 yield _from_arrow(file, taken, source, cursor, size * (cursor.record + len(taken)) // rows)
+        if cursor.record != group_end:  # without a word of Arrow's
+            raise pa.ArrowInvalid(f"{cursor.record:,} rows up to row group {group}, its end says {group_end:,}")
+    if group_end != rows:
+        raise pa.ArrowInvalid(f"its row groups have {group_end:,} rows, its end says {rows:,}")
 
 
 def _read_csv(file: Path, compression: str | None, source: FileSource, cursor: _Cursor) -> Iterator[Records]:

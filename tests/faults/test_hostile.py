@@ -37,6 +37,7 @@ from azneobert.checkpoint.manifest import MANIFEST, STATE, Manifest
 from azneobert.checkpoint.rotation import CheckpointFolder
 from azneobert.cli.checkpoint import _facts_table, _groups_table
 from azneobert.cli.console import console
+from azneobert.data.discover import discover
 from azneobert.data.sources import open_source
 from azneobert.data.tokenizer import load_tokenizer
 from azneobert.errors import AzNeoBertError
@@ -390,6 +391,27 @@ def _read(path: Path, **options: Any) -> None:
         assert all(line.isprintable() for line in records.malformed) or records.malformed
 
 
+def _rows(file: Path) -> int:
+    """How many records a reader gives of a file, malformed ones included."""
+    return sum(len(records) for records in open_source(FileSource(path=str(file), id_field=None)).read())
+
+
+def test_a_parquet_file_of_any_bytes_loses_no_row_in_silence(tmp_path: Path) -> None:
+    chance = random.Random(8)
+    file = tmp_path / "a.parquet"
+    columns = {"text": [f"mətn {number % 7}" for number in range(90)], "id": [str(number) for number in range(90)]}
+    pq.write_table(pa.table(columns), file, row_group_size=30)
+    content = file.read_bytes()
+    found: list[int] = []
+    outcomes = []
+    for _ in range(600 * ROUNDS):
+        file.write_bytes(flipped(content, chance))
+        outcomes.append(attempt(lambda: found.append(_rows(file))))
+        outcomes.append(attempt(lambda: discover(tmp_path)))
+    assert {"whole", "refused"} <= set(outcomes)
+    assert set(found) == {90}
+
+
 def _sources(folder: Path) -> list[Path]:
     rows = [{"text": f"Salam, dünya! {number} 🙂", "id": f"n{number}", "deep": {"a": [1]}} for number in range(60)]
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
@@ -438,6 +460,7 @@ def test_a_labelled_task_of_any_bytes_is_read_or_refused(tmp_path: Path) -> None
 _BOUNDED = """
 import resource, sys
 from pathlib import Path
+from azneobert.data.discover import discover
 from azneobert.data.sources import open_source
 from azneobert.data.discover import first_records
 from azneobert.errors import DataError
