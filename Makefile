@@ -11,7 +11,7 @@ ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 
-.PHONY: repro report lock test test-pipelines test-s3 test-faults lint format type docs-check ui setup constraints clean help
+.PHONY: repro report lock test test-pipelines test-s3 test-faults lint audit format type docs-check ui setup constraints clean help
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -49,6 +49,15 @@ lint: setup ## format check, lint, types
 	ruff format --check .
 	ruff check .
 	mypy
+
+# Of what no index can say anything about, pip-audit says so and ends well: that is no clean bill.
+audit: setup ## known vulnerabilities of what constraints.txt pins, where their data can be had
+	@$(BIN)/python -m pip_audit --version >/dev/null 2>&1 \
+	  || { echo "audit: skipped: pip-audit is not installed; use pip install pip-audit"; exit 0; }; \
+	said=$$($(BIN)/python -m pip_audit -r constraints.txt --no-deps --disable-pip --progress-spinner off 2>&1); found=$$?; \
+	if [ "$$(echo "$$said" | grep -c 'could not be audited')" -ge "$$(grep -c == constraints.txt)" ]; then \
+	  echo "audit: skipped: the index here has no data on vulnerabilities; use a machine that reaches pypi.org"; \
+	else echo "$$said"; exit $$found; fi
 
 format: setup ## rewrite the code in the one format
 	ruff format .

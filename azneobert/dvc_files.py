@@ -7,7 +7,6 @@ its files, whose md5 ends in `.dir`.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from azneobert.errors import DataError
-from azneobert.files import read_bounded
+from azneobert.files import parse_json, read_bounded
 from azneobert.yaml_files import read_yaml
 
 LOCK = Path("dvc.lock")
@@ -95,7 +94,7 @@ def objects_of(output: Output, content: bytes | None) -> dict[str, str]:
     objects = {output.path: output.md5}
     if output.md5.endswith(".dir") and content is not None:
         try:
-            objects |= {f"{output.path}/{entry['relpath']}": str(entry["md5"]) for entry in json.loads(content)}
+            objects |= {f"{output.path}/{entry['relpath']}": str(entry["md5"]) for entry in parse_json(content)}
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             place = object_path(Path(), output.md5)
             raise DataError(

@@ -1,8 +1,16 @@
 """The errors a user can cause. The command prints them in one line, without a traceback, and exits non-zero."""
 
+from azneobert.printable import printable
+
 
 class AzNeoBertError(Exception):
-    """Something a user can mend: the message names the place, what was found there, and what would do."""
+    """Something a user can mend: the message names the place, what was found there, and what would do.
+
+    Whatever it quotes of a file, it is one line that may be printed.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class RecipeError(AzNeoBertError, ValueError):

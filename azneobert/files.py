@@ -5,20 +5,37 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import re
+import shutil
 import stat
-from pathlib import Path
-from typing import Any, BinaryIO
+from io import BufferedReader
+from itertools import accumulate
+from pathlib import Path, PurePosixPath
+from typing import Any, NoReturn
+
+from azneobert.errors import AzNeoBertError
 
 # Where DVC can make no hard links, an output is a link to an object of its cache, which is named by its content.
 _CACHED = re.compile(r"(.*/)?files/md5/[0-9a-f]{2}/[0-9a-f]{30}")
+_CHUNK = 1 << 22
+_LARGEST_JSON = 8 << 20  # bytes; what stands in memory may be thirty times as much
+_DEEPEST_JSON = 100  # an array in an array is two
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)  # one that is not closed ends with the text
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
 def sha256_file(path: Path) -> str:
     """The sha256 of a file, read in pieces."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(file)
+
+
+def sha256_of(file: BufferedReader) -> str:
+    """The sha256 of what stands in an open file, read in pieces."""
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_whole(file: Path, content: bytes) -> None:
@@ -30,8 +47,57 @@ def write_whole(file: Path, content: bytes) -> None:
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Write JSON that a person can read, as `write_whole` does."""
-    write_whole(file, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    """Write JSON that a person can read, as `write_whole` does.
+
+    Raises:
+        AzNeoBertError: a number in it is not finite, which is no JSON.
+    """
+    try:
+        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        if (where := _not_finite(content)) is None:
+            raise
+        raise AzNeoBertError(f"{file}: {where} is not finite, which JSON cannot hold; expected a number") from None
+    write_whole(file, f"{text}\n".encode())
+
+
+def read_json(path: Path, most: int = _LARGEST_JSON, deepest: int = _DEEPEST_JSON) -> Any:
+    """What a JSON file holds: a regular file of at most so many bytes, with at most so many levels of brackets.
+
+    A key that stands twice in an object, NaN and infinity are refused: programs do not agree on what they mean.
+
+    Raises:
+        ValueError: it is something else; the message, of one line, does not name the file.
+        OSError: it is missing or cannot be read.
+    """
+    return parse_json(read_bounded(path, most), deepest)
+
+
+def parse_json(content: bytes, deepest: int = _DEEPEST_JSON) -> Any:
+    """What bytes of JSON hold, under the limits of `read_json`.
+
+    Raises:
+        ValueError: they are not JSON of that kind.
+    """
+    check_depth(content, deepest)
+    try:
+        return json.loads(
+            content.decode("utf-8-sig"), object_pairs_hook=_object, parse_float=_finite, parse_constant=_no_number
+        )
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start})") from None
+
+
+def check_depth(content: bytes, deepest: int = _DEEPEST_JSON) -> None:
+    """See to it that JSON has no more levels of brackets than this, before it is parsed.
+
+    Raises:
+        ValueError: it has.
+    """
+    if content.count(b"[") + content.count(b"{") > deepest:
+        brackets = _STRING.sub(b"", content).translate(None, _NOT_BRACKETS)
+        if max(accumulate(map(_STEPS.__getitem__, brackets)), default=0) > deepest:
+            raise ValueError(f"nested more than {deepest} levels deep")
 
 
 def read_bounded(path: Path, most: int) -> bytes:
@@ -42,33 +108,115 @@ def read_bounded(path: Path, most: int) -> bytes:
         OSError: it is missing or cannot be read.
     """
     with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > most:
+        content = file.read(most + 1)  # the system may say 0 of a file that has no end
+        if len(content) > most:
+            size = max(os.fstat(file.fileno()).st_size, len(content))
             raise ValueError(f"{size} bytes found, at most {most} expected")
-        return file.read()
+        return content
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a regular file to read. No pipe or device is waited for; a link is followed into DVC's cache alone.
 
     Raises:
         ValueError: it is something else.
         OSError: it is missing or cannot be read.
     """
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
+    return open_within(path.parent, path.name or ".")
+
+
+def open_within(folder: Path, name: str) -> BufferedReader:
+    """Open a regular file of a folder by a name that the folder itself may have stated, as `open_regular` does.
+
+    Neither `..` nor a link on the way leads out of the folder, which may itself be reached by a link.
+
+    Raises:
+        ValueError: it is no regular file in the folder, or the name leaves it.
+        OSError: it is missing or cannot be read.
+    """
+    *folders, last = PurePosixPath(name).parts or (".",)
+    if name.startswith("/") or ".." in (*folders, last) or not name.isprintable():
+        raise ValueError("is no place in its folder")
+    within = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        descriptor = os.open(path, flags)
+        for step in folders:
+            within, outer = _opened(step, os.O_DIRECTORY, within), within
+            os.close(outer)
+        descriptor = _opened(last, 0, within)
     except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        target = path.readlink()
-        if not _CACHED.fullmatch(target.as_posix()):
-            raise ValueError("is not a regular file, but a link") from None
-        descriptor = os.open(path.parent / target, flags)
+        error.filename = str(folder / name)
+        raise
+    finally:
+        os.close(within)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise ValueError("is not a regular file")
     return os.fdopen(descriptor, "rb")
+
+
+def _opened(name: str, flags: int, within: int) -> int:
+    flags |= os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
+    try:
+        return os.open(name, flags, dir_fd=within)
+    except OSError as error:
+        target = _link(name, within)
+        if target is None:
+            if error.errno == errno.ENXIO:  # a socket
+                raise ValueError("is not a regular file") from None
+            raise
+        if flags & os.O_DIRECTORY or not _CACHED.fullmatch(target):
+            raise ValueError("is not a regular file, but a link") from None
+        return os.open(target, flags, dir_fd=within)
+
+
+def _link(name: str, within: int) -> str | None:
+    try:
+        return os.readlink(name, dir_fd=within)
+    except OSError:
+        return None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice[:40]!r} stands twice in an object")
+    return found
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:40]} is beyond the numbers that a float holds")
+    return number
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no JSON")
+
+
+def _not_finite(content: Any, where: str = "") -> str | None:
+    """The path of the first number that is not finite, and what it is."""
+    if isinstance(content, float) and not math.isfinite(content):
+        return f"{where or 'it'}, {content},"
+    inner = content.items() if isinstance(content, dict) else enumerate(content) if _is_list(content) else ()
+    found = (_not_finite(value, f"{where}.{key}" if where else str(key)) for key, value in inner)
+    return next((place for place in found if place), None)
+
+
+def _is_list(content: Any) -> bool:
+    return isinstance(content, list | tuple)
+
+
+def copy_regular(source: Path, target: Path) -> None:
+    """Copy the content of a regular file, opened as `open_regular` does, into a new file.
+
+    Raises:
+        ValueError, OSError: as `open_regular`.
+    """
+    with open_regular(source) as file, target.open("xb") as copy:
+        shutil.copyfileobj(file, copy, _CHUNK)
 
 
 def sync(path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from azneobert.data.tokenizer import MASK
 from azneobert.errors import AzNeoBertError
+from azneobert.pretrained import load_model, load_tokenizer
 
 
 def fill_masks(model: Path, text: str, top: int) -> list[list[tuple[str, float]]]:
@@ -17,12 +18,9 @@ def fill_masks(model: Path, text: str, top: int) -> list[list[tuple[str, float]]
         AzNeoBertError: the text has no mask, or is longer than the model reads.
     """
     import torch
-    from transformers import AutoModelForMaskedLM, AutoTokenizer
-    from transformers.utils import logging
+    from transformers import AutoModelForMaskedLM
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()  # what is wrong is said below, in one line
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = load_tokenizer(model)
     encoded = tokenizer(text, return_tensors="pt")
     masks = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero()[:, 0]
     if not len(masks):
@@ -30,7 +28,7 @@ def fill_masks(model: Path, text: str, top: int) -> list[list[tuple[str, float]]
     length = encoded["input_ids"].shape[1]
     if length > tokenizer.model_max_length:
         raise AzNeoBertError(f"the text has {length} tokens, the model reads {tokenizer.model_max_length}; shorten it")
-    network = AutoModelForMaskedLM.from_pretrained(model).eval()
+    network = load_model(model, AutoModelForMaskedLM).eval()
     with torch.no_grad():
         probabilities = network(**encoded).logits[0, masks].softmax(-1)
     found = probabilities.topk(min(top, probabilities.shape[-1]))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from azneobert.checkpoint.manifest import MANIFEST, Manifest, verify_checkpoint
-from azneobert.errors import CheckpointError
+from azneobert.errors import CheckpointError, DataError
+from azneobert.files import read_json
 from azneobert.tracking.points import POINTS
 from azneobert.tracking.record import RECORD
 
@@ -100,6 +102,23 @@ class Layout:
     def report(self, stage: str) -> Path:
         """All that a stage has counted and measured of its work."""
         return self.root / "reports" / f"{stage}.json"
+
+
+def read_report(file: Path) -> dict[str, Any]:
+    """What a stage has left in one of its files of numbers.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    try:
+        content = read_json(file)
+        if not isinstance(content, dict):
+            raise ValueError("holds no numbers by name")
+        return content
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such file; `dvc repro` makes it") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: damaged ({error}); `dvc checkout {file}` brings it back") from None
 
 
 def finished_checkpoint(folder: Path) -> tuple[Path, Manifest]:

@@ -19,6 +19,7 @@ UNKNOWN = "unknown"
 # What a stage imports and what does not decide its outputs. Everything else that it imports is in its `deps`.
 NOT_DECIDING = {
     "azneobert/errors.py": "the kinds of errors",
+    "azneobert/printable.py": "how text from elsewhere is printed",
     "azneobert/recipe.py": "each setting that a stage reads is one of its parameters",
     "azneobert/settings.py": "checks what a recipe says",
     "azneobert/yaml_files.py": "reads the recipe, and writes what a person reads",

@@ -14,6 +14,7 @@ from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     Field,
@@ -23,6 +24,7 @@ from pydantic import (
 
 from azneobert.errors import RecipeError
 from azneobert.language import Language, LanguageName, ScriptName, name_or_block
+from azneobert.printable import without_secrets
 from azneobert.settings import Below1, Block, Length, Name, Positive, Seed, Text, as_tuple, first_error, shown
 from azneobert.yaml_files import read_yaml
 
@@ -333,10 +335,19 @@ class Evaluation(Block):
     max_rows_per_collection: Positive
 
 
+def _without_password(uri: str) -> str:
+    if without_secrets(uri) != uri:
+        raise ValueError(
+            "holds a password, and recipes are in git and in every checkpoint; use MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI"
+        )
+    return uri
+
+
 class Tracking(Block):
     """Where runs are recorded. The environment's MLFLOW_TRACKING_URI goes before `mlflow_uri`."""
 
-    mlflow_uri: Text
+    mlflow_uri: Annotated[Text, AfterValidator(_without_password)]
     experiment: Text
     wandb: WandbMode
     wandb_project: Text = "azneobert"

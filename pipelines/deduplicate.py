@@ -5,7 +5,6 @@ The first copy stays, in the recipe's order of the collections.
 
 from stage import run_stage
 
-import json
 from argparse import Namespace
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 
 from azneobert.data.duplicates import DuplicateIds, Duplicates, find_duplicate_ids, find_duplicates, remaining
 from azneobert.files import write_json
-from azneobert.layout import Layout
+from azneobert.layout import Layout, read_report
 from azneobert.recipe import Recipe
 
 
@@ -39,7 +38,7 @@ def deduplicate(recipe: Recipe, layout: Layout, options: Namespace) -> None:
 
 def report(layout: Layout, collection: str, duplicates: Duplicates, ids: DuplicateIds) -> dict[str, Any]:
     """What became of a collection's documents, from its source to its tokens."""
-    ingested = json.loads(layout.report(f"ingest/{collection}").read_text(encoding="utf-8"))
+    ingested = read_report(layout.report(f"ingest/{collection}"))
     dropped = ingested["dropped"] | {"duplicate": len(duplicates.within), "elsewhere": len(duplicates.across)}
     kept = remaining(layout.documents(collection), duplicates)
     return {

@@ -10,6 +10,7 @@ from azneobert.data.cleaning import CleaningReport
 from azneobert.data.ingest import ingest
 from azneobert.files import write_json
 from azneobert.layout import Layout
+from azneobert.printable import printable
 from azneobert.provenance import code_sha256
 from azneobert.recipe import Cleaning, Recipe
 
@@ -30,7 +31,7 @@ def ingest_collection(recipe: Recipe, layout: Layout, options: Namespace) -> Non
         f"{report.words:,} words, {report.validation:,} held out"
     )
     for line in remarks(report, recipe.data.cleaning):
-        print(line)
+        print(printable(line))
 
 
 def remarks(report: CleaningReport, settings: Cleaning) -> Iterator[str]:

@@ -2,11 +2,10 @@
 
 from stage import run_stage
 
-import json
 from argparse import Namespace
 
 from azneobert.environment import experiment
-from azneobert.layout import Layout, finished_checkpoint
+from azneobert.layout import Layout, finished_checkpoint, read_report
 from azneobert.recipe import PHASES, Recipe
 from azneobert.registry.push import push
 from azneobert.registry.registered import Registered, write_registered
@@ -21,7 +20,7 @@ def register(recipe: Recipe, layout: Layout, options: Namespace) -> None:
     registered = {}
     for phase in PHASES:
         checkpoint, _ = finished_checkpoint(layout.finished(phase))
-        figures = json.loads(layout.report(f"evaluate/{phase}").read_text(encoding="utf-8"))
+        figures = read_report(layout.report(f"evaluate/{phase}"))
         picture, run_id = layout.plots / f"{phase}.png", delivered_run(recipe, layout, phase)
         aliases = [phase]
         if experiment():  # people ask for what the project has registered, and not for the last thing that was tried

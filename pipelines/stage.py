@@ -8,7 +8,6 @@ from __future__ import annotations
 import interruption  # noqa: F401 - from here on Ctrl-C is one line
 
 import argparse
-import logging
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,6 +16,7 @@ from azneobert.dvc_files import locked_outputs
 from azneobert.environment import quiet_barriers
 from azneobert.errors import AzNeoBertError, DataError, RecipeError
 from azneobert.layout import Layout
+from azneobert.printable import log_in_lines, os_error_line
 from azneobert.recipe import Recipe, load_recipe, recipe_fingerprint
 from failure import kept_if_it_fails
 
@@ -45,7 +45,7 @@ def run_stage(
     for argument, choices in arguments.items():
         parser.add_argument(argument, choices=None if callable(choices) else list(choices))
     chosen = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    log_in_lines()
     try:
         recipe = load_recipe()
         for argument, choices in arguments.items():
@@ -57,7 +57,7 @@ def run_stage(
     except AzNeoBertError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: {error.filename}: {error.strerror}")
+        sys.exit(f"error: {os_error_line(error)}")
 
 
 def _check_choice(argument: str, found: str, choices: list[str], recipe: str) -> None:

@@ -3,7 +3,7 @@
 from stage import run_stage
 
 import csv
-import json
+import shutil
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ from azneobert.data.documents import read_duplicates, training_texts
 from azneobert.data.fertility import compared, count_with, fertility, unknown_share
 from azneobert.data.tokenizer import load_tokenizer, train_tokenizer
 from azneobert.files import write_json
-from azneobert.layout import Layout
+from azneobert.layout import Layout, read_report
 from azneobert.recipe import Recipe
 
 FERTILITY_CHARACTERS = 2_000_000  # of each collection, enough for the third digit
@@ -25,7 +25,7 @@ def tokenizer(recipe: Recipe, layout: Layout, options: Namespace) -> None:
     layout.tokenizer.parent.mkdir(parents=True, exist_ok=True)
     for imported in settings.imported.values():
         load_tokenizer(Path(imported.path), settings.vocab_size)
-        layout.tokenizer.write_bytes(Path(imported.path).read_bytes())
+        shutil.copyfile(imported.path, layout.tokenizer)
     for algorithm, how in settings.trained.items():
         share = min(1.0, how.max_characters / sum(characters.values()))
         texts = (batch for collection in recipe.data.order for batch in texts_of(layout, collection, share))
@@ -48,7 +48,7 @@ def tokenizer(recipe: Recipe, layout: Layout, options: Namespace) -> None:
 
 
 def characters_of(layout: Layout, collection: str) -> int:
-    report = json.loads(layout.report(f"documents/{collection}").read_text(encoding="utf-8"))
+    report = read_report(layout.report(f"documents/{collection}"))
     return int(report["characters"])
 
 

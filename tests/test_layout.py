@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from azneobert.layout import Layout
+import pytest
+from refusals import refused
+
+from azneobert.errors import DataError
+from azneobert.layout import Layout, read_report
 
 
 def test_runs_in_progress_lie_apart_from_what_dvc_knows(tmp_path: Path) -> None:
@@ -27,3 +31,14 @@ def test_points_wait_in_every_run_also_in_one_that_was_set_aside(tmp_path: Path)
     (layout.root / "running/phase2/tracking").mkdir()  # nothing recorded yet
     found = [folder.relative_to(layout.root / "running").as_posix() for folder in layout.tracking_folders()]
     assert found == ["phase1/tracking", "phase1.aside-1/tracking", "phase2/tracking.aside-2"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"[]", b'{"a": NaN}', b"\xff"])
+def test_numbers_that_cannot_be_read_are_one_line(content: bytes | None, tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    if content is not None:
+        file.write_bytes(content)
+    with refused(DataError, str(file), "dvc"):
+        read_report(file)
+    file.write_text('{"a": 1}')
+    assert read_report(file) == {"a": 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ from azneobert.checkpoint.rotation import CheckpointFolder
 from azneobert.checkpoint.universal import TrainState, bytes_needed, open_checkpoint, read_checkpoint, write_checkpoint
 from azneobert.checkpoint.zero2 import EngineLayout, find_tag, read_zero2, write_zero2
 from azneobert.errors import CheckpointError
+from azneobert.files import read_bounded
+
+_LARGEST_NAMES = 8 << 20  # bytes of a file with the names of parameters
 
 Format = Literal["universal", "plain", "zero2"]
 
@@ -54,24 +58,34 @@ def open_any(source: Path, parameter_names: Path | None = None, *, verified: boo
         if newest is None:
             raise CheckpointError(f"{source}: holds no whole checkpoint")
         source = newest[0]
-    if (source / MANIFEST).exists():
+    if os.path.lexists(source / MANIFEST):
         manifest = read_manifest(source)
         read = _read_verified if verified else open_checkpoint
         state = read(source, moments=manifest.moments)
-        facts = manifest.lineage.get("imported_from") or {}
+        imported_from = manifest.lineage.get("imported_from")
+        facts = imported_from if isinstance(imported_from, dict) else {}
         return Opened("universal", source, Foreign(state, manifest.step, facts), manifest)
-    try:
+    with _laid_out(source):
         if find_tag(source) is not None:
             return Opened("zero2", source, read_zero2(source), None)
         if is_plain(source):
             return Opened("plain", source, read_plain(source, names), None)
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        reason = f"{type(error).__name__} {error}"
-        raise CheckpointError(f"{source}: is not laid out as Accelerate or DeepSpeed do it ({reason})") from None
     raise CheckpointError(
         f"{source}: holds no checkpoint; a folder with {MANIFEST} (universal), model.safetensors (Accelerate's "
         "save_state) or latest (DeepSpeed) would do"
     )
+
+
+@contextmanager
+def _laid_out(source: Path) -> Iterator[None]:
+    """Whatever a content of another kind than its names promise makes of the code that reads it, is one line."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__} {error}"[:200]
+        raise CheckpointError(f"{source}: is not laid out as Accelerate or DeepSpeed do it ({reason})") from None
 
 
 def _read_verified(folder: Path, *, moments: bool) -> TrainState:
@@ -108,7 +122,7 @@ def convert(
     if tied:
         opened = _with_tied(opened, tied)
     _check_room(target, opened.state, to)
-    with _appearing(target) as partial:
+    with _appearing(target) as partial, _laid_out(source):
         if to == "universal":
             kept = opened.folder / "tokenizer.json"
             tokenizer = tokenizer or (kept if opened.manifest and kept.name in opened.manifest.files else None)
@@ -143,8 +157,8 @@ def _manifest(opened: Opened) -> Manifest:
 
 def _read_names(file: Path) -> list[list[str]]:
     try:
-        blocks = re.split(r"\n\s*\n", file.read_text(encoding="utf-8").strip())
-    except (OSError, UnicodeDecodeError) as error:
+        blocks = re.split(r"\n\s*\n", read_bounded(file.resolve(), _LARGEST_NAMES).decode().strip())
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{file}: cannot be read ({error}); a text file with one name a line would do") from None
     return [block.split() for block in blocks]
 

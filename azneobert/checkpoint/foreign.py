@@ -38,7 +38,9 @@ def hyper_parameters(group: dict[str, Any]) -> dict[str, Any]:
 
 def optimizer_group(group: dict[str, Any], parameters: list[int]) -> dict[str, Any]:
     """The group as torch's optimizers keep it, its parameters numbered."""
-    kept = {key: tuple(value) if key == "betas" else value for key, value in group.items() if key != "names"}
+    kept = {key: value for key, value in group.items() if key != "names"}
+    if isinstance(kept.get("betas"), list):
+        kept["betas"] = tuple(kept["betas"])
     return {**kept, "params": parameters}
 
 
@@ -64,6 +66,6 @@ def _plain(value: Any) -> Any:
 
 def _is_json(value: Any) -> bool:
     try:
-        return bool(json.loads(json.dumps(value)) == value)
+        return bool(json.loads(json.dumps(value, allow_nan=False)) == value)
     except (TypeError, ValueError):
         return False

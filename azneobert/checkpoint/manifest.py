@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from azneobert.errors import CheckpointError
-from azneobert.files import open_regular, read_bounded, sha256_file, write_json
+from azneobert.files import open_within, read_json, sha256_of, write_json
 
 FORMAT = "azneobert-universal"
 FORMAT_VERSION = 3
@@ -26,7 +26,7 @@ STATE = "state.json"
 WEIGHTS = "weights.safetensors"
 MOMENTS = ("exp_avg.safetensors", "exp_avg_sq.safetensors")
 UNKNOWN = "unknown"
-_LARGEST = 64 << 20  # bytes of a manifest or state.json: the published model's take 60 KB
+_MOST = 1 << 53  # of a count: a float, which some formats keep it in, holds no more exactly
 _FILES_AT_ONCE = 3
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -65,7 +65,7 @@ class Segment:
         segment = cls(**{key: value for key, value in content.items() if key in known})
         for key, kind in _SEGMENT_TYPES.items():
             if not isinstance(getattr(segment, key), kind):
-                raise ValueError(f"segments: {key}: {kind.__name__} expected")
+                raise ValueError(f"segments: {key} is of another type")
         return segment
 
     def continues(self, before: Segment) -> bool:
@@ -108,10 +108,13 @@ _TYPES = {
     **dict.fromkeys(("recipe", "identity", "lineage", "schedule", "stream", "files"), dict),
     "moments": bool,
 }
-_SEGMENT_TYPES = {
+_SEGMENT_TYPES: dict[str, Any] = {
     "from_step": int,
     **dict.fromkeys(("git_commit", "code_sha256", "engine", "settings"), str),
     "versions": dict,
+    "git_dirty": bool | None,
+    "world_size": int | None,
+    "image": str | None,
 }
 
 
@@ -133,7 +136,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     file = folder / MANIFEST
     try:
-        content = json.loads(read_bounded(file, _LARGEST))
+        content = read_json(file)
         version = content["format_version"]
         if content["format"] == FORMAT and isinstance(version, int) and version > FORMAT_VERSION:
             raise NewerFormatError(
@@ -148,7 +151,7 @@ def read_manifest(folder: Path) -> Manifest:
     except OSError as error:
         raise _unreadable(file, error) from None
     # Whatever a flipped bit does to a parser or to what it yields.
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: damaged manifest ({_one_line(error)}); use another checkpoint") from None
 
 
@@ -166,6 +169,9 @@ def _checked(content: dict[str, Any]) -> Manifest:
             raise ValueError(f"files: {name!r} is not the name of a file in the folder")
         if not (_SHA256.fullmatch(entry["sha256"]) and isinstance(entry["size"], int)):
             raise ValueError(f"files.{name}: sha256 and size expected")
+    for key in ("step", "samples", "tokens"):
+        if not 0 <= content[key] < _MOST:
+            raise ValueError(f"{key}: a count expected")
     if missing := _mandatory(content.get("moments", True)) - content["files"].keys():
         raise ValueError(f"files: {sorted(missing)[0]} is not listed")
     if content["stream"].get("sample_index", content["samples"]) != content["samples"]:
@@ -217,9 +223,12 @@ def verify_files(folder: Path, files: dict[str, dict[str, Any]]) -> None:
 
     def digest(name: str) -> str:
         try:
-            return sha256_file(folder / name)
+            with open_within(folder, name) as file:
+                return sha256_of(file)
         except OSError as error:
             raise _unreadable(folder / name, error) from None
+        except ValueError as error:
+            raise CheckpointError(f"{folder / name}: {error}; use another checkpoint") from None
 
     with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
         hashes = list(pool.map(digest, files))
@@ -240,7 +249,7 @@ def verify_sizes(folder: Path, files: dict[str, dict[str, Any]]) -> None:
     for name, stated in files.items():
         file = folder / name
         try:
-            with open_regular(file) as opened:
+            with open_within(folder, name) as opened:
                 size = os.fstat(opened.fileno()).st_size
         except FileNotFoundError:
             raise CheckpointError(f"{file}: is missing; use another checkpoint") from None
@@ -259,15 +268,25 @@ def read_state(folder: Path) -> dict[str, Any]:
         CheckpointError: it cannot be read.
     """
     try:
-        state: dict[str, Any] = json.loads(read_bounded(folder / STATE, _LARGEST))
+        state: dict[str, Any] = read_json(folder / STATE)
         optimizer = state["optimizer"]
-        if not (isinstance(optimizer["step"], int) and isinstance(optimizer["groups"], list)):
-            raise ValueError("optimizer: step and groups expected")
-        return {**state, "tied": dict(state["tied"])}
-    except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
+        if not (isinstance(optimizer["step"], int) and 0 <= optimizer["step"] < _MOST):
+            raise ValueError("optimizer.step: a count expected")
+        if not _is_list_of(dict, optimizer["groups"]) or not all(
+            _is_list_of(str, group["names"]) for group in optimizer["groups"]
+        ):
+            raise ValueError("optimizer.groups: names of tensors expected in each")
+        if not _is_list_of(str, list(state["tied"].values())):
+            raise ValueError("tied: names by names expected")
+        return state
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{folder / STATE}: cannot be read ({_one_line(error)}); use another checkpoint"
         ) from None
+
+
+def _is_list_of(kind: type, value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, kind) for each in value)
 
 
 def _agree(folder: Path, manifest: Manifest) -> None:

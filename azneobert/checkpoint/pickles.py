@@ -1,7 +1,8 @@
 """Foreign files that torch pickled, read without running anything that they bring along.
 
 Tensors stay mapped into memory; classes are refused unless they are on a short list, and those become stand-ins, so
-that neither DeepSpeed nor Accelerate is imported.
+that neither DeepSpeed nor Accelerate is imported. Nothing costs more than its file has bytes: torch packs nothing, a
+tensor is not larger than what is stored of it, and what is not a tensor is small.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 
 from azneobert.errors import CheckpointError
+from azneobert.files import open_regular
 
 
 class _StandIn:
@@ -37,6 +39,8 @@ _ALLOWED: list[Any] = [
         "deepspeed.utils.tensor_fragment.fragment_address",
     )
 ]
+_LARGEST_PICKLE = 8 << 20  # bytes of all but the tensors; DeepSpeed's of the published model has 60,000
+_MOST_VALUES, _DEEPEST = 1 << 20, 50
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -47,22 +51,27 @@ def load_pickle(file: Path) -> Any:
         CheckpointError: the file is missing, truncated or changed, or holds what might run code.
     """
     try:
+        with open_regular(file) as stream:
+            torn = stream.read(2) in (b"", b"PK")
         if not zipfile.is_zipfile(file):
-            with file.open("rb") as stream:
-                torn = stream.read(2) in (b"", b"PK")
             reason = "truncated; copy it again" if torn else "not a file of torch.save (torch 1.6 or later would do)"
             raise CheckpointError(f"{file}: {reason}")
         _check_sums(file)
         with torch.serialization.safe_globals(_ALLOWED):
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        _check_values(file, content)
+        return content
     except CheckpointError:
         raise
     except FileNotFoundError:
         raise CheckpointError(f"{file}: is missing; copy it beside the others") from None
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{file}: {_refused(error)}; nothing of it was run") from None
-    except (RuntimeError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())[:120]
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror or error}); copy it again") from None
+    # Whatever a changed pickle makes of torch's own reader.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise CheckpointError(f"{file}: cannot be read ({reason}); copy it again") from None
 
 
@@ -85,13 +94,48 @@ def drop_pages(tensor: torch.Tensor) -> None:
 
 def _check_sums(file: Path) -> None:
     with zipfile.ZipFile(file) as archive:
-        for record in archive.infolist():
+        records = archive.infolist()
+        stored = sum(record.file_size for record in records)
+        if stored > file.stat().st_size or any(record.compress_type != zipfile.ZIP_STORED for record in records):
+            raise CheckpointError(f"{file}: unpacks to more than it holds, and torch.save packs nothing; do not use it")
+        pickled = [record for record in records if record.filename.endswith(".pkl")]
+        if any(record.file_size > _LARGEST_PICKLE for record in pickled):
+            raise CheckpointError(f"{file}: more than {_LARGEST_PICKLE:,} bytes beside its tensors; do not use it")
+        for record in records:
             try:
                 with archive.open(record) as stream:
                     while stream.read(1 << 22):
                         pass
             except (zipfile.BadZipFile, zlib.error, NotImplementedError, OSError, RuntimeError) as error:
                 raise CheckpointError(f"{file}: changed since it was written ({error}); copy it again") from None
+
+
+def _check_values(file: Path, content: Any) -> None:
+    """See to it that every tensor is as large as what is stored of it, and that the rest is small, written out too."""
+    sizes: dict[int, int | None] = {}  # of each container; None while it is gone through
+
+    def size_of(value: Any, depth: int) -> int:
+        if isinstance(value, torch.Tensor):
+            _check_tensor(file, value)
+        if not isinstance(value, dict | list | tuple | set):
+            return 1
+        if id(value) not in sizes:
+            sizes[id(value)] = None
+            inner = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+            sizes[id(value)] = 1 + sum(size_of(each, depth + 1) for each in inner) if depth < _DEEPEST else None
+        size = sizes[id(value)]
+        if size is None or size > _MOST_VALUES:
+            raise CheckpointError(f"{file}: holds itself, or too much beside its tensors; do not use it")
+        return size
+
+    size_of(content, 0)
+
+
+def _check_tensor(file: Path, tensor: torch.Tensor) -> None:
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        raise CheckpointError(f"{file}: holds a tensor that is not dense; one of plain numbers would do")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise CheckpointError(f"{file}: a tensor of shape {tuple(tensor.shape)} is larger than what is stored of it")
 
 
 def _refused(error: Exception) -> str:

@@ -7,7 +7,7 @@ each name, and tied ones share their memory.
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from azneobert.checkpoint.foreign import (
 )
 from azneobert.checkpoint.parameter_order import check_names, match_names, name_parameters
 from azneobert.checkpoint.pickles import drop_pages, load_pickle, save_pickle
-from azneobert.checkpoint.tensors import LazyTensors, open_safetensors, shapes_of, write_safetensors
+from azneobert.checkpoint.tensors import LazyTensors, open_safetensors, read_header, shapes_of, write_safetensors
 from azneobert.checkpoint.universal import TrainState
 from azneobert.errors import CheckpointError
 
@@ -72,7 +72,7 @@ class _Optimizer:
 
 def is_plain(folder: Path) -> bool:
     """Whether a folder holds a model as `save_state` leaves it."""
-    return (folder / _SAFE).exists() or (folder / _PICKLED).exists()
+    return os.path.lexists(folder / _SAFE) or os.path.lexists(folder / _PICKLED)
 
 
 def read_plain(folder: Path, parameter_names: list[list[str]] | None = None) -> Foreign:
@@ -90,9 +90,9 @@ def read_plain(folder: Path, parameter_names: list[list[str]] | None = None) -> 
         raise CheckpointError(f"{folder}: {second[0]} is of a second model or optimizer; a folder of one would do")
     processes = len(list(folder.glob("random_states_*.pkl")))
     model = _open_model(folder, several=processes > 1)
-    optimizer = _open_optimizer(folder / _OPTIMIZER) if (folder / _OPTIMIZER).exists() else None
+    optimizer = _open_optimizer(folder / _OPTIMIZER) if os.path.lexists(folder / _OPTIMIZER) else None
     names, order = _names(model, optimizer, parameter_names) if optimizer else ([], "none")
-    scheduler = load_pickle(folder / _SCHEDULER) if (folder / _SCHEDULER).exists() else None
+    scheduler = load_pickle(folder / _SCHEDULER) if os.path.lexists(folder / _SCHEDULER) else None
     kept = scheduler_state(scheduler)
     buffers = sorted(model.tensors.shapes.keys() - model.candidates)
     state = TrainState(
@@ -125,18 +125,17 @@ def write_plain(folder: Path, foreign: Foreign, *, prefix: str = "") -> None:
 
 def _open_model(folder: Path, *, several: bool) -> _Model:
     safe, pickled = folder / _SAFE, folder / _PICKLED
-    if safe.exists() and pickled.exists():
+    if os.path.lexists(safe) and os.path.lexists(pickled):
         raise CheckpointError(f"{pickled}: stands beside {_SAFE}; remove the one that is old")
-    return _open_safe(safe, several) if safe.exists() else _open_pickled(pickled, several)
+    return _open_safe(safe, several) if os.path.lexists(safe) else _open_pickled(pickled, several)
 
 
 def _open_safe(file: Path, several: bool) -> _Model:
     try:
+        header = read_header(file)
         opened = open_safetensors(file)
-    except SafetensorError as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{file}: cannot be read ({error}); copy it again") from None
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
     prefix = _prefix(opened, several)
     raw = {clean_name(name).removeprefix(prefix): name for name in opened}
     floating = frozenset(

@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+
+from azneobert.errors import CheckpointError
+from azneobert.files import open_regular, parse_json
 
 _CHUNK = 1 << 24
+_LARGEST_HEADER = 8 << 20  # bytes; a tensor takes a hundred
 _DTYPES = {torch.bool: "BOOL", torch.bfloat16: "BF16", torch.complex64: "C64", torch.int8: "I8", torch.uint8: "U8"} | {
     getattr(torch, f"{kind}{bits}"): f"{kind[0].upper()}{bits}"
     for kind in ("float", "int", "uint")
@@ -30,7 +34,13 @@ class LazyTensors(Mapping[str, torch.Tensor]):
     def __getitem__(self, name: str) -> torch.Tensor:
         if name not in self.shapes:
             raise KeyError(name)
-        return self._load(name).detach()
+        try:
+            return self._load(name).detach()
+        except CheckpointError:
+            raise
+        # Whatever parts that do not fit each other make of torch.
+        except (ArithmeticError, LookupError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{name}: cannot be read ({str(error)[:200]}); use another checkpoint") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
@@ -48,11 +58,34 @@ def open_safetensors(file: Path) -> LazyTensors:
     """The tensors of a safetensors file, each mapped into memory when it is asked for.
 
     Raises:
+        ValueError: it is no regular file, or its header is too large, damaged, or names a kind of number unknown here.
         SafetensorError: the file is not of this format, or is truncated.
+        OSError: it cannot be read.
     """
+    read_header(file)
     opened = safe_open(file, framework="pt")
     shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 - no mapping
     return LazyTensors(shapes, opened.get_tensor)
+
+
+def read_header(file: Path) -> dict[str, Any]:
+    """What a safetensors file says of its tensors by name, and under `__metadata__` what else it says.
+
+    Raises:
+        ValueError, OSError: as `open_safetensors`.
+    """
+    with open_regular(file) as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        if size > _LARGEST_HEADER:
+            raise ValueError(f"a header of {size:,} bytes; at most {_LARGEST_HEADER:,} expected")
+        header = parse_json(stream.read(size))
+    notes = header.get("__metadata__", {}) if isinstance(header, dict) else None
+    if not isinstance(notes, dict) or not all(isinstance(value, str) for value in notes.values()):
+        raise ValueError("its header is no list of tensors")
+    for name, stated in header.items():
+        if name != "__metadata__" and (not isinstance(stated, dict) or stated.get("dtype") not in _DTYPES.values()):
+            raise ValueError(f"{name[:60]}: expected a dtype of {', '.join(sorted(_DTYPES.values()))}")
+    return header
 
 
 def write_safetensors(

@@ -8,7 +8,6 @@ of them and the lineage. Nothing in it is pickled.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -31,7 +30,7 @@ from azneobert.checkpoint.manifest import (
 )
 from azneobert.checkpoint.tensors import open_safetensors, shapes_of, write_safetensors
 from azneobert.errors import CheckpointError
-from azneobert.files import sha256_file, sync, write_json
+from azneobert.files import copy_regular, sha256_file, sync, write_json
 
 KINDS = ("weights", "exp_avg", "exp_avg_sq")
 _BUFFERS = "buffers.safetensors"
@@ -71,7 +70,10 @@ def write_checkpoint(folder: Path, state: TrainState, manifest: Manifest, tokeni
         dtypes = {name: buffer.dtype for name, buffer in state.buffers.items()}
         files[_BUFFERS] = write_safetensors(folder / _BUFFERS, state.buffers, dtypes)
     if tokenizer is not None:
-        shutil.copyfile(tokenizer, folder / "tokenizer.json")
+        try:  # a person may name a link
+            copy_regular(tokenizer.resolve(), folder / "tokenizer.json")
+        except ValueError as error:
+            raise CheckpointError(f"{tokenizer}: {error}; expected a tokenizer.json") from None
     write_json(
         folder / STATE,
         {
@@ -118,7 +120,7 @@ def copy_without_moments(source: Path, target: Path) -> Manifest:
     manifest = read_manifest(source)
     files = {name: stated for name, stated in manifest.files.items() if name not in MOMENTS}
     for name in files:
-        shutil.copyfile(source / name, target / name)
+        copy_regular(source / name, target / name)
     write_manifest(target, replace(manifest, moments=False), files)
     return read_manifest(target)
 
@@ -144,6 +146,7 @@ def open_checkpoint(folder: Path, *, moments: bool = True) -> TrainState:
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{folder}: cannot be read ({error}); use another checkpoint") from None
     state = read_state(folder)
+    _check_names(folder, tensors, state)
     return TrainState(
         weights=tensors["weights"],
         exp_avg=tensors.get("exp_avg", {}),
@@ -155,6 +158,22 @@ def open_checkpoint(folder: Path, *, moments: bool = True) -> TrainState:
         scheduler=state.get("scheduler"),
         guard=state.get("guard", {}),
     )
+
+
+def _check_names(folder: Path, tensors: dict[str, Mapping[str, torch.Tensor]], state: dict[str, Any]) -> None:
+    """See to it that the files of a checkpoint speak of the same tensors.
+
+    Raises:
+        CheckpointError: naming one that they do not agree on.
+    """
+    weights = shapes_of(tensors["weights"])
+    for kind, of_kind in tensors.items():
+        for name, shape in shapes_of(of_kind).items():
+            if weights.get(name) != shape:
+                raise CheckpointError(f"{folder}: {kind} hold {name} of shape {list(shape)}, the weights do not")
+    named = {name for group in state["optimizer"]["groups"] for name in group["names"]} | set(state["tied"].values())
+    if unknown := sorted(named - weights.keys()):
+        raise CheckpointError(f"{folder / STATE}: names {unknown[0]}, which the weights do not hold")
 
 
 def all_weights(state: TrainState) -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ weights without. One more file holds the model and says what is where.
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +28,11 @@ from azneobert.checkpoint.pickles import drop_pages, load_pickle, save_pickle
 from azneobert.checkpoint.tensors import LazyTensors, shapes_of
 from azneobert.checkpoint.universal import TrainState
 from azneobert.errors import CheckpointError
+from azneobert.files import read_bounded
 
 MODEL_STATES = "mp_rank_00_model_states.pt"
 _TAG = "pytorch_model"  # what Accelerate's load_state looks for
+_LONGEST_NAME = 255  # bytes, as Linux has it
 _DS_VERSION = "0.19.8"  # whose layout this module writes
 
 
@@ -83,14 +86,27 @@ class _Shards:
 
 def find_tag(folder: Path) -> Path | None:
     """The folder with the files, which `latest` names, or None where there is no ZeRO checkpoint."""
-    if (folder / MODEL_STATES).exists():
+    if os.path.lexists(folder / MODEL_STATES):
         return folder
     latest = folder / "latest"
-    if latest.is_file():
-        tag = folder / latest.read_text(encoding="utf-8", errors="replace").strip()
-        if (tag / MODEL_STATES).exists() or list(tag.glob("*_optim_states.pt")):
+    if os.path.lexists(latest):
+        tag = folder / _named(latest)
+        if tag.is_symlink():
+            raise CheckpointError(f"{tag}: is a link; expected a folder in {folder}")
+        if os.path.lexists(tag / MODEL_STATES) or list(tag.glob("*_optim_states.pt")):
             return tag
     return None
+
+
+def _named(latest: Path) -> str:
+    """The name of a folder beside it that a file holds."""
+    try:
+        name = read_bounded(latest, _LONGEST_NAME).decode().strip()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{latest}: {error}; expected the name of a folder beside it") from None
+    if name in ("", ".", "..") or "/" in name or not name.isprintable():
+        raise CheckpointError(f"{latest}: holds {name[:40]!r}, expected the name of a folder beside it")
+    return name
 
 
 def read_zero2(folder: Path) -> Foreign:
@@ -136,7 +152,7 @@ def read_zero2(folder: Path) -> Foreign:
     )
     facts = {
         "format": "deepspeed",
-        "version": str(model.get("ds_version")),
+        "version": model["ds_version"] if isinstance(model.get("ds_version"), str) else "unknown",
         "world_size": world,
         "global_steps": int(model["global_steps"]),
         "bf16": files[0].name.startswith("bf16_"),
@@ -179,8 +195,8 @@ def write_zero2(folder: Path, foreign: Foreign, engine: EngineLayout, *, prefix:
 
 def _scheduler(tag: Path, model: dict[str, Any]) -> Any:
     """DeepSpeed's own scheduler stands in its file, one that Accelerate steps in a file beside the tag."""
-    beside = tag.parent / "scheduler.bin"
-    return load_pickle(beside) if model.get("lr_scheduler") is None and beside.exists() else model.get("lr_scheduler")
+    beside, kept = tag.parent / "scheduler.bin", model.get("lr_scheduler")
+    return load_pickle(beside) if kept is None and os.path.lexists(beside) else kept
 
 
 def _round_robin(model: dict[str, Any], optimizer: dict[str, Any]) -> bool:
@@ -202,7 +218,7 @@ def _checked_world(tag: Path, model: Any) -> int:
 
 def _shard_file(tag: Path, rank: int) -> Path:
     names = [f"{prefix}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for prefix in ("", "bf16_")]
-    found = [tag / name for name in names if (tag / name).exists()]
+    found = [tag / name for name in names if os.path.lexists(tag / name)]
     if not found:
         raise CheckpointError(f"{tag / names[0]}: is missing; copy it beside the others")
     if len(found) > 1:
@@ -269,12 +285,15 @@ def _partitions(
             found = {"weights": optimizer["single_partition_of_fp32_groups"][number]}
             found |= {kind: states[number][kind] for kind in MOMENTS if states[number]}
             for kind, partition in found.items():
-                if not group.held(rank) <= partition.numel() <= group.partition:
+                if partition.ndim != 1 or not group.held(rank) <= partition.numel() <= group.partition:
                     raise CheckpointError(
                         f"{file}: {partition.numel()} elements of {kind} in group {number}, {group.held(rank)} "
                         f"expected by {MODEL_STATES}: of another model or world size"
                     )
                 partitions[kind][number].append(partition)
+    for kind, of_kind in partitions.items():
+        if any(of_group and len(of_group) != len(files) for of_group in of_kind):
+            raise CheckpointError(f"{files[0].parent}: {kind} are in some shards and not in others: files of two runs")
     return partitions
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import tempfile
 from pathlib import Path
@@ -25,6 +24,7 @@ from azneobert.cli.runs import app as runs_app
 from azneobert.environment import quiet_barriers
 from azneobert.errors import AzNeoBertError
 from azneobert.layout import Layout
+from azneobert.printable import log_in_lines, os_error_line
 from azneobert.recipe import PHASES, load_recipe
 from azneobert.recipe_files import open_recipe
 
@@ -44,13 +44,13 @@ app.command(name="next")(where_next)
 def main() -> None:
     """Run the command; what a user can mend is one line on standard error and exit code 1."""
     quiet_barriers()
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    log_in_lines()
     try:
         app()
     except AzNeoBertError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: {error.filename}: {error.strerror}")
+        sys.exit(f"error: {os_error_line(error)}")
 
 
 @app.command(name="fill-mask")
@@ -70,7 +70,7 @@ def fill_mask(
         folder = pull(uri, Path(scratch) / "model", loaded.tracking)
         candidates = fill_masks(folder, text, top)
     for number, row in enumerate(candidates, start=1):
-        table = Table("token", "probability", title=f"[MASK] {number} of {len(candidates)}, {uri}".replace("[", r"\["))
+        table = Table("token", "probability", title=f"[MASK] {number} of {len(candidates)}, {uri}")
         for token, probability in row:
             table.add_row(token, f"{probability:.2%}")
         console.print(table)

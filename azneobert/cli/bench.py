@@ -153,7 +153,7 @@ def _run(title: str, measured: Iterable[Row], output: Path | None, without_bars:
     rows = []
     for row in measured:
         row = replace(row, bar="", met=None) if without_bars else row  # a bar is for the full sizes
-        console.print(f"{row.what}: [bold]{row.figure}[/bold]" + (f" ({row.note})" if row.note else ""))
+        console.print(f"{row.what}: {row.figure}" + (f" ({row.note})" if row.note else ""))
         rows.append(row)
         if output is not None:  # after each row, so that a run that is cut short leaves what it has measured
             output.write_text(as_markdown(title, rows), encoding="utf-8")

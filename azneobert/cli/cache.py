@@ -6,13 +6,12 @@ repairs nothing, and `dvc repro -f` makes the output anew and leaves the object 
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import typer
 from rich.progress import track
 
-from azneobert.cli.console import console
+from azneobert.cli.console import complaints, console
 from azneobert.cli.recipe import RecipeName
 from azneobert.dvc_files import (
     cache_folder,
@@ -47,15 +46,14 @@ def check(name: RecipeName = None) -> None:
         if bad := [md5 for md5 in objects.values() if md5 in damaged]:
             for path, md5 in objects.items():
                 _unlink(Path(path), damaged.get(md5))
-            print(
+            complaints.print(
                 f"{output.path}: damaged; {damaged[bad[0]]} is what was there. Bring it back with `azneobert remote "
-                f"pull {output.path}`, or make it anew with `dvc repro {output.stage.split('@')[0]}`",
-                file=sys.stderr,
+                f"pull {output.path}`, or make it anew with `dvc repro {output.stage.split('@')[0]}`"
             )
     count = len(files) + len(lists)
     if damaged:
         raise DataError(f"{folder}: {len(damaged):,} of {count:,} objects were damaged, as said above")
-    print(f"{folder}: what the outputs of recipe {recipe.name} stand on is whole, {count:,} objects")
+    console.print(f"{folder}: what the outputs of recipe {recipe.name} stand on is whole, {count:,} objects")
 
 
 def _set_aside(folder: Path, hashes: list[str]) -> dict[str, Path]:

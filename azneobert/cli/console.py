@@ -1,5 +1,20 @@
 """Where the commands print."""
 
-from rich.console import Console
+from typing import Any
 
-console = Console(highlight=False, soft_wrap=True)
+from rich.console import Console
+from rich.text import Text
+
+from azneobert.printable import printable
+
+
+class _Console(Console):
+    """What is printed holds names and values of files: it is text, not markup, and may not steer the terminal."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """A string, a cell or a title as `rich` prints it: one line."""
+        return super().render_str(printable(text), **options)
+
+
+console = _Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
+complaints = _Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
 from azneobert.cli.console import console
 from azneobert.cli.recipe import RecipeName
-from azneobert.layout import Layout
+from azneobert.layout import Layout, read_report
 from azneobert.recipe import Recipe
 from azneobert.recipe_files import open_recipe
 from azneobert.registry.registered import read_registered
@@ -25,8 +24,11 @@ def where_next(name: RecipeName = None) -> None:
     _, loaded = open_recipe(name)
     layout = Layout(loaded.name)
     root = layout.root
-    console.print(f"\n[bold]recipe {loaded.name} is done[/bold]\n")
-    console.print(f"registered: {_registered(layout)}\n", markup=False)
+    console.print()
+    console.print(f"recipe {loaded.name} is done", style="bold")
+    console.print()
+    console.print(f"registered: {_registered(layout)}")
+    console.print()
     for what, command in (
         ("loss curves", f"{root}/plots/phase1.png and phase2.png"),
         ("all plots, offline", "dvc plots show"),
@@ -36,21 +38,26 @@ def where_next(name: RecipeName = None) -> None:
         ("all versions", "azneobert registry list"),
         ("get the model", f"azneobert registry pull models:/{loaded.registry.name}@{LAST_PHASE} DIR"),
     ):
-        console.print(f"  {what:<20} {command}", markup=False)
+        console.print(f"  {what:<20} {command}")
     phase, tasks = read_figures(layout, loaded)
-    console.print("\n[bold]what the figures mean[/bold]\n")
+    console.print()
+    console.print("what the figures mean", style="bold")
+    console.print()
     for sentence in explain(loaded.model.vocab_size, phase, tasks):
-        console.print(f"  {sentence}", markup=False)
+        console.print(f"  {sentence}")
     # Another recipe than the one that runs may have registered its model under another name.
     model = f" --model models:/{loaded.registry.name}@{LAST_PHASE}" if name else ""
-    console.print(f'\nTry it: what stands at each [MASK]?\n\nazneobert fill-mask "{TO_TRY}"{model}', markup=False)
+    console.print()
+    console.print("Try it: what stands at each [MASK]?")
+    console.print()
+    console.print(f'azneobert fill-mask "{TO_TRY}"{model}')
 
 
 def read_figures(layout: Layout, loaded: Recipe) -> tuple[Figures, dict[str, Figures]]:
     """The figures of the last phase, and those of each labelled task by its name; a recipe may have no task."""
-    phase = json.loads(layout.report(f"evaluate/{LAST_PHASE}").read_text(encoding="utf-8"))
+    phase = read_report(layout.report(f"evaluate/{LAST_PHASE}"))
     files = {name: layout.report(f"finetune/{name}") for name in loaded.finetuning.files}
-    return phase, {name: json.loads(f.read_text(encoding="utf-8")) for name, f in files.items() if f.is_file()}
+    return phase, {name: read_report(f) for name, f in files.items() if f.is_file()}
 
 
 def explain(vocab_size: int, phase: Figures, tasks: dict[str, Figures]) -> list[str]:

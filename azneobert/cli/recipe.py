@@ -76,7 +76,7 @@ def use_recipe(name: Annotated[str, typer.Argument(help="A recipe of recipes/, o
     """Put a recipe in place as the one that runs; the present one is kept."""
     recipe, kept = use(name)
     if kept is not None:
-        console.print(f"the former {PARAMS} was in no file of {FOLDER}/: kept as {kept}", markup=False)
+        console.print(f"the former {PARAMS} was in no file of {FOLDER}/: kept as {kept}")
     console.print(f"{PARAMS}: recipe {recipe.name} runs from now on; `make repro` runs it")
 
 
@@ -94,22 +94,23 @@ def new_recipe(
     found = Found() if folder is None else discover(folder)
     path = write_new(name, found.files, found.tasks, found.language)
     for collection, source in found.files.items():
-        console.print(f"  {collection}: {source.path}, {_how(source)}", markup=False)
+        console.print(f"  {collection}: {source.path}, {_how(source)}")
     for task, place in found.tasks.items():
-        console.print(f"  {task}: {place}, a labelled task", markup=False)
+        console.print(f"  {task}: {place}, a labelled task")
     if found.files:
-        console.print(f"  language: {found.language}, by the letters of the first texts", markup=False)
+        console.print(f"  language: {found.language}, by the letters of the first texts")
     for line in found.passed_over:
-        console.print(f"  passed over: {line}", markup=False)
+        console.print(f"  passed over: {line}")
     if not found.files:
-        console.print(f"{path}: written; name its collections under data.files or data.hub", markup=False)
+        console.print(f"{path}: written; name its collections under data.files or data.hub")
         return
     load_recipe(path)
-    console.print(f"{path}: written, {len(found.files)} collections; look through it, then", markup=False)
+    console.print(f"{path}: written, {len(found.files)} collections; look through it, then")
     inside = [shlex.quote(place) for place in _places(found.files, found.tasks) if _unknown_to_git(place)]
     if inside:
-        console.print(f"  dvc add {' '.join(inside)}   # so that a clone can have them", markup=False)
-    console.print(f"  azneobert recipe use {name}\n  make repro", markup=False)
+        console.print(f"  dvc add {' '.join(inside)}   # so that a clone can have them")
+    console.print(f"  azneobert recipe use {name}")
+    console.print("  make repro")
 
 
 @app.command(name="migrate")
@@ -119,8 +120,8 @@ def migrate_blocks() -> None:
 
     written = migrate()
     for path in written[:-1]:
-        console.print(f"{path}: written", markup=False)
-    console.print(f"{PARAMS}: recipe {load_recipe().name} runs; the former file is {written[-1]}", markup=False)
+        console.print(f"{path}: written")
+    console.print(f"{PARAMS}: recipe {load_recipe().name} runs; the former file is {written[-1]}")
 
 
 def _how(source: FileSource) -> str:

@@ -42,7 +42,7 @@ def restore_versions(name: RecipeName = None) -> None:
 
     _, recipe = open_recipe(name)
     for line in restore(recipe, Layout(recipe.name)):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line)
 
 
 def restore_if_fresh(recipe: Recipe) -> None:
@@ -50,7 +50,7 @@ def restore_if_fresh(recipe: Recipe) -> None:
     from azneobert.registry.restore import restore_into_fresh_store
 
     for line in restore_into_fresh_store(recipe, Layout(recipe.name)):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line)
 
 
 @app.command(name="relocate")
@@ -62,14 +62,14 @@ def relocate_store(name: RecipeName = None) -> None:
     tracking = open_recipe(name)[1].tracking
     done = relocate(tracking)
     if done is None:
-        console.print(f"{tracking_uri(tracking)}: nothing to mend", markup=False)
+        console.print(f"{tracking_uri(tracking)}: nothing to mend")
         return
     rows = ", ".join(f"{column} {count:,}" for column, count in done.rows.items())
     former = ", ".join(map(str, done.former))
-    console.print(f"{tracking_uri(tracking)}: from {former} to {done.root}: {rows}", markup=False)
-    console.print(f"the database as it was: {done.backup}", markup=False)
+    console.print(f"{tracking_uri(tracking)}: from {former} to {done.root}: {rows}")
+    console.print(f"the database as it was: {done.backup}")
     if without_artifacts(done):
-        console.print(f"{done.root}/mlruns: not there; copy it from {former}, if it is to be had", markup=False)
+        console.print(f"{done.root}/mlruns: not there; copy it from {former}, if it is to be had")
 
 
 def _versions_table(loaded: Recipe) -> Table:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,10 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from azneobert.cli.console import console
+from azneobert.cli.console import complaints, console
 from azneobert.cli.recipe import RecipeName
 from azneobert.dvc_files import Output, cached_object, object_path, objects_of, outputs_of
 from azneobert.errors import RemoteError
+from azneobert.printable import without_secrets
 from azneobert.recipe_files import open_recipe
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ NAME = "storage"
 _SHOWN = 3  # objects of an output that are named
 _IN_BUCKETS = ("s3", "gs", "azure")
 _CONFIG = Path(".dvc/config")
-_SECRET = re.compile(r"://[^/@]*:[^/@]*@")
 
 
 @app.command(name="set")
@@ -41,7 +40,7 @@ def set_remote(
     endpoint_url: Annotated[str | None, typer.Option(help="Of an S3-compatible store that is not Amazon's.")] = None,
 ) -> None:
     """Have `dvc push` and `dvc pull` use this place, every object verified; it is asked before anything is changed."""
-    if _SECRET.search(url):
+    if without_secrets(url) != url:
         raise RemoteError(
             f"{_CONFIG} is in git, and the address holds a password: leave it out, and use AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, an SSH key, or `dvc remote modify --local`"
@@ -57,7 +56,7 @@ def set_remote(
     except BaseException:
         _CONFIG.write_bytes(former)
         raise
-    console.print(f"{_CONFIG}: outputs go to {url}; commit it, and `dvc push`", markup=False, soft_wrap=True)
+    console.print(f"{_CONFIG}: outputs go to {url}; commit it, and `dvc push`")
 
 
 @app.command()
@@ -72,7 +71,7 @@ def check(name: RecipeName = None) -> None:
         _say_why(output, missing, refused)
     if lacking:
         raise RemoteError(f"{_place(repo)}: lacks objects of {len(lacking)} of {len(outputs)} outputs, as said above")
-    print(f"{_place(repo)}: has all {len(outputs)} outputs of recipe {recipe.name}")
+    console.print(f"{_place(repo)}: has all {len(outputs)} outputs of recipe {recipe.name}")
 
 
 @app.command()
@@ -96,7 +95,7 @@ def pull(
         if isinstance(fetched, Exception):
             raise fetched
     what = ", ".join(targets) if targets else f"all {len(asked)} outputs of recipe {recipe.name}"
-    print(f"{_place(repo)}: {fetched:,} objects brought; {what}: there")
+    console.print(f"{_place(repo)}: {fetched:,} objects brought; {what}: there")
 
 
 def _pull(repo: Repo, targets: list[str] | None) -> int | Exception:
@@ -165,7 +164,7 @@ def _probe(repo: Repo) -> Any:
         if storage.fs.protocol in _IN_BUCKETS and not storage.fs.exists(bucket):
             raise FileNotFoundError(bucket)
         if not storage.fs.exists(storage.path) and storage.fs.protocol == "local":
-            print(f"{storage.path}: is not there yet; the first `dvc push` makes it", file=sys.stderr)
+            complaints.print(f"{storage.path}: is not there yet; the first `dvc push` makes it")
     except NoRemoteError:
         raise RemoteError("no remote: use `azneobert remote set URL`, a folder, ssh://... or s3://...") from None
     except Exception as error:  # whatever the transport of the day raises: of botocore, asyncssh, or the file system
@@ -247,16 +246,14 @@ def _say_why(output: Output, missing: list[str], refused: set[str]) -> None:
     listed = output.md5.endswith(".dir") and missing != [output.md5]
     its_list = f"the folder's list {_objects([output.md5])}" if listed else ""
     if damaged := [md5 for md5 in missing if md5 in refused]:
-        print(
+        complaints.print(
             f"{output.path}: damaged in the remote, {_objects(damaged)}, whose bytes are not those of its name; delete "
-            f"it{' and ' * listed}{its_list} there and `dvc push` from where it is whole, {make}",
-            file=sys.stderr,
+            f"it{' and ' * listed}{its_list} there and `dvc push` from where it is whole, {make}"
         )
     if absent := [md5 for md5 in missing if md5 not in refused]:
-        print(
+        complaints.print(
             f"{output.path}: not in the remote, {_objects(absent)}; {listed * f'delete {its_list} there and '}"
-            f"`dvc push` from where it was made, {make}",
-            file=sys.stderr,
+            f"`dvc push` from where it was made, {make}"
         )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from azneobert.cli.console import console
+from azneobert.cli.console import complaints, console
 from azneobert.cli.recipe import RecipeName
 from azneobert.errors import RegistryError
 from azneobert.layout import Layout
@@ -48,10 +48,10 @@ def _delivered(folder: Path, recipe: Recipe) -> bool:
     try:
         points = deliver_folder(folder, recipe.tracking)
     except RegistryError as error:
-        print(f"error: {folder}: {error}", file=sys.stderr)
+        complaints.print(f"error: {folder}: {error}")
         return False
     if points is None:
-        console.print(f"{folder}: a process that is at work here delivers them itself", markup=False)
+        console.print(f"{folder}: a process that is at work here delivers them itself")
     else:
-        console.print(f"{folder}: {f'delivered {points:,} points' if points else 'all there'}", markup=False)
+        console.print(f"{folder}: {f'delivered {points:,} points' if points else 'all there'}")
     return True

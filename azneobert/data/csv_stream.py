@@ -10,6 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
+from azneobert.data.unpacking import Unpacked
+
 
 class Feed:
     """The bytes of a CSV file, unpacked, without a byte order mark, and then `end`.
@@ -25,8 +27,7 @@ class Feed:
     closed = False
 
     def __init__(self, file: Path, compression: str | None, end: bytes = b"", coded: bool = False):
-        self._file = pa.OSFile(str(file))
-        self._stream = self._file if compression is None else pa.CompressedInputStream(self._file, compression)
+        self._stream = Unpacked(pa.OSFile(str(file)), compression)
         self._end = end
         self._coded = coded
         self._at_start = True
@@ -68,7 +69,7 @@ class Feed:
 
     def tell(self) -> int:
         """How far the file, as it is packed, has been read."""
-        return int(self._file.tell())
+        return self._stream.packed()
 
     def close(self) -> None:
         """Nothing yet: see above."""

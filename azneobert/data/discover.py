@@ -25,6 +25,7 @@ from azneobert.settings import name_of
 _SPLITS = ("train", "validation", "test")
 _USUAL = ("text", "content", "body", "raw_content", "mətn", "metn", "article", "document")
 _RECORDS, _FILES = 50, 20  # that are looked at, of a file and of a folder
+_HEAD = 16 << 20  # bytes of a file that are looked at
 _LONG = 1 << 20  # bytes of a plain text file that is more than one document
 
 
@@ -112,12 +113,13 @@ def first_records(file: Path) -> list[dict[str, Any]]:
             batch = next(pq.ParquetFile(file).iter_batches(_RECORDS), None)
             return [] if batch is None else batch.to_pylist()
         with pa.input_stream(str(file), compression=compression) as stream:
-            lines = io.TextIOWrapper(io.BufferedReader(stream), encoding="utf-8-sig", errors="replace", newline="")
+            head = io.BytesIO(stream.read(_HEAD))  # one line may have no end
+            lines = io.TextIOWrapper(head, encoding="utf-8-sig", errors="replace", newline="")
             if form == ".txt":
                 return [{"text": lines.read(1 << 16)}]
             if form == ".csv":
                 return list(itertools.islice(csv.DictReader(lines), _RECORDS))
-            records = (parse_json(line.encode()) for line in itertools.islice(lines, _RECORDS))
+            records = (parse_json(lines.readline().encode()) for _ in range(_RECORDS))
             return [record for record in records if isinstance(record, dict)]
     except (pa.ArrowException, OSError, csv.Error, ValueError):
         return []  # what is wrong with it is for the reader to say

@@ -15,12 +15,13 @@ from azneobert.data.progress import Progress
 from azneobert.data.records import Position, SourceReader
 from azneobert.data.sources import open_source
 from azneobert.errors import DataError
-from azneobert.files import sync
+from azneobert.files import read_json, sync
 from azneobert.recipe import Cleaning, Source
 
 PART_CHARACTERS = 8 << 20  # small enough that the cores which tokenize parts end together
 _SURE_AFTER = 10_000  # records after which a share of malformed ones says that the source is broken
 _WARNINGS = 5
+_LARGEST_STATE = 256 << 20  # bytes, with the lines that many documents share
 
 
 @dataclass
@@ -104,7 +105,7 @@ def _save_part(partial: Path, state: _State, part: Documents) -> None:
 def _resume(partial: Path, fingerprint: str) -> _State:
     """The state to go on from: the one in the folder if it is of the same work, else a new one in an empty folder."""
     try:
-        saved = json.loads((partial / "state.json").read_text(encoding="utf-8"))
+        saved = read_json(partial / "state.json", _LARGEST_STATE)
         report, lines = CleaningReport(**saved["report"]), RepeatedLines(**saved["lines"])
         state = _State(**saved | {"report": report, "lines": lines})
     except (FileNotFoundError, ValueError, TypeError, KeyError):

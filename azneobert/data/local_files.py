@@ -6,7 +6,7 @@ import codecs
 import io
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -17,7 +17,18 @@ import pyarrow.parquet as pq
 
 from azneobert.data.csv_stream import Feed, coded, decoded, end_row, open_csv
 from azneobert.data.encoding import HEAD, encoding_problem
-from azneobert.data.records import Malformed, Position, Records, add_record, decode, parse_json
+from azneobert.data.records import (
+    LONGEST,
+    TOO_LONG,
+    Malformed,
+    Position,
+    Records,
+    add_record,
+    bounded_lines,
+    decode,
+    parse_json,
+)
+from azneobert.data.unpacking import Unpacked
 from azneobert.errors import DataError
 from azneobert.recipe import FileSource
 
@@ -27,6 +38,7 @@ _BATCH_DOCUMENTS = 4096
 _BATCH_CHARACTERS = 4 << 20
 _PARQUET_ROWS = 1024
 _CSV_BLOCK = 16 << 20
+_PIECE = 1 << 20
 
 
 def source_files(path: Path) -> list[Path]:
@@ -163,7 +175,7 @@ def _read_file(file: Path, source: FileSource, cursor: _Cursor) -> Iterator[Reco
             yield from _read_csv(file, compression, source, cursor)
         else:
             yield from _read_lines(file, form, compression, source, cursor)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:  # names of columns in another encoding
         raise DataError(f"{file}: damaged {form[1:]} file ({_one_line(error)}); fetch it again") from None
     except OSError as error:
         if error.errno is not None:
@@ -217,7 +229,7 @@ def _open_lines(raw: BinaryIO, compression: str | None, offset: int) -> BinaryIO
     if compression is None:
         raw.seek(offset)
         return raw
-    stream = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), compression)
+    stream = Unpacked(pa.PythonFile(raw, mode="r"), compression)
     while offset > 0:
         offset -= len(stream.read(min(_BATCH_CHARACTERS, offset)))
     return io.BufferedReader(stream, 1 << 20)
@@ -228,11 +240,11 @@ def _head(lines: BinaryIO) -> bytes:
     return lines.peek(HEAD)[:HEAD]  # what is in its buffer
 
 
-def _json_lines(file: Path, lines: Iterable[bytes], cursor: _Cursor) -> Iterator[tuple[str, Any]]:
-    for line in lines:
-        cursor.offset += len(line)
+def _json_lines(file: Path, lines: BinaryIO, cursor: _Cursor) -> Iterator[tuple[str, Any]]:
+    for line, size in bounded_lines(lines):
+        cursor.offset += size
         cursor.record += 1
-        record = parse_json(line)
+        record = Malformed(TOO_LONG) if line is None else parse_json(line)
         if record is not None:
             yield f"{file}:{cursor.record}", record
 
@@ -240,7 +252,7 @@ def _json_lines(file: Path, lines: Iterable[bytes], cursor: _Cursor) -> Iterator
 def _texts(
     file: Path,
     compression: str | None,
-    lines: Iterable[bytes],
+    lines: BinaryIO,
     cursor: _Cursor,
     sample_by: Literal["document", "paragraph", "line"],
 ) -> Iterator[tuple[str, Any]]:
@@ -248,30 +260,37 @@ def _texts(
 
     A file in another encoding is one malformed record where a record is a whole file.
     """
-    pending: list[bytes] = []
-    size = number = 0
+    pending = bytearray()
+    size = number = held = 0
 
     def record() -> tuple[str, Any]:
-        nonlocal size, number
+        nonlocal size, number, held
         where = str(file) if sample_by == "document" else f"{file}:{cursor.record + 1}"
-        text = b"".join(pending)
+        text, is_whole = bytes(pending), held <= LONGEST
         if not cursor.offset:
             text = text.removeprefix(codecs.BOM_UTF8)
         cursor.offset, cursor.record = cursor.offset + size, cursor.record + number
         pending.clear()
-        size = number = 0
-        found = decode(text)
-        if sample_by == "document" and (isinstance(found, Malformed) or "\0" in found):
+        size = number = held = 0
+        found = decode(text) if is_whole else Malformed(TOO_LONG)
+        if sample_by == "document" and is_whole and (isinstance(found, Malformed) or "\0" in found):
             found = Malformed(problem) if (problem := encoding_problem(text[:HEAD], file, compression)) else found
         return where, found if isinstance(found, Malformed) else {"text": found}
 
-    for line in lines:
-        pending.append(line)
-        size, number = size + len(line), number + 1
-        if sample_by == "line" or (sample_by == "paragraph" and line.isspace()):
+    for line, length in _pieces(lines) if sample_by == "document" else bounded_lines(lines):
+        size, held = size + length, held + length
+        number += 1 if line is None or sample_by != "document" else line.count(b"\n")
+        if line is not None and held <= LONGEST:
+            pending += line
+        if sample_by == "line" or (sample_by == "paragraph" and line is not None and line.isspace()):
             yield record()
-    if pending:
+    if size:
         yield record()
+
+
+def _pieces(file: BinaryIO) -> Iterator[tuple[bytes | None, int]]:
+    while piece := file.read(_PIECE):
+        yield piece, len(piece)
 
 
 def _read_parquet(file: Path, source: FileSource, cursor: _Cursor) -> Iterator[Records]:
@@ -293,6 +312,10 @@ def _read_parquet(file: Path, source: FileSource, cursor: _Cursor) -> Iterator[R
             skip -= len(batch) - len(taken)
             if len(taken):
                 yield _from_arrow(file, taken, source, cursor, size * (cursor.record + len(taken)) // rows)
+        if cursor.record != group_end:  # without a word of Arrow's
+            raise pa.ArrowInvalid(f"{cursor.record:,} rows up to row group {group}, its end says {group_end:,}")
+    if group_end != rows:
+        raise pa.ArrowInvalid(f"its row groups have {group_end:,} rows, its end says {rows:,}")
 
 
 def _read_csv(file: Path, compression: str | None, source: FileSource, cursor: _Cursor) -> Iterator[Records]:

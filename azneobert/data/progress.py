@@ -11,6 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColu
 from rich.progress import Progress as RichProgress
 
 from azneobert.pace import Pace, time_stamp
+from azneobert.printable import printable
 
 _SECONDS_BETWEEN_LINES = 30.0
 
@@ -65,6 +66,7 @@ class Progress:
 
     def say(self, message: str) -> None:
         """A line that stays, above the bar."""
+        message = printable(message)
         if self._bar is not None:
             self._bar.console.print(message, highlight=False, markup=False, soft_wrap=True)
         else:

@@ -6,12 +6,15 @@ import codecs
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
+from azneobert.files import check_depth
 from azneobert.recipe import Source
 
 # What a reader has to keep to go on where it was; plain JSON, and its reader's own business.
 Position = dict[str, Any]
+LONGEST = 64 << 20  # bytes of a record; in memory it may be several times as much
+TOO_LONG = f"is longer than {LONGEST >> 20} MB, which no document is"
 
 
 @dataclass
@@ -100,15 +103,31 @@ class Malformed:
     problem: str
 
 
+def bounded_lines(lines: BinaryIO) -> Iterator[tuple[bytes | None, int]]:
+    """The lines of a file with their sizes in bytes, and None for each that is too long to be held in memory."""
+    while line := lines.readline(LONGEST + 1):
+        size = len(line)
+        if size <= LONGEST:
+            yield line, size
+            continue
+        while not line.endswith(b"\n") and (line := lines.readline(LONGEST)):
+            size += len(line)
+        yield None, size
+
+
 def parse_json(line: bytes) -> Any:
-    """What a line of JSON holds, None for a blank one, or `Malformed` for one that is not UTF-8 or not JSON."""
+    """What a line of JSON holds, None for a blank one, or `Malformed` for one that is not UTF-8 or not JSON.
+
+    Of a key that stands twice the last counts, and NaN is a number, as programs that write such files have it.
+    """
     line = line.removeprefix(codecs.BOM_UTF8)
     if not line.strip():
         return None
     text = decode(line)
     try:
+        check_depth(line)
         record = text if isinstance(text, Malformed) else json.loads(text)
-    except (ValueError, RecursionError) as error:  # beside JSONDecodeError, an integer of thousands of digits
+    except ValueError as error:  # beside JSONDecodeError, an integer of thousands of digits
         return Malformed(f"not JSON ({error}): {line[:40]!r}")
     return Malformed("a JSON NoneType, not an object") if record is None else record
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from azneobert.errors import DataError
-from azneobert.files import read_bounded, sha256_file, sync, write_json
+from azneobert.files import read_json, sha256_file, sync, write_json
 
 FORMAT_VERSION = 1
 _CHUNK = 1 << 22
@@ -260,7 +260,7 @@ def read_meta(file: Path, version: int, remedy: str) -> dict[str, Any]:
         DataError: it is damaged, or of another format version, where `remedy` says what to do.
     """
     try:
-        content = json.loads(read_bounded(file, _LARGEST_META))
+        content = read_json(file, _LARGEST_META)
         found = content["format_version"]
         stated = content.pop(_SEAL, None)
         if found == version and stated is not None and stated != _sha256_of(content):

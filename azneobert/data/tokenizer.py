@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from azneobert.errors import DataError
-from azneobert.files import sha256_file
+from azneobert.files import read_json, sha256_file
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_PROBE = f"Salam, dünya! {MASK} \U0010fffd"  # with a character that no vocabulary holds
+LARGEST = 64 << 20  # bytes of a tokenizer.json; that of 262,000 pieces has 33 MB
 _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 
 
@@ -89,12 +95,45 @@ def read_tokenizer(path: Path) -> Tokenizer:
     if not path.is_file():
         raise DataError(f"{path}: no such tokenizer; `dvc repro tokens` brings it, or correct the path")
     try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # `tokenizers` raises bare Exception
-        raise DataError(f"{path}: not a tokenizer.json ({error}); fetch or train it again") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+        _check_merges(read_json(path.resolve(), LARGEST))  # a person may name a link
+        with _panics_kept():
+            tokenizer = Tokenizer.from_file(str(path))
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            for pair in (None, _PROBE):
+                tokenizer.decode(tokenizer.encode(_PROBE, pair).ids)
+    except BaseException as error:  # `tokenizers` raises bare Exception, and panics with what is not even that
+        if not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
+            raise
+        raise DataError(f"{path}: not a tokenizer.json ({str(error)[:200]}); fetch or train it again") from None
     return tokenizer
+
+
+def _check_merges(content: Any) -> None:
+    """Refuse what the library, which cuts the prefix off by its length, does not survive: the process would abort."""
+    model = content.get("model") if isinstance(content, dict) else None
+    prefix = model.get("continuing_subword_prefix") if isinstance(model, dict) else None
+    if isinstance(model, dict) and prefix and isinstance(model.get("merges"), list):
+        for merge in model["merges"]:
+            right = (merge.split(" ") if isinstance(merge, str) else merge)[-1]
+            if not str(right).startswith(str(prefix)):
+                raise ValueError(f"merges {merge!r}, whose second part does not begin with {prefix!r}")
+
+
+@contextmanager
+def _panics_kept() -> Iterator[None]:
+    """Keep what is written to standard error, which is printed only if all went well: a panic writes pages there."""
+    sys.stderr.flush()
+    former = os.dup(2)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+            kept.seek(0)
+            os.write(former, kept.read())
+        finally:
+            os.dup2(former, 2)
+            os.close(former)
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:

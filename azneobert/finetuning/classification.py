@@ -12,6 +12,7 @@ import torch
 
 from azneobert.errors import TrainingError
 from azneobert.finetuning.tasks import Task
+from azneobert.pretrained import load_config, load_model, load_tokenizer
 from azneobert.recipe import Finetuning
 
 
@@ -22,24 +23,19 @@ def fine_tune(encoder: Path, task: Task, settings: Finetuning, seed: int, *, pre
     random. Returns `accuracy` and `macro_f1` of the test split, and `validation_accuracy`.
     """
     from transformers import (
-        AutoConfig,
         AutoModelForSequenceClassification,
-        AutoTokenizer,
         DataCollatorWithPadding,
         PrinterCallback,
         Trainer,
         set_seed,
     )
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()  # it reports the new head and the dropped one at every load
     set_seed(seed)
-    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    tokenizer = load_tokenizer(encoder)
     labels = dict(enumerate(task.labels))
-    config = AutoConfig.from_pretrained(encoder, id2label=labels, label2id={name: n for n, name in labels.items()})
+    config = load_config(encoder, id2label=labels, label2id={name: n for n, name in labels.items()})
     if pretrained:
-        model = AutoModelForSequenceClassification.from_pretrained(encoder, config=config)
+        model = load_model(encoder, AutoModelForSequenceClassification, config=config)
     else:
         model = AutoModelForSequenceClassification.from_config(config)
     splits = {split: _encode(tokenizer, examples, settings.max_length) for split, examples in task.splits.items()}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from azneobert.data.records import Malformed, parse_json
+from azneobert.data.records import TOO_LONG, Malformed, bounded_lines, parse_json
 from azneobert.errors import DataError
 
 SPLITS = ("train", "validation", "test")
@@ -52,8 +52,8 @@ def _read_split(file: Path) -> Iterator[tuple[str, str]]:
     if not file.is_file():
         raise DataError(f"{file}: no such file; expected one JSON object a line, with text and label")
     with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            record = parse_json(line)
+        for number, (line, _) in enumerate(bounded_lines(lines), start=1):
+            record = Malformed(TOO_LONG) if line is None else parse_json(line)
             if record is not None:  # a blank line is none
                 yield _example(record, f"{file}:{number}")
 

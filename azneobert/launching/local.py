@@ -22,6 +22,7 @@ from pathlib import Path
 from azneobert.environment import EXIT_STOPPED, LAUNCHER, PROCESSES, end_with_parent
 from azneobert.errors import TrainingError
 from azneobert.layout import RunFolder
+from azneobert.printable import printable
 from azneobert.training.watchdog import STACKS_SIGNAL, Heartbeats, is_stopped, silence_of, stacks_file
 
 GRACE_SECONDS = 120.0  # from a request to stop to the forced exit of a rank
@@ -68,7 +69,7 @@ class Rank:
             self.lines.append(line.rstrip("\n"))
             # The launcher says the error itself, with what became of the phase.
             if self.number == 0 and not line.startswith("error: "):
-                print(line, end="", file=sys.stderr, flush=True)
+                print(printable(line.rstrip("\n")), file=sys.stderr, flush=True)
 
 
 def run_ranks(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Literal
 
 from azneobert.checkpoint.manifest import read_manifest
 from azneobert.errors import CheckpointError
+from azneobert.files import read_json
 from azneobert.layout import RunFolder
 
 
@@ -22,7 +22,7 @@ class Outcome:
 def read_outcome(folder: RunFolder) -> Outcome:
     """What the run in a folder says of its end, if the checkpoint of that step bears it out."""
     try:
-        said = json.loads(folder.outcome_file.read_text(encoding="utf-8"))
+        said = read_json(folder.outcome_file)
         state, step = said["state"], said["step"]
         manifest = read_manifest(folder.checkpoints / f"step-{step:08d}")
     except (OSError, ValueError, KeyError, TypeError, CheckpointError):

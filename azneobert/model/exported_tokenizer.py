@@ -13,6 +13,8 @@ from tokenizers import Regex, Tokenizer, models, normalizers
 
 from azneobert.data.languages import find_language
 from azneobert.data.repair import tokenizer_steps
+from azneobert.data.tokenizer import LARGEST
+from azneobert.files import read_json
 from azneobert.language import Language, LanguageName
 
 
@@ -21,7 +23,7 @@ def repairing_tokenizer(tokenizer: Path, setting: LanguageName | Language) -> st
 
     A repaired text has the same tokens under both.
     """
-    content = json.loads(tokenizer.read_text(encoding="utf-8"))
+    content = read_json(tokenizer.resolve(), LARGEST)
     repair = _repair(setting)
     of_its_own = content.get("normalizer")
     content["normalizer"] = {

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import os
+import stat
 import tempfile
 from pathlib import Path, PurePosixPath
 
 from azneobert.checkpoint.manifest import verify_files
 from azneobert.errors import CheckpointError, RegistryError
-from azneobert.files import sha256_file
-from azneobert.mlflow_place import check_place, store_uri, tracking_uri
+from azneobert.files import read_json, sha256_file
+from azneobert.mlflow_place import check_place, path_of, store_uri, tracking_uri
 from azneobert.mlflow_store import mlflow_client, mlflow_errors
 from azneobert.recipe import Tracking
 from azneobert.registry.versions import DIGEST_TAG, Version, find_version, place_of, run_and_place
@@ -44,6 +45,7 @@ def _download(version: Version, scratch: Path, tracking: Tracking) -> Path:
         client, store = mlflow_client(tracking), store_uri(tracking)
         place = place_of(client, version)
         source = client.get_model_version_download_uri(version.name, str(version.number))
+        _check_plain(version, place)
         try:
             if within := run_and_place(source):  # MLflow itself would look for the run in the store of its environment
                 run_id, path = within
@@ -65,6 +67,17 @@ def _download(version: Version, scratch: Path, tracking: Tracking) -> Path:
     return pulled
 
 
+def _check_plain(version: Version, place: str) -> None:
+    """See to it that a folder of this machine holds files and folders alone: MLflow follows links and reads devices."""
+    folder = path_of(place)
+    for parent, folders, files in os.walk(folder) if folder is not None else ():
+        for name in (*folders, *files):
+            entry = Path(parent, name)
+            mode = entry.lstat().st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise RegistryError(f"{version.uri}: {entry} is not a regular file; do not use this version")
+
+
 def verify_version(uri: str, folder: Path, manifest_sha256: str | None = None) -> None:
     """Check every file of a pulled version against its manifest.
 
@@ -72,17 +85,18 @@ def verify_version(uri: str, folder: Path, manifest_sha256: str | None = None) -
         RegistryError: a file is missing or changed, or the manifest names a path outside the folder.
     """
     try:
-        files = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
+        files = read_json(folder / "manifest.json")["files"]
         files = {name: {"sha256": stated["sha256"], "size": stated["size"]} for name, stated in files.items()}
     except (AttributeError, OSError, KeyError, TypeError, ValueError):
         raise RegistryError(f"{uri}: has no readable manifest.json; it was not made by `azneobert`") from None
     for name in files:
         path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts:
+        if path.is_absolute() or ".." in path.parts or not name.isprintable():
             raise RegistryError(f"{uri}: its manifest names {name}, which leaves the folder; do not use this version")
     if manifest_sha256 and sha256_file(folder / "manifest.json") != manifest_sha256:
         raise RegistryError(f"{uri}: its manifest.json is not the one that was registered; do not use this version")
-    found = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    entries = (entry for entry in folder.rglob("*") if entry.is_symlink() or not entry.is_dir())
+    found = {entry.relative_to(folder).as_posix() for entry in entries}
     if unknown := sorted(found - files.keys() - {"manifest.json"}):
         raise RegistryError(f"{uri}: holds {unknown[0]}, which its manifest does not name; do not use this version")
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import tempfile
@@ -14,7 +13,7 @@ from azneobert.checkpoint.finite import check_finite
 from azneobert.checkpoint.manifest import Manifest
 from azneobert.checkpoint.universal import all_weights, copy_without_moments, read_checkpoint
 from azneobert.errors import RegistryError
-from azneobert.files import sha256_file, write_json
+from azneobert.files import read_json, sha256_file, write_json
 from azneobert.mlflow_place import check_place, store_uri, tracking_uri
 from azneobert.mlflow_store import ensure_experiment, find_run, mlflow_client, mlflow_errors, uploading
 from azneobert.model.export import export_transformers
@@ -169,7 +168,7 @@ def _is_whole(client: MlflowClient, tracking: Tracking, run_id: str, place: str,
         )
         if sha256_file(file) != digest:
             return False
-        stated = json.loads(file.read_text(encoding="utf-8"))["files"]
+        stated = read_json(file)["files"]
     return all(found.get(f"{place}/{name}") == entry["size"] for name, entry in stated.items())
 
 

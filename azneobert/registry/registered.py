@@ -5,17 +5,14 @@ So the file means the same on every machine, and a version is found again in whi
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from azneobert.errors import RegistryError
-from azneobert.files import read_bounded, write_json
+from azneobert.files import read_json, write_json
 from azneobert.mlflow_place import tracking_uri
 from azneobert.recipe import Tracking
 from azneobert.registry.versions import Version, find_digest
-
-_LARGEST = 1 << 20  # bytes; that of the sample has 300
 
 
 @dataclass(frozen=True)
@@ -44,11 +41,11 @@ def read_registered(file: Path) -> dict[str, Registered]:
         RegistryError: the file is missing or is no such file.
     """
     try:
-        content = json.loads(read_bounded(file, _LARGEST))
+        content = read_json(file)
         return {str(phase): Registered(**{k: str(v) for k, v in each.items()}) for phase, each in content.items()}
     except FileNotFoundError:
         raise RegistryError(f"{file}: no such file; `dvc repro register` writes it") from None
-    except (AttributeError, OSError, TypeError, ValueError, RecursionError) as error:
+    except (AttributeError, OSError, TypeError, ValueError) as error:
         raise RegistryError(f"{file}: damaged ({error}); `dvc repro -f -s register` writes it anew") from None
 
 

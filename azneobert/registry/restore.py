@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from azneobert.checkpoint.manifest import read_manifest
 from azneobert.errors import RegistryError
-from azneobert.layout import CHECKPOINT, Layout, finished_checkpoint
+from azneobert.layout import CHECKPOINT, Layout, finished_checkpoint, read_report
 from azneobert.mlflow_store import is_fresh_store
 from azneobert.recipe import Recipe
 from azneobert.registry.push import is_whole, push
@@ -69,7 +68,7 @@ def _restore_version(recipe: Recipe, layout: Layout, phase: str, registered: Reg
     said = "there already"
     if version is None or aliases or not is_whole(version, recipe.tracking):
         checkpoint, _ = finished_checkpoint(layout.finished(phase))
-        figures = json.loads(layout.report(f"evaluate/{phase}").read_text(encoding="utf-8"))
+        figures = read_report(layout.report(f"evaluate/{phase}"))
         picture = layout.plots / f"{phase}.png"
         expected = registered.manifest_sha256
         version = push(checkpoint, recipe, figures, [picture], aliases, run_id, expected=expected)

@@ -41,7 +41,13 @@ def start_wandb(folder: Path, tracking: Tracking, info: RunInfo) -> Any:
             mode=tracking.wandb,
             dir=folder,
             config=flatten(info.params),
-            settings=wandb.Settings(init_timeout=_SECONDS_OF_THE_START, finish_timeout=_SECONDS_OF_THE_END),
+            # It would note the address of the git remote with the token in it, and every SLURM_ variable, as SLURM_JWT.
+            settings=wandb.Settings(
+                init_timeout=_SECONDS_OF_THE_START,
+                finish_timeout=_SECONDS_OF_THE_END,
+                disable_git=True,
+                x_disable_meta=True,
+            ),
         )
     except wandb.Error as error:
         log.warning("wandb: %s; this run is recorded in MLflow alone", " ".join(str(error).split()))

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from dataclasses import replace
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -294,14 +295,14 @@ def test_what_cannot_be_read_is_kept_and_nothing_is_trained_over_it(
     checkpoints = CheckpointFolder(tmp_path, 1)
     for step in (3, 6):
         maker.publish(CheckpointFolder(tmp_path, 9), step)
-    read = manifest_module.read_bounded
+    read = manifest_module.read_json
 
-    def failing(path: Path, most: int) -> bytes:
+    def failing(path: Path) -> Any:
         if path.parent.name == "step-00000006":
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return read(path, most)
+        return read(path)
 
-    monkeypatch.setattr(manifest_module, "read_bounded", failing)
+    monkeypatch.setattr(manifest_module, "read_json", failing)
     with refused(UnreadableError, "step-00000006", "Input/output error", "move the checkpoint away"):
         checkpoints.latest()
     maker.publish(checkpoints, 5)
@@ -315,14 +316,14 @@ def test_a_file_that_fails_while_it_is_read_is_kept(
     checkpoints = CheckpointFolder(tmp_path, 1)
     for step in (3, 6):
         maker.publish(CheckpointFolder(tmp_path, 9), step)
-    digest = manifest_module.sha256_file
+    digest = manifest_module.sha256_of
 
-    def failing(path: Path) -> str:
-        if path.parent.name == "step-00000006":
+    def failing(file: BufferedReader) -> str:
+        if Path(f"/proc/self/fd/{file.fileno()}").readlink().parent.name == "step-00000006":
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return digest(path)
+        return digest(file)
 
-    monkeypatch.setattr(manifest_module, "sha256_file", failing)
+    monkeypatch.setattr(manifest_module, "sha256_of", failing)
     with refused(UnreadableError, "step-00000006", "Input/output error"):
         checkpoints.latest()
     assert checkpoints.prune() == []

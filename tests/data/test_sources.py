@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import refused
 
-from azneobert.data import local_files
+from azneobert.data import local_files, unpacking
+from azneobert.data import records as records_module
 from azneobert.data.local_files import source_files
-from azneobert.data.records import Records
+from azneobert.data.records import TOO_LONG, Records
 from azneobert.data.sources import open_source
 from azneobert.errors import DataError
 from azneobert.recipe import FileSource
@@ -867,3 +868,51 @@ def test_a_file_changed_at_random_is_read_the_same_from_everywhere_or_refused(tm
             refusals.append(str(error))
     assert len(refusals) < MUTATIONS
     assert [said for said in refusals if "\n" in said or not said.startswith(f"{path}: ")] == []
+
+
+# What no document is
+
+
+@pytest.mark.parametrize("packed", PACKERS)
+def test_a_line_that_is_too_long_is_one_malformed_record_and_the_next_ones_are_read(
+    packed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records_module, "LONGEST", 100)
+    lines = ['{"id": "a", "text": "bir"}', f'{{"id": "b", "text": "{"x" * 350}"}}', '{"id": "c", "text": "iki"}']
+    file = tmp_path / f"a.jsonl{packed}"
+    file.write_bytes(PACKERS[packed]("\n".join(lines).encode()))
+    found = list(open_source(FileSource(path=str(file))).read())
+    assert [text for records in found for text in records.texts] == ["bir", "iki"]
+    assert [line for records in found for line in records.malformed] == [f"{file}:2: {TOO_LONG}"]
+
+
+@pytest.mark.parametrize(("sample_by", "texts"), [("document", 0), ("paragraph", 1), ("line", 42)])
+def test_a_plain_text_that_is_too_long_is_one_malformed_record(
+    sample_by: str, texts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (records_module, local_files):
+        monkeypatch.setattr(module, "LONGEST", 100)
+    (tmp_path / "a.txt").write_text("on hərf\n" * 40 + "\nson\n")
+    found = list(open_source(FileSource(path=str(tmp_path / "a.txt"), sample_by=sample_by, id_field=None)).read())
+    assert sum(len(records.texts) for records in found) == texts
+    assert sum(len(records.malformed) for records in found) == (sample_by != "line")
+
+
+@pytest.mark.parametrize("value", ["[" * 101 + "]" * 101, '{"a":' * 101 + "1" + "}" * 101])
+def test_a_line_that_is_nested_too_deep_is_malformed(value: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "bir", "id": {value}}}\n{{"text": "iki", "id": "b"}}\n')
+    (records,) = open_source(FileSource(path=str(tmp_path / "a.jsonl"))).read()
+    assert records.texts == ["iki"]
+    assert "nested more than 100 levels deep" in records.malformed[0]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.csv.gz", "a.txt.gz", "a.jsonl.zst"])
+def test_what_unpacks_to_more_than_text_does_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unpacking, "_FREELY", 1 << 20)
+    line = "text\n" if "csv" in name else '{"text": "bir", "id": "a"}\n'
+    packer = PACKERS[Path(name).suffix]
+    (tmp_path / name).write_bytes(packer((line + "bir\n" * 10 if "csv" in name else line).encode() * 400_000))
+    with refused(DataError, name, "unpacks to more than 200 times its size"):
+        list(open_source(FileSource(path=str(tmp_path / name), id_field=None)).read())

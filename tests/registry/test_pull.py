@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -171,3 +172,15 @@ def test_a_folder_of_something_else_was_not_made_by_this_project(toy: Toy) -> No
     place.mkdir()
     (place / "MLmodel").write_text("flavors: {}\n")
     refuse_pull(toy, "models:/toybert/1", "was not made by `azneobert`")
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [("tokenizer.json", "/etc/passwd"), ("added.json", "/dev/zero"), ("checkpoint/added", "/etc"), ("README.md", None)],
+)
+def test_what_is_no_file_in_the_store_is_neither_copied_nor_waited_for(name: str, target: str | None, toy: Toy) -> None:
+    version = push_newest(toy, ["phase1"])
+    file = artifacts_of(toy, version) / name
+    file.unlink(missing_ok=True)
+    file.symlink_to(target) if target else os.mkfifo(file)
+    refuse_pull(toy, "models:/toybert/1", name, "is not a regular file")
