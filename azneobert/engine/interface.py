@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from accelerate import Accelerator
 
 from azneobert.checkpoint.universal import TrainState
 from azneobert.data.stream import PackedBatch
-from azneobert.engine.guard import UpdateGuard
 from azneobert.engine.staging import Staging
 from azneobert.model.encoder import MaskedLM
+
+if TYPE_CHECKING:
+    from azneobert.engine.guard import UpdateGuard
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from gpu.test_step import MODEL, corpus, pytestmark  # noqa: F401 - a fixture and the reason to skip
 
 from azneobert.bench.ranks import run_ranks
 from azneobert.bench.synthetic import open_small_corpus
 from azneobert.bench.variants import ABLATION, build_engine
 from azneobert.data.stream import SampleRange, micro_batch_loader
 from azneobert.engine.guard import Judgements
+from gpu.test_step import MODEL, corpus, pytestmark  # noqa: F401 - a fixture and the reason to skip
 
 
 @pytest.mark.parametrize("name", ["deterministic", "zero2"])
