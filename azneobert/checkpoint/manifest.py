@@ -40,11 +40,30 @@ class NewerFormatError(UnreadableError):
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """The samples that a run which was rewound has left out, and why."""
+
+    first_sample: int
+    samples: int
+    why: str
+
+    @classmethod
+    def read(cls, content: dict[str, Any]) -> Skipped:
+        """What a manifest holds of it."""
+        skipped = cls(**content)
+        if not (isinstance(skipped.first_sample, int) and isinstance(skipped.samples, int)):
+            raise ValueError("segments: skipped: numbers of samples expected")
+        if not isinstance(skipped.why, str):
+            raise ValueError("segments: skipped: a reason expected")
+        return skipped
+
+
+@dataclass(frozen=True)
 class Segment:
     """What trained the steps after `from_step`: commit, code, versions, engine, world, container image, settings.
 
     `settings` is the fingerprint of the run's identity, which changes only where a person insisted. `skipped` is what a
-    run that was rewound has left out at the start of the segment: `first_sample`, `samples` and `why`.
+    run that was rewound has left out at the start of the segment.
     """
 
     from_step: int
@@ -56,13 +75,15 @@ class Segment:
     world_size: int | None = None
     image: str | None = None
     settings: str = UNKNOWN
-    skipped: dict[str, Any] | None = None
+    skipped: Skipped | None = None
 
     @classmethod
     def read(cls, content: dict[str, Any]) -> Segment:
         """A segment as a manifest holds it; what it does not hold is unknown."""
         known = {each.name for each in fields(cls)}
         segment = cls(**{key: value for key, value in content.items() if key in known})
+        if segment.skipped is not None:
+            segment = replace(segment, skipped=Skipped.read(content["skipped"]))
         for key, kind in _SEGMENT_TYPES.items():
             if not isinstance(getattr(segment, key), kind):
                 raise ValueError(f"segments: {key} is of another type")
@@ -278,11 +299,22 @@ def read_state(folder: Path) -> dict[str, Any]:
             raise ValueError("optimizer.groups: names of tensors expected in each")
         if not _is_list_of(str, list(state["tied"].values())):
             raise ValueError("tied: names by names expected")
+        _check_guard(state.get("guard", {}))
         return state
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{folder / STATE}: cannot be read ({_one_line(error)}); use another checkpoint"
         ) from None
+
+
+def _check_guard(guard: dict[str, Any]) -> None:
+    if guard == {}:
+        return
+    losses, norms = guard["losses"], guard["log_norms"]
+    if not (_is_list_of(float, losses) and _is_list_of(float, norms) and len(losses) == len(norms)):
+        raise ValueError("guard: as many losses as log_norms expected")
+    if not (isinstance(guard["in_a_row"], int) and 0 <= guard["in_a_row"] < _MOST):
+        raise ValueError("guard.in_a_row: a count expected")
 
 
 def _is_list_of(kind: type, value: Any) -> bool:

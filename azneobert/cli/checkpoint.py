@@ -184,10 +184,8 @@ def _segment_line(segment: Segment) -> str:
 
 
 def _skipped(segment: Segment) -> str:
-    if segment.skipped is None:
-        return ""
-    first, samples, why = (segment.skipped[key] for key in ("first_sample", "samples", "why"))
-    return f"; left out {samples:,} samples from {first:,} on: {why}"
+    skipped = segment.skipped
+    return f"; left out {skipped.samples:,} samples from {skipped.first_sample:,} on: {skipped.why}" if skipped else ""
 
 
 def _groups_table(opened: Opened) -> Table:

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from pydantic import ValidationError
 
-from azneobert.checkpoint.manifest import Manifest, Segment
+from azneobert.checkpoint.manifest import Manifest, Segment, Skipped
 from azneobert.checkpoint.universal import TrainState, open_checkpoint
 from azneobert.course import Course
 from azneobert.data.stream import Stream
@@ -109,7 +109,7 @@ def rewound(inputs: Inputs, position: Position, before: Position, rewind: Rewind
     segment = replace(
         before.segments[-1],
         from_step=position.step,
-        skipped={"first_sample": first, "samples": after - first, "why": rewind.why},
+        skipped=Skipped(first, after - first, rewind.why),
     )
     history = (each for each in before.segments if each.from_step <= position.step)
     phase = inputs.recipe.phase(inputs.phase)

@@ -119,9 +119,9 @@ def test_a_rewound_run_leaves_out_the_window_as_a_segment_of_its_own(make_toy: M
     window = 8 * (SPIKE - 15)
     assert (manifest.step, manifest.samples, state.optimizer_step) == (STEPS, 8 * STEPS + window, STEPS)
     assert manifest.tokens == 8 * 32 * STEPS, "what was trained on, and not what was left out"
-    assert [(s.from_step, s.skipped and s.skipped["samples"]) for s in manifest.segments] == [(0, None), (15, window)]
+    assert [(s.from_step, s.skipped and s.skipped.samples) for s in manifest.segments] == [(0, None), (15, window)]
     assert manifest.segments[1].skipped is not None
-    assert "spike at step 18" in manifest.segments[1].skipped["why"]
+    assert "spike at step 18" in manifest.segments[1].skipped.why
     points = [point for point in read_points(toy.run().tracking) if "train/loss" in point["values"]]
     assert [point["step"] for point in points] == list(range(1, STEPS + 1))
     assert [point["segment"] for point in points] == [0] * 15 + [1] * 15
