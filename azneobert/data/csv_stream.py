@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import threading
 from array import array
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,9 @@ class Feed:
 
     Of a row of the wrong width Arrow says nothing if it is not UTF-8, and refuses the file. So reading ends in an error
     at what is not, `is_utf8` says so, and a feed that is `coded` writes each byte as the character of its number.
+
+    Use as a context manager: Arrow's thread reads ahead of a reader that was given up, and one that is at it when the
+    interpreter ends would abort the process. On leaving, it is waited for, and reads no more.
     """
 
     closed = False
@@ -32,15 +36,27 @@ class Feed:
         self._coded = coded
         self._at_start = True
         self._tail = b""
+        self._reading = threading.Lock()
+        self._left = False
         self.is_utf8 = True  # as far as it has been read
+
+    def __enter__(self) -> Feed:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with self._reading:
+            self._left = True
 
     def read(self, size: int) -> bytes:
         """So many of the next bytes, or fewer at the end, and `end` after the last."""
-        if self._coded:
-            return self.plain(size // 2).decode("latin-1").encode()  # no byte becomes more than two
-        data = self.plain(size)
-        self._check(data)
-        return data
+        with self._reading:
+            if self._left:
+                raise OSError("nobody reads this any more")
+            if self._coded:
+                return self.plain(size // 2).decode("latin-1").encode()  # no byte becomes more than two
+            data = self.plain(size)
+            self._check(data)
+            return data
 
     def plain(self, size: int) -> bytes:
         """The same without a look at what they are."""

@@ -335,11 +335,13 @@ def _read_csv(file: Path, compression: str | None, source: FileSource, cursor: _
         feed = Feed(file, compression, f"\n{end_row(len(names))}".encode(), recode)
         asked = [coded(name) for name in columns] if recode else columns
         try:
-            for batch in open_csv(feed, _CSV_BLOCK, asked, _skip(file, end_row(len(names)), malformed, recode)):
-                before, rows = rows, rows + len(batch)
-                if rows > cursor.record:
-                    fresh = batch.slice(max(0, cursor.record - before))
-                    yield _from_arrow(file, _recoded(fresh, columns) if recode else fresh, source, cursor, feed.tell())
+            with feed:
+                for batch in open_csv(feed, _CSV_BLOCK, asked, _skip(file, end_row(len(names)), malformed, recode)):
+                    before, rows = rows, rows + len(batch)
+                    if rows > cursor.record:
+                        fresh = batch.slice(max(0, cursor.record - before))
+                        fresh = _recoded(fresh, columns) if recode else fresh
+                        yield _from_arrow(file, fresh, source, cursor, feed.tell())
             break
         except (pa.ArrowInvalid, OSError) as error:
             if "straddles two block boundaries" in str(error):
@@ -394,7 +396,8 @@ def _csv_header(file: Path, compression: str | None, cursor: _Cursor) -> list[st
     # A small block is enough for nearly every header.
     for block, recode in ((min(HEAD, _CSV_BLOCK), False), (_CSV_BLOCK, False), (_CSV_BLOCK, True)):
         try:
-            names = list(open_csv(Feed(file, compression, b"\n", recode), block).schema.names)
+            with Feed(file, compression, b"\n", recode) as feed:
+                names = list(open_csv(feed, block).schema.names)
             names = [decoded(name).decode() for name in names] if recode else names
             break
         except UnicodeDecodeError:
