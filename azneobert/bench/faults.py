@@ -78,7 +78,8 @@ WORLDS = (World("plain", 1, 0), World("plain", 1, 1), World("plain", 2, 1), Worl
 
 @dataclass
 class Outcome:
-    """What became of a trial. `recovery` is from the fault to the first step beyond those that were recorded (s)."""
+    """What became of a trial. `recovery` is from the fault to the first step, of the run that outlives it, beyond those
+    that were recorded (s)."""
 
     kind: str
     world: World
@@ -199,6 +200,7 @@ class _Trial:
         }
         self.environment.pop("DVC_ROOT", None)
         self._process: subprocess.Popen[bytes] | None = None
+        self._fault: tuple[int, float] = (STEPS, 0.0)  # the newest step that was recorded before it, and when it was
         self._cleanup: list[Callable[[], None]] = []
 
     def close(self) -> None:
@@ -221,16 +223,14 @@ class _Trial:
             self.start()
             self.reach(fault_step)
             time.sleep(draw.uniform(0, 0.2))
-            before, began = self.newest_step(), time.monotonic()
+            self._fault = self.newest_step(), time.monotonic()
             fault(self, draw)
             starts = 1
-            while True:
-                code = self.wait(lambda: self._note_recovery(before, began))
-                if code == 0:
-                    break
+            while self.wait() != 0:
                 starts += 1
                 if starts > _STARTS:
                     raise TrainingError(f"not complete after {_STARTS} starts: {self.last_words()}")
+                self._fault, self.outcome.recovery = (self.newest_step(), self._fault[1]), None
                 self.start()
             self._compare()
         except (AzNeoBertError, OSError, psutil.Error) as error:
@@ -249,7 +249,7 @@ class _Trial:
                 start_new_session=True,
             )
 
-    def wait(self, meanwhile: Callable[[], None] = lambda: None) -> int:
+    def wait(self) -> int:
         """Until it has ended; its exit code.
 
         Raises:
@@ -258,12 +258,12 @@ class _Trial:
         assert self._process is not None
         deadline = time.monotonic() + _SECONDS
         while self._process.poll() is None:
-            meanwhile()
+            self._note_recovery()
             if time.monotonic() > deadline:
                 self.kill_all()
                 raise TrainingError(f"no end within {_SECONDS:.0f} s: {self.last_words()}")
             time.sleep(0.05)
-        meanwhile()
+        self._note_recovery()
         self.kill_all()  # what the end of the launcher has left behind would train beside the next start
         return self._process.returncode
 
@@ -292,14 +292,14 @@ class _Trial:
         """End every process of the trial, those too whose launcher is gone."""
         if self._process is None:
             return
+        self._process.kill()
+        self._process.wait()
         here = str(self.folder)
         for process in psutil.process_iter():
             with suppress(psutil.Error, OSError):
-                if process.pid != os.getpid() and process.cwd() == here:
+                if process.cwd() == here:
                     process.kill()
                     process.wait(10)
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(10)
 
     # What it has come to
 
@@ -339,9 +339,9 @@ class _Trial:
         """Whether a line of what it printed holds this."""
         return part in (self.folder / "log").read_text(errors="replace")
 
-    def _note_recovery(self, before: int, began: float) -> None:
-        if self.outcome.recovery is None and self.newest_step() > before:
-            self.outcome.recovery = time.monotonic() - began
+    def _note_recovery(self) -> None:
+        if self.outcome.recovery is None and self.newest_step() > self._fault[0]:
+            self.outcome.recovery = time.monotonic() - self._fault[1]
 
     def _compare(self) -> None:
         weights, losses = self.expected
@@ -427,7 +427,7 @@ def _flipped_tracking(trial: _Trial, draw: random.Random) -> None:
     """One bit of the files from which MLflow is served changed while the run was down."""
     trial.kill_all()
     folder = trial.layout.running("phase1").tracking
-    files = [file for file in folder.iterdir() if file.is_file() and file.stat().st_size]
+    files = [file for file in folder.iterdir() if file.stat().st_size and not file.name.startswith(".")]
     trial.outcome.what = _flip(draw.choice(files), draw, trial)
 
 

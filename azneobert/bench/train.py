@@ -251,52 +251,57 @@ def _rank(job: Job, folder: Path, began: float) -> None:
         torch.distributed.destroy_process_group()
 
 
+class _Marks:
+    """Moments in the queue of a GPU, or by the host's clock where there is none."""
+
+    def __init__(self, on_gpu: bool):
+        self._on_gpu = on_gpu
+        self._marks: list[Any] = []
+
+    def add(self) -> None:
+        """Now, or when the GPU comes to it."""
+        self._marks.append(torch.cuda.Event(enable_timing=True) if self._on_gpu else time.perf_counter())
+        if self._on_gpu:
+            self._marks[-1].record()
+
+    def seconds(self) -> list[float]:
+        """From each to the next, once the GPU has come to the last."""
+        return [a.elapsed_time(b) / 1e3 if self._on_gpu else b - a for a, b in pairwise(self._marks)]
+
+
 def timed_steps(engine: Engine, batches: Feed, steps: int) -> tuple[list[float], float, float, float]:
     """Seconds of each step, of all by the host's clock, and of waiting for the loader; how much a token attended to."""
     on_gpu = engine.world.device.type == "cuda"
-    marks: list[Any] = []
-
-    def mark() -> None:
-        marks.append(torch.cuda.Event(enable_timing=True) if on_gpu else time.perf_counter())
-        if on_gpu:
-            marks[-1].record()
-
+    marks = _Marks(on_gpu)
     _wait_for_gpu(on_gpu)
     batches.read()
     start = time.perf_counter()
-    mark()
+    marks.add()
     for _ in range(steps):
         engine.step(batches, 1e-4)
-        mark()
+        marks.add()
     _wait_for_gpu(on_gpu)
     wall = time.perf_counter() - start
-    durations = [a.elapsed_time(b) / 1e3 if on_gpu else b - a for a, b in pairwise(marks)]
-    return durations, wall, *batches.read()
+    return marks.seconds(), wall, *batches.read()
 
 
 def _guards_cost(engine: Engine, batches: Feed, steps: int) -> dict[str, float]:
     """Milliseconds of a step with and without a repetition, in turns, and of judging one."""
     on_gpu = engine.world.device.type == "cuda"
-    marks: list[Any] = []
-
-    def mark() -> None:
-        marks.append(torch.cuda.Event(enable_timing=True) if on_gpu else time.perf_counter())
-        if on_gpu:
-            marks[-1].record()
-
+    marks = _Marks(on_gpu)
     engine.step(batches, 1e-4, repeat=True)  # memory for the second set of gradients
     engine.step(batches, 1e-4)
-    mark()
+    marks.add()
     for _ in range(steps):
         for repeat in (True, False):
             engine.step(batches, 1e-4, repeat=repeat)
-            mark()
+            marks.add()
     loss, norm = torch.ones((), device=engine.world.device), torch.ones((), device=engine.world.device)
     for _ in range(100):
         engine.guard.judge(loss, norm)
-    mark()
+    marks.add()
     _wait_for_gpu(on_gpu)
-    times = [a.elapsed_time(b) if on_gpu else 1e3 * (b - a) for a, b in pairwise(marks)]
+    times = [1e3 * seconds for seconds in marks.seconds()]
     return {
         "repeat_ms": float(np.median(times[:-1:2])),
         "alone_ms": float(np.median(times[1:-1:2])),

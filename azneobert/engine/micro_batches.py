@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 import torch
+import torch.distributed as dist
 
 from azneobert.data.stream import Batch, PackedBatch
 from azneobert.engine.weights import StepWeights
@@ -75,15 +76,19 @@ class MicroBatches:
                 )
         return total, weights.deliver()
 
-    def probe(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss and gradient norm, in fp64, of a micro-batch at the weights as they are; nothing is delivered."""
+    def probe(self, batch: PackedBatch, world_size: int) -> tuple[float, float]:
+        """See `Engine.probe`."""
         with torch.no_grad():
             made = self._model.weights()
         leaves = StepWeights(made, self._cast_names, self._model.encoder.compute_dtype).leaves
         loss = self._loss(self._model, move(batch, self._device, self._compiled), leaves)
         loss.backward()
         squares = [leaf.grad.double().square().sum() for leaf in leaves.values() if leaf.grad is not None]
-        return loss.detach().double(), torch.stack(squares).sum().sqrt()
+        figures = torch.stack([loss.detach().double(), torch.stack(squares).sum().sqrt()])
+        if world_size > 1:
+            dist.all_reduce(figures)
+        mean_loss, mean_norm = (figures / world_size).tolist()
+        return mean_loss, mean_norm
 
 
 def _differing(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor:

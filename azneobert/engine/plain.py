@@ -61,11 +61,7 @@ class PlainEngine:
 
     def probe(self, batch: PackedBatch) -> tuple[float, float]:
         """See `Engine.probe`."""
-        figures = torch.stack(self._micro_batches.probe(batch))
-        if self.world.size > 1:
-            dist.all_reduce(figures)
-        loss, norm = (figures / self.world.size).tolist()
-        return loss, norm
+        return self._micro_batches.probe(batch, self.world.size)
 
     def stage(self) -> Staging | None:
         """See `Engine.stage`."""
