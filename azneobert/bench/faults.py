@@ -403,7 +403,7 @@ def _asked_to_stop(trial: _Trial, draw: random.Random) -> None:
 def _flipped_checkpoint(trial: _Trial, draw: random.Random) -> None:
     """Power lost, and one bit of one file of the checkpoints not as it was written."""
     trial.kill_all()
-    files = [file for file in trial.checkpoints.rglob("*") if file.is_file() and file.stat().st_size]
+    files = [file for file in trial.checkpoints.rglob("*") if file.is_file() and not file.name.startswith(".")]
     trial.outcome.what = _flip(draw.choice(files), draw, trial)
 
 

@@ -53,11 +53,13 @@ class Rank:
         self._reader.start()
 
     def error(self) -> str:
-        """What the rank said last: its own error line where it has one."""
+        """What the rank said last: its own error line where it has one; of one that was killed, by what."""
         self._reader.join(5)
         said = [line for line in self.lines if line.strip()]
         errors = [line for line in said if line.startswith("error: ")]
-        return (errors or said or [f"it ended with {self._ending()} and without a word"])[-1].removeprefix("error: ")
+        if not errors and (self.process.returncode < 0 or not said):
+            return f"it ended with {self._ending()} and without an error of its own"
+        return (errors or said)[-1].removeprefix("error: ")
 
     def _ending(self) -> str:
         code = self.process.returncode
@@ -241,4 +243,6 @@ def _wait(ranks: list[Rank], asked: list[float], limit: float, overseer: _Overse
 
 
 def _first_failed(ranks: list[Rank]) -> Rank | None:
-    return next((rank for rank in ranks if rank.process.returncode), None)
+    """The one that explains the others': one that was killed, of those that have ended by now."""
+    failed = [rank for rank in ranks if rank.process.returncode]
+    return min(failed, key=lambda rank: rank.process.returncode > 0, default=None)

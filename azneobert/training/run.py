@@ -7,6 +7,7 @@ from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 
 from azneobert.checkpoint.finite import check_finite
@@ -17,7 +18,7 @@ from azneobert.engine.interface import Engine, World, world_of
 from azneobert.engine.make import make_accelerator, make_engine
 from azneobert.engine.state import initial_state
 from azneobert.environment import experiment_tag
-from azneobert.errors import RecipeError
+from azneobert.errors import AzNeoBertError, RecipeError, TrainingError
 from azneobert.files import write_json
 from azneobert.model.backend import choose_backend
 from azneobert.model.encoder import build_model
@@ -52,6 +53,7 @@ def pretrain(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool:
     stall_seconds = recipe.runtime.stall_seconds
     first = FIRST_STEP_SECONDS if world.device.type == "cuda" else 0.0
     with (
+        _others_may_end(inputs.phase, world),
         run_lock(inputs.run) if world.is_main else nullcontext(),
         Watchdog(inputs.run, world.rank, world.size, stall_seconds, first=first) as watchdog,
     ):
@@ -156,6 +158,26 @@ def _take_over(inputs: Inputs, engine: Engine, position: Position, *, anew: bool
         engine.scatter(state if position.resumed else replace(state, guard={}))
     elif anew:
         engine.scatter(initial_state(build_model(inputs.recipe.model, inputs.recipe.seed)))
+
+
+@contextmanager
+def _others_may_end(phase: PhaseName, world: World) -> Iterator[None]:
+    """Where another rank ends, those that wait for it in a collective say so in a line; why, that rank has said itself.
+
+    Raises:
+        TrainingError: gloo or NCCL has lost a rank.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error)
+        lost = isinstance(error, dist.DistError) or "gloo" in said or "NCCL" in said or "by peer" in said
+        if world.size == 1 or not lost or isinstance(error, AzNeoBertError):
+            raise
+        raise TrainingError(
+            f"{phase}: rank {world.rank} has lost another rank, which has ended or cannot be reached; start again "
+            f"to go on from the last checkpoint ({said.splitlines()[0][:200]})"
+        ) from None
 
 
 class _Tracked:

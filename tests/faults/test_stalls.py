@@ -19,12 +19,12 @@ from typing import Any
 import psutil
 import pytest
 from refusals import refused
-from toy import ROOT, Toy, equal_states, run_ranks, start_ranks, train_rank
+from toy import ROOT, Toy, equal_states, outcome, run_ranks, start_ranks, train_rank
 
 from azneobert.checkpoint.rotation import CheckpointFolder
 from azneobert.checkpoint.universal import TrainState, read_checkpoint
 from azneobert.environment import EXIT_STOPPED
-from azneobert.errors import RegistryError
+from azneobert.errors import RegistryError, TrainingError
 from azneobert.layout import RunFolder
 from azneobert.mlflow_store import check_store
 from azneobert.tracking.delivery import deliver_folder
@@ -118,6 +118,17 @@ def test_a_stopped_rank_is_named_by_one_that_waits_for_it(
         second.kill()
         second.join()
     goes_on_to_the_same_end(toy, undisturbed(2), processes=2)
+
+
+@pytest.mark.parametrize("engine", ["plain", "zero2"])
+def test_a_rank_that_has_lost_another_says_so_in_a_line(engine: str, make_toy: Callable[..., Toy]) -> None:
+    toy = make_toy(LONG).with_({"runtime": {"engine": engine, "processes": 2}})
+    (first, connection), (second, _) = start(toy, processes=2)
+    second.kill()
+    with refused(
+        TrainingError, "phase1: rank 0 has lost another rank", "start again to go on from the last checkpoint"
+    ):
+        raise outcome(first, connection)
 
 
 def test_a_stopped_worker_of_the_loader_is_named(

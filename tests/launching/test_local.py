@@ -82,7 +82,7 @@ def test_the_error_of_whichever_rank_failed_is_found_and_the_others_do_not_wait_
 def test_a_rank_that_dies_without_a_word_is_named_with_its_signal(tmp_path: Path) -> None:
     failed = run_ranks(program(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)"), 1, RunFolder(tmp_path))
     assert failed is not None
-    assert failed.error() == "it ended with signal SIGKILL and without a word"
+    assert failed.error() == "it ended with signal SIGKILL and without an error of its own"
 
 
 def test_a_signal_to_the_launcher_makes_the_stop_file_and_reaches_no_rank(tmp_path: Path) -> None:
