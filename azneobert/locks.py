@@ -11,6 +11,7 @@ import errno
 import fcntl
 import json
 import logging
+import math
 import os
 import secrets
 import socket
@@ -49,15 +50,18 @@ class FileLock:
         self._holds = False
         _held.add(self)
 
-    def acquire(self, waiting: Callable[[], None] | None = None) -> bool:
+    def acquire(self, waiting: Callable[[], None] | None = None, seconds: float = math.inf) -> bool:
         """Take the lock; where another holds it, call `waiting` and wait, or give up if there is no such call.
+
+        It waits for so many seconds at most.
 
         Raises:
             OSError: the file cannot be made, or the file system has neither flock nor room for a lease.
         """
         told = False
+        end = time.monotonic() + seconds
         while not self._try():
-            if waiting is None:
+            if waiting is None or time.monotonic() > end:
                 return False
             if not told:
                 waiting()

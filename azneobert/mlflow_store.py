@@ -38,6 +38,9 @@ _SECONDS_TO_ANSWER = "10"
 _SECONDS_TO_STORE = "600"
 
 
+_SECONDS_TO_MAKE = 60.0  # a database, which another process may be at
+
+
 def _prepare_database(tracking: Tracking) -> None:
     """Make the database if it is not there, in one process at a time, or check that this MLflow can use it."""
     database = database_file(tracking)
@@ -99,7 +102,7 @@ def _locked_if_possible(folder: Path) -> Iterator[None]:
     lock = FileLock(folder)
     try:
         with suppress(OSError):
-            lock.acquire(lambda: None)
+            lock.acquire(lambda: None, _SECONDS_TO_MAKE)
         yield
     finally:
         lock.release()

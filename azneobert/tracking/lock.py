@@ -12,13 +12,16 @@ from azneobert.locks import FileLock
 log = logging.getLogger(__name__)
 
 _FILE = ".delivering"
+_SECONDS = 30.0  # that a process which delivers, and may be stopped, is waited for
 
 
 def hold_folder(folder: Path) -> FileLock:
-    """Hold the folder until `release`; another process is waited for, which needs no longer than a delivery takes."""
+    """Hold the folder until `release`; another process is waited for, no longer than a delivery should take."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = _lock_of(folder)
-    _taken(lock, lambda: log.warning("%s: another process is delivering from here; waiting for it", folder))
+    waiting = "%s: another process is delivering from here; waiting for it"
+    if not _taken(lock, lambda: log.warning(waiting, folder)):
+        log.warning("%s: it has not ended within %.0f s; going on beside it", folder, _SECONDS)
     return lock
 
 
@@ -38,6 +41,6 @@ def _lock_of(folder: Path) -> FileLock:
 
 def _taken(lock: FileLock, waiting: Callable[[], None] | None = None) -> bool:
     try:
-        return lock.acquire(waiting)
+        return lock.acquire(waiting, _SECONDS)
     except OSError:  # two deliveries at once repeat points, which MLflow takes for the same ones
         return True

@@ -13,6 +13,7 @@ from refusals import refused
 from stores_of_runs import DOWN, history, runs_of, tracking_at
 
 from azneobert.errors import RegistryError
+from azneobert.tracking import lock
 from azneobert.tracking.delivery import deliver_folder, fresh_folder, something_waits
 from azneobert.tracking.record import RunInfo, read_record, read_run_id
 from azneobert.tracking.tracker import Tracker
@@ -214,3 +215,14 @@ def test_a_fresh_folder_loses_no_point_of_the_former_run(mlflow_uri: str, tmp_pa
     assert len(aside) == 2
     assert run not in aside
     assert [deliver_folder(folder / "tracking", tracking_at(mlflow_uri)) for folder in aside] == [3, 3]
+
+
+def test_a_delivery_that_is_stopped_holds_a_run_up_for_a_bounded_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(lock, "_SECONDS", 0.3)
+    with lock.folder_if_free(tmp_path) as free:
+        assert free
+        lock.hold_folder(tmp_path).release()
+    assert "waiting for it" in caplog.text
+    assert "going on beside it" in caplog.text
