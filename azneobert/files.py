@@ -38,6 +38,11 @@ def sha256_of(file: BufferedReader) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_of_json(content: Any) -> str:
+    """The sha256 of what JSON can hold, in one way of writing it: two equal contents have the same."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def write_whole(file: Path, content: bytes) -> None:
     """Write a file, which appears whole, in a folder that is made if need be."""
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _SECONDS_TO_ANSWER = "10"
 _SECONDS_TO_STORE = "600"
-
-
 _SECONDS_TO_MAKE = 60.0  # a database, which another process may be at
 
 

@@ -5,9 +5,7 @@ params.yaml is the recipe that runs; recipes/ holds the others (recipe_files.py)
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import os
 from collections import Counter
 from pathlib import Path, PurePath
@@ -23,6 +21,7 @@ from pydantic import (
 )
 
 from azneobert.errors import RecipeError
+from azneobert.files import sha256_of_json
 from azneobert.language import Language, LanguageName, ScriptName, name_or_block
 from azneobert.printable import without_secrets
 from azneobert.settings import Below1, Block, Length, Name, Positive, Seed, Text, as_tuple, first_error, shown
@@ -475,4 +474,4 @@ def load_recipe(path: Path | str = PARAMS) -> Recipe:
 def recipe_fingerprint(block: BaseModel | dict[str, Any]) -> str:
     """The sha256 of a part of a recipe, in canonical JSON."""
     plain = block.model_dump(mode="json") if isinstance(block, BaseModel) else block
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return sha256_of_json(plain)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -65,6 +66,15 @@ def mlflow_uri(empty_mlflow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
     yield f"sqlite:///{tmp_path}/mlflow.db"
     mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """An address where connections are taken and nothing is ever answered."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(100)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
 
 
 @pytest.fixture(scope="session")

@@ -62,7 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "dvc_files": {"files", "yaml_files", "errors"},
     "settings": set(),
     "language": {"settings"},
-    "recipe": {"errors", "yaml_files", "settings", "language", "printable"},
+    "recipe": {"errors", "files", "yaml_files", "settings", "language", "printable"},
     "recipe_files": {"recipe", "language", "settings", "errors", "files", "yaml_files"},
     "course": {"recipe"},
     "mlflow_place": {"recipe", "errors"},

@@ -6,7 +6,6 @@ is not as it was written, in whatever file, makes a damaged checkpoint and not a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from azneobert.errors import CheckpointError
-from azneobert.files import open_within, read_json, sha256_of, write_json
+from azneobert.files import open_within, read_json, sha256_of, sha256_of_json, write_json
 
 FORMAT = "azneobert-universal"
 FORMAT_VERSION = 3
@@ -143,7 +142,7 @@ def write_manifest(folder: Path, manifest: Manifest, files: dict[str, dict[str, 
     """Write the manifest of the files that stand in a folder; its sha256."""
     complete = replace(manifest, files=dict(sorted(files.items())), format_version=FORMAT_VERSION)
     content = json.loads(json.dumps(asdict(complete)))  # as it will be read
-    digest = _sha256_of(content)
+    digest = sha256_of_json(content)
     write_json(folder / MANIFEST, content | {"sha256": digest})
     return digest
 
@@ -179,7 +178,7 @@ def read_manifest(folder: Path) -> Manifest:
 def _checked(content: dict[str, Any]) -> Manifest:
     stated = content.pop("sha256", None)
     # Formats 1 and 2 had no hash; one that has it, whatever number it states, is of format 3.
-    if (stated is not None or content["format_version"] >= 3) and stated != _sha256_of(content):
+    if (stated is not None or content["format_version"] >= 3) and stated != sha256_of_json(content):
         raise ValueError("its content does not have the sha256 that it states")
     segments = content.pop("segments", None)
     for key, kind in _TYPES.items():
@@ -326,10 +325,6 @@ def _agree(folder: Path, manifest: Manifest) -> None:
     for key in ("schedule", "stream"):
         if state.get(key) != getattr(manifest, key):
             raise CheckpointError(f"{folder}: {MANIFEST} and {STATE} do not agree on {key}; use another checkpoint")
-
-
-def _sha256_of(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _unreadable(file: Path, error: OSError) -> UnreadableError:

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from azneobert.data.rows import ARRAYS, digest_of_files, read_plan_meta
 from azneobert.data.rows import RESTORE as RESTORE_PLAN
+from azneobert.data.store import LARGEST_META, read_store_meta
 from azneobert.data.store import RESTORE as RESTORE_STORE
-from azneobert.data.store import read_store_meta
 from azneobert.dvc_files import LOCK, cache_folder, cached_object, locked_outputs, objects_of
 from azneobert.environment import cache_of_user
 from azneobert.errors import DataError
@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 
 _STAMPED_BYTES = 16 << 20  # less is read faster than its stamp is worth
 _STAMP_SECONDS = 24 * 3600  # a disk can lose bits without a change that a file system knows of
-_LARGEST_META = 64 << 20
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -174,7 +173,7 @@ def _compare_with_lock(folders: list[Path]) -> None:
     for output in outputs:
         objects = objects_of(output, cached_object(cache, output.md5))
         for name in sorted(names & objects.keys()):
-            found = hashlib.md5(read_bounded(Path(name), _LARGEST_META)).hexdigest()
+            found = hashlib.md5(read_bounded(Path(name), LARGEST_META)).hexdigest()
             if found != objects[name]:
                 raise DataError(
                     f"{name}: md5 {found} found, {objects[name]} expected by {LOCK}: not what stage {output.stage} "

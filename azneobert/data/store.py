@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
-import json
 import os
 import shutil
 import tokenize
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from azneobert.errors import DataError
-from azneobert.files import read_json, sha256_file, sync, write_json
+from azneobert.files import read_json, sha256_file, sha256_of_json, sync, write_json
 
 FORMAT_VERSION = 1
 _CHUNK = 1 << 22
@@ -29,7 +28,7 @@ _PIECE_BYTES = 8 << 20
 HEADER_BYTES = 128  # of a .npy file of one dimension
 _SEAL = "content_sha256"
 _RESTORE_META = "`azneobert cache check`, then `dvc repro` makes it anew"
-_LARGEST_META = 64 << 20  # bytes
+LARGEST_META = 64 << 20  # bytes
 RESTORE = "`azneobert cache check`, then `dvc repro tokens` makes it anew"
 
 
@@ -249,7 +248,7 @@ def _pieces(file: Path) -> Iterator[bytes]:
 
 def write_meta(file: Path, content: dict[str, Any]) -> None:
     """Write a meta.json, with the sha256 of its own content in it."""
-    write_json(file, content | {_SEAL: _sha256_of(content)})
+    write_json(file, content | {_SEAL: sha256_of_json(content)})
 
 
 def read_meta(file: Path, version: int, remedy: str) -> dict[str, Any]:
@@ -260,10 +259,10 @@ def read_meta(file: Path, version: int, remedy: str) -> dict[str, Any]:
         DataError: it is damaged, or of another format version, where `remedy` says what to do.
     """
     try:
-        content = read_json(file, _LARGEST_META)
+        content = read_json(file, LARGEST_META)
         found = content["format_version"]
         stated = content.pop(_SEAL, None)
-        if found == version and stated is not None and stated != _sha256_of(content):
+        if found == version and stated is not None and stated != sha256_of_json(content):
             raise ValueError("its content does not have the sha256 that it states")
     except FileNotFoundError:
         raise
@@ -272,10 +271,6 @@ def read_meta(file: Path, version: int, remedy: str) -> dict[str, Any]:
     if found != version:
         raise DataError(f"{file}: format version {found}, this program reads {version}; {remedy}")
     return dict(content)
-
-
-def _sha256_of(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_store_meta(path: Path) -> StoreMeta:

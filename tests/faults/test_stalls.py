@@ -286,15 +286,6 @@ def test_sigterm_with_a_stopped_rank_ends_in_seconds(
 # MLflow
 
 
-@pytest.fixture
-def silent_server() -> Iterator[str]:
-    """An address where connections are taken and nothing is ever answered."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen(100)
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-
-
 def timed_rank(inputs: Inputs) -> tuple[bool, float]:
     began = time.monotonic()
     return rank_with_its_errors_in_a_file(inputs), time.monotonic() - began

@@ -5,11 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
-import socket
 import sqlite3
 import struct
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
@@ -159,15 +157,6 @@ def test_mlflow_that_is_down_is_one_warning_that_says_where_the_points_wait(
     for warning in warnings:
         assert "\n" not in warning.getMessage()
         assert str(tmp_path / "run") in warning.getMessage()
-
-
-@pytest.fixture
-def silent_server() -> Iterator[str]:
-    """An address where connections are taken and nothing is ever answered."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen(100)
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
 
 
 def hardly_patient(folder: Path, uri: str) -> tuple[float, float, float, list[str]]:
