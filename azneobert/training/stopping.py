@@ -42,6 +42,7 @@ class StopRequest:
         self._timeout = timeout
         self._asked = False
         self._timer: threading.Timer | None = None
+        self._armed = threading.Lock()  # a signal may come while the timer is being made: one is all there is to be
         self._group: dist.ProcessGroup | None = None
 
     def __enter__(self) -> StopRequest:
@@ -82,7 +83,7 @@ class StopRequest:
 
     def _arm(self) -> None:
         self._hurry()
-        if self._timer is None:
+        if self._armed.acquire(blocking=False):
             self._timer = threading.Timer(self._grace_seconds, os._exit, [EXIT_FORCED])
             self._timer.daemon = True
             self._timer.start()

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from toy import ENDLESS, Toy, equal_states, outcome, run_ranks, start_ranks, train_rank
@@ -100,3 +101,21 @@ def test_the_step_that_a_run_stops_at_need_not_be_one_of_its_checkpoints(make_to
     assert not other.train(stop_after=3)
     assert [path.name for path in one.checkpoints().steps()] == ["step-00000003", "step-00000005"]
     assert equal_states(one.result()[0], other.result()[0])
+
+
+def test_a_signal_while_the_timer_is_made_makes_no_second_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[threading.Timer] = []
+
+    class Interrupted(threading.Timer):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            made.append(self)
+            if len(made) == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(threading, "Timer", Interrupted)
+    (tmp_path / "stop").touch()
+    with StopRequest(tmp_path / "stop") as stop:
+        assert stop.agreed() == (True, False)
+        assert len(made) == 1
+    assert made[0].finished.is_set()
