@@ -11,7 +11,7 @@ ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 
-.PHONY: repro report lock test test-pipelines test-s3 test-faults lint audit format type docs-check ui setup constraints clean help
+.PHONY: repro report lock test test-pipelines test-s3 test-faults test-slurm test-slurm-long test-containers test-browser test-long lint audit format type docs-check doctor ui setup constraints constraints-gpu clean help
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -34,7 +34,7 @@ report: setup ## what the change since BASE does to the numbers: report/report.m
 	python .github/report.py "$(or $(BASE),origin/main)"
 
 test: setup ## run the tests
-	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/pipelines --ignore tests/faults
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long" --ignore tests/pipelines --ignore tests/faults --ignore tests/slurm --ignore tests/containers --ignore tests/browser
 
 test-pipelines: setup ## whole projects at toy size, by the commands that a user types
 	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not s3" tests/pipelines
@@ -44,6 +44,21 @@ test-s3: setup ## hand a project over through an S3-compatible server on this ma
 
 test-faults: setup ## real faults: killed and stopped processes, flipped bytes, full disks, hostile files
 	python -m pytest -n 2 --dist loadfile tests/faults
+
+test-slurm: setup ## phases as jobs of a real SLURM, which is started here for the tests
+	python -m pytest -m "not long" tests/slurm
+
+test-slurm-long: setup ## the same with every case
+	python -m pytest tests/slurm
+
+test-containers: setup ## the CPU image, which is built once, and jobs whose ranks run in it
+	python -m pytest tests/containers
+
+test-long: setup ## those of the library that take minutes: trainings that are compared, MLflow's server with a password
+	python -m pytest -n 2 --dist loadfile -m long --ignore tests/slurm tests
+
+test-browser: setup ## MLflow's pages in a headless Chromium, where one is installed
+	python -m pytest tests/browser
 
 lint: setup ## format check, lint, types
 	ruff format --check .
@@ -66,14 +81,25 @@ format: setup ## rewrite the code in the one format
 docs-check: setup ## every link and every command of the documentation
 	python -m pytest tests/pipelines/test_readme.py
 
-ui: setup ## compare runs in the browser
-	mlflow ui
+doctor: setup ## what this machine can do, and what is in the way
+	azneobert doctor
+
+ui: setup ## MLflow's page of the runs: prints its address
+	azneobert ui
 
 constraints: setup ## pin what pyproject.toml needs; what is pinned stays where it can (`UPGRADE=--upgrade` moves it)
 	sed 's/^torch==.*/torch==2.13.0+cpu/' constraints.txt > constraints.new  # or the CUDA build is taken, 2.9 GB
 	echo "torch==2.13.0" | uv pip compile --quiet --extra dev --extra wandb --extra s3 --extra ssh $(UPGRADE) \
 	  --no-annotate --no-header --output-file constraints.new pyproject.toml -
 	sed 's/+cpu$$//' constraints.new > constraints.txt
+	rm constraints.new
+
+# Of torch what was measured on GPUs (docs/containers.md), and setuptools as that takes it; the rest as constraints.txt has it.
+constraints-gpu: setup ## pin what the image for GPUs is made of, by constraints.txt but for torch and what is for GPUs alone
+	sed 's/^torch==.*/torch==2.11.0/; /^setuptools==/d' constraints.txt > constraints.new
+	UV_FIND_LINKS= uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_35 $(UPGRADE) \
+	  --extra gpu --extra wandb --extra s3 --extra ssh --no-annotate --no-header --constraints constraints.new \
+	  --output-file constraints-gpu.txt pyproject.toml
 	rm constraints.new
 
 clean: ## remove everything that a run makes, the DVC cache and the environment left alone

@@ -7,13 +7,19 @@ import sys
 from pathlib import Path
 
 PROCESSES = "AZNEOBERT_PROCESSES"  # how many ranks were asked for; each rank compares
-LAUNCHER = "AZNEOBERT_LAUNCHER"  # the process id of the launcher, without which a rank ends
+LAUNCHER = "AZNEOBERT_LAUNCHER"  # the process id of the launcher, without which a rank ends; or `slurm`
+RECIPE = "AZNEOBERT_RECIPE"  # the file of the recipe that a job was submitted with; without it, params.yaml
+GRACE = "AZNEOBERT_GRACE_SECONDS"  # from a request to stop to the forced exit of a rank
 CACHE = "AZNEOBERT_CACHE"  # set by a user: what `cache_of_user` says
+IMAGE = "AZNEOBERT_IMAGE"  # the digest of the container image that a rank runs in, as its launcher found it
 
 # EX_TEMPFAIL of sysexits.h, start again to go on: of a stage that was asked to stop, its state saved; of a stage, or of
 # a rank, that no longer came to a next step.
 EXIT_STOPPED = 75
 EXIT_FORCED = 124  # of a rank, as of timeout(1): asked to stop, and no checkpoint within the grace time
+
+GRACE_SECONDS = 120.0
+SLURM = "slurm"
 
 _PR_SET_PDEATHSIG = 1
 SPINS = 10_000  # rounds that a thread waits at a barrier before it sleeps, where every thread has a core
@@ -22,6 +28,24 @@ SPINS = 10_000  # rounds that a thread waits at a barrier before it sleeps, wher
 def cache_of_user() -> Path:
     """Where compiled kernels are kept, and which data this machine has verified; default: ~/.cache/azneobert."""
     return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "azneobert")
+
+
+def container_image() -> str | None:
+    """The digest of the image that this process runs in, `sha256:...`; None outside of a container.
+
+    Of an image that somebody started by hand it is unknown.
+    """
+    if not any(os.environ.get(name) for name in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER")):
+        return None
+    return os.environ.get(IMAGE) or "unknown"
+
+
+def grace_seconds() -> float:
+    """How long a rank that was asked to stop has for its checkpoint, as its launcher says."""
+    try:
+        return max(1.0, float(os.environ[GRACE]))
+    except (KeyError, ValueError):
+        return GRACE_SECONDS
 
 
 def experiment() -> str | None:

@@ -13,6 +13,8 @@ from azneobert.tracking.points import POINTS
 from azneobert.tracking.record import RECORD
 
 CHECKPOINT = "checkpoint"
+# What an evaluation's report says beside its figures: the sha256 of the weights, and of the rows that it looked at.
+WEIGHTS_FIGURE, HELD_OUT_FIGURE = "weights_sha256", "held_out_sha256"
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,48 @@ class RunFolder:
         return self.path.with_name(f".{self.path.name}.lock")
 
 
+@dataclass(frozen=True)
+class JobFolder:
+    """What the jobs of a cluster that train a phase share. It is no part of the run: another run may take its place."""
+
+    path: Path
+
+    @property
+    def record(self) -> Path:
+        """Which job it is, and what it trains."""
+        return self.path / "job.json"
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe as it was when the job was submitted."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def script(self) -> Path:
+        """What was handed to the cluster."""
+        return self.path / "job.sh"
+
+    @property
+    def log(self) -> Path:
+        """What the job prints, over all its starts."""
+        return self.path / "log.txt"
+
+    @property
+    def starts(self) -> Path:
+        """A line for each start: the job, how often it was requeued, the newest checkpoint then, the nodes."""
+        return self.path / "starts"
+
+    @property
+    def shown(self) -> Path:
+        """How many bytes of the log a person has seen through `dvc repro`."""
+        return self.path / "shown"
+
+    @property
+    def lock_file(self) -> Path:
+        """Held by who looks for a job and submits one if there is none."""
+        return self.path / "submit.lock"
+
+
 class Layout:
     """The places of one recipe's outputs, as dvc.yaml names them."""
 
@@ -77,23 +121,35 @@ class Layout:
         """One phase while it is trained, and after it: what a killed run goes on from."""
         return RunFolder(self.root / "running" / phase)
 
+    def job(self, phase: str) -> JobFolder:
+        """What a cluster's jobs for one phase leave."""
+        return JobFolder(self.root / "jobs" / phase)
+
     def tracking_folders(self) -> list[Path]:
         """Where runs have recorded points, those that were set aside included: MLflow is to have every one."""
         found = self.root.glob("running/*/tracking*")
         return sorted(folder for folder in found if (folder / POINTS).is_file() or (folder / RECORD).is_file())
+
+    def start(self, phase: str) -> Path:
+        """The `checkpoint/` of the registered version that a phase starts from, brought here once."""
+        return self.root / "start" / phase
 
     def finished(self, phase: str) -> Path:
         """What a finished phase leaves for the stages after it: `checkpoint/`, `points.jsonl` and `run.json`."""
         return self.root / phase
 
     def finetuned(self, task: str) -> Path:
-        """The record of fine-tuning on a task: `points.jsonl` and `run.json`."""
+        """What fine-tuning on a task leaves: `model/`, pictures, and the run's `points.jsonl` and `run.json`."""
         return self.root / "finetune" / task
 
     def published(self) -> list[Path]:
         """The folders in which finished phases and fine-tunings have left the record of their runs."""
         records = (found for place in ("*", "finetune/*") for found in self.root.glob(f"{place}/{RECORD}"))
         return sorted(record.parent for record in records)
+
+    def golden(self, phase: str) -> Path:
+        """The golden ids and logits of the version that a phase has become."""
+        return self.root / "golden" / f"{phase}.json"
 
     def metrics(self, stage: str) -> Path:
         """The few numbers of a stage that people compare: DVC's metrics."""

@@ -32,6 +32,7 @@ _IN_A_FOLDER = ".azneobert.lock"
 _LARGEST_LEASE = 4096  # bytes
 _REFUSED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF, errno.EINVAL}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}  # what file systems without hard links answer
 _held: weakref.WeakSet[FileLock] = weakref.WeakSet()
 _told: set[Path] = set()
 
@@ -175,18 +176,43 @@ class _Lease:
         self._thread = None
 
     def _make(self) -> bool:
+        """Whether there was none: it appears with what it says, and who is killed in between leaves nothing.
+
+        Where the file system has no files without a name, a file of the lease's name and nonce may stay.
+        """
+        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        except FileExistsError:
-            return False
+            return self._appears(folder, None)
+        except OSError:
+            return self._appears(folder, f"{self.path.name}.{self._nonce}")
+        finally:
+            os.close(folder)
+
+    def _appears(self, folder: int, name: str | None) -> bool:
+        flags = os.O_WRONLY | (os.O_CREAT | os.O_TRUNC if name else getattr(os, "O_TMPFILE", 0))  # 0: refused
+        descriptor = os.open(name or ".", flags, 0o644, dir_fd=folder)
         try:
             place = {"path": str(self.path.absolute()), "inode": os.fstat(descriptor).st_ino}
             os.write(descriptor, json.dumps(_this_process() | place | {"nonce": self._nonce}).encode())
-        except OSError:
-            self.path.unlink(missing_ok=True)
-            raise
+            if name is None:  # by what leads to it
+                os.link(f"/proc/self/fd/{descriptor}", self.path.name, dst_dir_fd=folder)
+            else:
+                os.link(name, self.path.name, src_dir_fd=folder, dst_dir_fd=folder)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if name is None or error.errno not in _NO_LINKS:
+                raise
+            try:
+                os.close(os.open(self.path.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=folder))
+            except FileExistsError:
+                return False
+            os.rename(name, self.path.name, src_dir_fd=folder, dst_dir_fd=folder)
         finally:
             os.close(descriptor)
+            if name is not None:
+                with suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=folder)
         return True
 
     def _take_away(self, owner: dict[str, Any]) -> bool:

@@ -91,6 +91,9 @@ def _migrated(block: Any, name: str) -> Any:
     tuning = block.get("finetuning")
     if tuning and (task := tuning.pop("task", None)):
         tuning.insert(1, "files", {name_of(Path(task).name): {"path": task}})
+    if tuning:
+        tuning.setdefault("hub", {})
+        tuning.setdefault("patience", tuning.get("epochs", 1))  # before, the last epoch was taken
     return block
 
 

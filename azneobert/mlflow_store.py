@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from azneobert.errors import RegistryError
 from azneobert.files import write_whole
 from azneobert.locks import FileLock
+from azneobert.mlflow_answers import bound_answers
 from azneobert.mlflow_place import (
     ARTIFACTS,
     check_place,
@@ -122,6 +123,7 @@ def mlflow_client(tracking: Tracking) -> MlflowClient:
     os.environ.setdefault(_TIMEOUT, _SECONDS_TO_ANSWER)
     from mlflow import MlflowClient
 
+    bound_answers()
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # a line at each try, all through an outage
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.artifact.artifact_repo").setLevel(logging.WARNING)
@@ -129,6 +131,21 @@ def mlflow_client(tracking: Tracking) -> MlflowClient:
     _prepare_database(tracking)
     # Not mlflow.set_tracking_uri: it writes to the environment, which would then decide for every other recipe.
     return MlflowClient(store_uri(tracking))
+
+
+@contextmanager
+def as_default_store(tracking: Tracking) -> Iterator[None]:
+    """The recipe's store as the one that MLflow takes from the environment, for what asks no client."""
+    name = "MLFLOW_TRACKING_URI"
+    former = os.environ.get(name)
+    os.environ[name] = store_uri(tracking)
+    try:
+        yield
+    finally:
+        if former is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = former
 
 
 @contextmanager
@@ -243,6 +260,11 @@ def mlflow_errors(uri: str) -> Iterator[None]:
         if "timed out" in str(error):  # of a server; a database that is locked says so
             seconds = os.environ.get(_TIMEOUT, _SECONDS_TO_ANSWER)
             raise RegistryError(f"MLflow at {uri}: no answer in {seconds} s") from error
+        if "error code 401" in str(error) or "error code 403" in str(error):
+            raise RegistryError(
+                f"MLflow at {uri}: the login is refused; check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
+                "or MLFLOW_TRACKING_TOKEN"
+            ) from error
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         if found := next((words for words in _DISK_REFUSES if words in str(error)), None):
             place = uri.removeprefix("sqlite:///") if uri.startswith("sqlite:") else uri

@@ -42,8 +42,13 @@ class Pace:
         seconds, work = (sum(column) for column in zip(*spans, strict=True))
         if work <= 0:
             return "?"
-        remaining = int(seconds / work * max(0, total - done))
-        return f"{remaining // 3600}:{remaining // 60 % 60:02d}:{remaining % 60:02d}"
+        return clock(seconds / work * max(0, total - done))
+
+
+def clock(seconds: float) -> str:
+    """A stretch of time as ``h:mm:ss``."""
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
 def time_stamp() -> str:

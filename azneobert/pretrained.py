@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,51 @@ def load_config(folder: Path, **changes: Any) -> Any:
     return _loaded(folder, AutoConfig, **changes)
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a folder.
+def load_tokenizer(folder: Path, *, split_words: bool = False) -> Any:
+    """The tokenizer in a folder. With `split_words`, one for words that come one by one, as they do in NER data.
+
+    To a byte-level tokenizer `Bakı` at the start of a text and ` Bakı` after a space are different tokens, and it takes
+    each word of a list for the start of a text: the model would meet tokens that it has hardly seen in pretraining. The
+    one for split words puts the space before every word, also before the first.
 
     Raises:
         AzNeoBertError: transformers cannot read it.
     """
     from transformers import AutoTokenizer
 
-    return _loaded(folder, AutoTokenizer)
+    if not split_words:
+        return _loaded(folder, AutoTokenizer)
+    tokenizer = _loaded(folder, AutoTokenizer, add_prefix_space=True)  # as RoBERTa's class and others like it keep it
+    _put_space_before_words(tokenizer.backend_tokenizer)
+    return tokenizer
+
+
+def _put_space_before_words(tokenizer: Any) -> None:
+    """Have a byte-level `tokenizers.Tokenizer` do it; others write a word as it is wherever it stands."""
+    from tokenizers import normalizers
+
+    if not any(step["type"] == "ByteLevel" for step in _steps(tokenizer.pre_tokenizer)):
+        return
+    if _steps(tokenizer.normalizer)[-1:] == [{"type": "Prepend", "prepend": " "}]:  # that of a fine-tuned model
+        return
+    # Not the pre-tokenizer's own setting: behind a step that cuts words, it would put a space before each part of one.
+    before = [tokenizer.normalizer] if tokenizer.normalizer else []
+    tokenizer.normalizer = normalizers.Sequence([*before, normalizers.Prepend(" ")])
+    if (processor := tokenizer.post_processor) is not None:  # it says where in the text a piece stands
+        state = json.loads(processor.__getstate__())
+        for step in state.get("processors", [state]):
+            if "add_prefix_space" in step:
+                step["add_prefix_space"] = True
+        processor.__setstate__(json.dumps(state).encode())
+        tokenizer.post_processor = processor
+
+
+def _steps(part: Any) -> list[dict[str, Any]]:
+    """The steps of a normalizer or a pre-tokenizer, which may be one step or none."""
+    if part is None:
+        return []
+    state = json.loads(part.__getstate__())
+    return list(state.get("normalizers", state.get("pretokenizers", [state])))
 
 
 def load_model(folder: Path, auto_class: Any, **options: Any) -> Any:

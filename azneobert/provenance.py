@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import azneobert
+from azneobert.environment import container_image
 
 _PACKAGE = Path(azneobert.__file__).parent
 UNKNOWN = "unknown"
@@ -22,6 +23,7 @@ NOT_DECIDING = {
     "azneobert/printable.py": "how text from elsewhere is printed",
     "azneobert/recipe.py": "each setting that a stage reads is one of its parameters",
     "azneobert/settings.py": "checks what a recipe says",
+    "azneobert/task_settings.py": "each setting of a task is a parameter of its stage",
     "azneobert/yaml_files.py": "reads the recipe, and writes what a person reads",
     "azneobert/provenance.py": "says what a number is made of",
     "azneobert/mlflow_place.py": "where runs are recorded",
@@ -31,6 +33,8 @@ NOT_DECIDING = {
     "azneobert/layout.py": "where outputs lie, not what they are",
     "azneobert/environment.py": "the names of variables",
     "azneobert/locks.py": "who works in a folder",
+    "azneobert/registry/start.py": "brings the checkpoint that a phase starts from, which its identity names",
+    "azneobert/scratch.py": "where a push and a pull work meanwhile",
     "azneobert/checkpoint/finite.py": "what is no checkpoint",
     "azneobert/pace.py": "when a person may expect the end",
     "azneobert/launching": "how ranks are started, and found again",
@@ -43,6 +47,7 @@ NOT_DECIDING = {
     "pipelines/interruption.py": "what Ctrl-C prints",
     "pipelines/stage.py": "reads the recipe, prints errors",
     "pipelines/failure.py": "keeps why a stage failed",
+    "pipelines/job.py": "hands a phase to SLURM",
     "pipelines/recover.py": "finds what a stage has made already",
 }
 # These start another program, which no import shows.
@@ -121,13 +126,14 @@ def _versions_of(packages: tuple[str, ...]) -> dict[str, str]:
 
 
 def run_provenance() -> dict[str, Any]:
-    """What trains a run: commit, whether it is changed, code, versions."""
+    """What trains a run: commit, whether it is changed, code, versions, container image."""
     commit, dirty = git_state()
     return {
         "git_commit": commit,
         "git_dirty": dirty,
         "code_sha256": code_sha256("azneobert/training/run.py"),
         "versions": versions(),
+        "image": container_image(),
     }
 
 

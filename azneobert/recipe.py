@@ -24,7 +24,8 @@ from azneobert.errors import RecipeError
 from azneobert.files import sha256_of_json
 from azneobert.language import Language, LanguageName, ScriptName, name_or_block
 from azneobert.printable import without_secrets
-from azneobert.settings import Below1, Block, Length, Name, Positive, Seed, Text, as_tuple, first_error, shown
+from azneobert.settings import Below1, Block, Length, Name, Positive, Text, as_tuple, first_error, refuse_key, shown
+from azneobert.task_settings import Finetuning
 from azneobert.yaml_files import read_yaml
 
 PARAMS = Path("params.yaml")
@@ -51,9 +52,7 @@ class FileSource(_Fields):
     @model_validator(mode="before")
     @classmethod
     def _is_of_files(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "dataset" in data:
-            raise ValueError("`dataset` belongs under data.hub; expected `path` here")
-        return data
+        return refuse_key(data, "dataset", "data.hub", "path")
 
     @property
     def name(self) -> str:
@@ -74,9 +73,7 @@ class HubSource(_Fields):
     @model_validator(mode="before")
     @classmethod
     def _is_of_the_hub(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "path" in data:
-            raise ValueError("`path` belongs under data.files; expected `dataset` here")
-        return data
+        return refuse_key(data, "path", "data.files", "dataset")
 
     @property
     def name(self) -> str:
@@ -253,6 +250,7 @@ class MixturePart(Block):
 class Phase(Block):
     """One phase of pretraining: linear warm-up to the peak, then a cosine to zero at the last step.
 
+    `start_from` is the phase before, or a registered version by its URI, whose tokenizer the recipe then imports.
     `mixture` draws rows by the length of their documents; without it, or with an empty one, every document is gone
     through once an epoch.
     """
@@ -263,7 +261,7 @@ class Phase(Block):
     warmup_steps: Annotated[int, Field(ge=0, le=1_000_000_000)]
     # Finite is all that is asked of it: whether a rate is too high is for the guards of the training to find out.
     peak_learning_rate: Annotated[float, Field(gt=0)]
-    start_from: Literal["phase1"] | None = None
+    start_from: Annotated[str, Field(pattern=r"^(phase1|models:/[^/@\s]+(@[^/@\s]+|/[0-9]+))$")] | None = None
     carry: Carry | None = None
     mixture: Annotated[tuple[MixturePart, ...] | None, BeforeValidator(lambda value: as_tuple(value) or None)] = None
 
@@ -279,6 +277,11 @@ class Phase(Block):
         if len({part.min_tokens for part in self.mixture or ()}) < len(shares):
             raise ValueError("mixture: two parts have the same min_tokens; use one with the sum of their shares")
         return self
+
+    @property
+    def version(self) -> str | None:
+        """The URI of the registered version that the phase starts from."""
+        return self.start_from if self.start_from != "phase1" else None
 
     @property
     def pools(self) -> tuple[tuple[int, float], ...]:
@@ -352,29 +355,17 @@ class Tracking(Block):
     wandb_project: Text = "azneobert"
 
 
+MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of a registered model
+
+
 class Registry(Block):
-    """The registered model, and whether its versions hold the optimizer's moments."""
+    """The registered model, whether its versions hold the optimizer's moments, and under which licence they stand."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=MODEL_NAME)]
     with_moments: bool
-
-
-class TaskFiles(Block):
-    """A labelled task: a folder with train.jsonl, validation.jsonl and test.jsonl."""
-
-    path: Text
-
-
-class Finetuning(Block):
-    """The labelled tasks that show what the pretrained encoder is worth; there may be none."""
-
-    model: Text
-    files: dict[Name, TaskFiles]
-    epochs: int = Field(gt=0, le=100_000)
-    batch_size: int = Field(gt=0, le=1 << 20)
-    learning_rate: Annotated[float, Field(gt=0)]
-    max_length: Length
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000), BeforeValidator(as_tuple)]
+    license: Text | None = (
+        None  # as the hub names it: an identifier of SPDX such as apache-2.0, or a word such as other
+    )
 
 
 class Recipe(Block):
@@ -425,8 +416,17 @@ class Recipe(Block):
                 f"finetuning.max_length {self.finetuning.max_length} exceeds model.max_position_embeddings {limit}; "
                 f"use {limit} or less"
             )
-        if self.phase1.start_from is not None:
-            raise ValueError("phase1.start_from: the first phase starts from random weights; remove the key")
+        if self.phase1.start_from == "phase1":
+            raise ValueError(
+                "phase1.start_from: the first phase starts from random weights, or from a registered version; remove "
+                "the key, or use models:/NAME@ALIAS"
+            )
+        started = [name for name in PHASES if self.phase(name).version is not None]
+        if started and self.tokenizer.trained:
+            raise ValueError(
+                f"{started[0]}.start_from: a version has its own tokenizer, this recipe trains another; use "
+                "tokenizer.imported, with the tokenizer.json that `azneobert registry pull --checkpoint` brings"
+            )
         return self
 
     def phase(self, name: PhaseName) -> Phase:

@@ -52,6 +52,17 @@ def as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def refuse_key(data: Any, key: str, belongs: str, expected: str) -> Any:
+    """The content of a block, unless it has a key of its twin: sources and tasks are of files, or of the hub.
+
+    Raises:
+        ValueError: it has; the message says where the key belongs, and what is expected instead.
+    """
+    if isinstance(data, dict) and key in data:
+        raise ValueError(f"`{key}` belongs under {belongs}; expected `{expected}` here")
+    return data
+
+
 class Block(BaseModel):
     """A part of a recipe: it cannot be changed, knows no other keys, takes no value for another, and no infinity."""
 

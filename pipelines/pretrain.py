@@ -1,11 +1,12 @@
-"""One rank of a phase of pretraining; pipelines/launch.py starts as many of them as the recipe asks for."""
+"""One rank of a phase of pretraining; pipelines/launch.py starts as many of them as there are to be."""
 
 from stage import ACCEPT_CHANGED, lineage, run_stage
 
 import os
 from argparse import Namespace
 
-from azneobert.launching.local import end_with_launcher
+from azneobert.environment import LAUNCHER, SLURM
+from azneobert.launching.place import ask_former_start_to_stop, join_launcher
 from azneobert.layout import Layout
 from azneobert.provenance import run_provenance
 from azneobert.recipe import PHASES, Recipe
@@ -16,12 +17,16 @@ from azneobert.training.run import pretrain
 
 def rank(recipe: Recipe, layout: Layout, options: Namespace) -> None:
     """Train as the rank that the launcher's environment names."""
-    end_with_launcher()
+    run = layout.running(options.phase)
+    join_launcher(run)
     more = {"lineage": lineage(recipe, layout), "provenance": run_provenance()}
     inputs = Inputs.of(recipe, layout, options.phase, **more)
     accepted = tuple(options.accept_changed)
-    if os.environ.get("RANK", "0") == "0" and prepare_folder(inputs, accepted):
-        print(f"{options.phase}: complete already; nothing that decides its numbers has changed", flush=True)
+    if os.environ.get("RANK", "0") == "0":
+        if os.environ.get(LAUNCHER) == SLURM:
+            ask_former_start_to_stop(run)
+        if prepare_folder(inputs, accepted):
+            print(f"{options.phase}: complete already; nothing that decides its numbers has changed", flush=True)
     pretrain(inputs, accepted)
 
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 import interruption  # noqa: F401 - from here on Ctrl-C is one line
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from azneobert.dvc_files import locked_outputs
-from azneobert.environment import quiet_barriers
+from azneobert.environment import RECIPE, quiet_barriers
 from azneobert.errors import AzNeoBertError, DataError, RecipeError
 from azneobert.layout import Layout
 from azneobert.printable import log_in_lines, os_error_line
-from azneobert.recipe import Recipe, load_recipe, recipe_fingerprint
+from azneobert.recipe import PARAMS, Recipe, load_recipe, recipe_fingerprint
 from failure import kept_if_it_fails
 
 ACCEPT_CHANGED = {"accept-changed": "go on although this part of the run's identity has changed, such as training"}
@@ -47,7 +48,7 @@ def run_stage(
     chosen = parser.parse_args()
     log_in_lines()
     try:
-        recipe = load_recipe()
+        recipe = load_recipe(os.environ.get(RECIPE, PARAMS))
         for argument, choices in arguments.items():
             if callable(choices):
                 _check_choice(argument, getattr(chosen, argument), list(choices(recipe)), recipe.name)

@@ -33,7 +33,7 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     sys.dont_write_bytecode = False
     sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(Path(tempfile.gettempdir()) / "azneobert-pycache")
 
-from toy import Overrides, Toy, toy_recipe, write_corpus  # noqa: E402 - imports torch, under the settings above
+from toy import Overrides, Toy, lively, toy_recipe, write_corpus  # noqa: E402 - imports torch, under the settings above
 
 
 @pytest.fixture
@@ -82,6 +82,18 @@ def toy_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tokenizer, token stores and row plans of toy size."""
     folder = tmp_path_factory.mktemp("corpus")
     write_corpus(folder, toy_recipe())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def encoder(toy_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder as the registry hands one out: two layers of random weights, a tokenizer of 300 tokens."""
+    from azneobert.model.export import export_transformers
+
+    folder = tmp_path_factory.mktemp("encoder") / "export"
+    model = lively(toy_recipe().model)
+    weights = {name: p.detach() for name, p in model.named_parameters(remove_duplicate=False)}
+    export_transformers(weights, model.config, toy_corpus / "tokenizer.json", folder)
     return folder
 
 

@@ -250,7 +250,7 @@ def test_pull_brings_a_version_and_says_so_without_noise(project: Project, tmp_p
     code, out, errors = project.run("registry", "pull", "models:/toybert@phase2", tmp_path / "pulled")
     assert (code, errors) == (0, "")
     assert "every file verified" in out
-    assert (tmp_path / "pulled" / "checkpoint" / "manifest.json").is_file()
+    assert (tmp_path / "pulled" / "model.safetensors").is_file()
 
 
 def test_pull_refuses_an_unknown_alias_in_one_line(project: Project, tmp_path: Path) -> None:
@@ -293,5 +293,5 @@ def test_the_installed_command_fills_a_mask_without_noise(project: Project) -> N
 
 def test_help_shows_what_there_is(project: Project) -> None:
     _, shown, _ = project.run("--help")
-    for command in ("recipe", "checkpoint", "data", "registry", "runs", "fill-mask"):
+    for command in ("recipe", "checkpoint", "data", "registry", "runs", "doctor", "fill-mask"):
         assert command in shown

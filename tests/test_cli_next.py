@@ -9,7 +9,7 @@ from toy import toy_recipe
 from typer.testing import CliRunner
 
 from azneobert.cli import app
-from azneobert.cli.next import explain, standard_error
+from azneobert.cli.next import explain
 from azneobert.layout import Layout
 from azneobert.recipe import PARAMS
 from azneobert.registry.registered import Registered, write_registered
@@ -18,13 +18,15 @@ from azneobert.yaml_files import write_yaml
 PHASE = {"eval/loss": 5.9438, "eval/accuracy": 0.0913}
 
 
-def task(pretrained, random, *, deviation=0.02, seeds=3, test=400):
+def task(pretrained, random, *, low=0.0, high=0.0, seeds=3):
     return {
-        "pretrained": {"accuracy": pretrained, "accuracy_deviation": deviation},
-        "random": {"accuracy": random, "accuracy_deviation": deviation},
-        "examples": {"train": 900, "validation": 120, "test": test},
-        "seeds": seeds,
-        "chance": 0.3333,
+        "score": "macro_f1",
+        "pretrained": {"macro_f1": {"mean": pretrained}},
+        "random": {"macro_f1": {"mean": random}},
+        "gain": {"difference": pretrained - random, "low": low, "high": high, "noise": low <= 0 <= high},
+        "examples": {"train": 900, "validation": 120, "test": 400},
+        "seeds": list(range(seeds)),
+        "chance": {"macro_f1": 0.1667},
     }
 
 
@@ -37,33 +39,33 @@ def test_the_loss_is_held_against_guessing():
 
 
 @pytest.mark.parametrize(
-    ("pretrained", "random", "verdict"),
+    ("pretrained", "random", "low", "high", "verdict"),
     [
-        (0.60, 0.44, "+16.0 points, two standard errors (3 seeds) are 7.7; it is beyond that: pretraining helps here."),
-        (0.44, 0.60, "-16.0 points, two standard errors (3 seeds) are 7.7; it is beyond that: pretraining does harm"),
-        (0.50, 0.44, "+6.0 points, two standard errors (3 seeds) are 7.8; it is within that: this task does not tell"),
-        (0.44, 0.50, "-6.0 points, two standard errors (3 seeds) are 7.8; it is within that: this task does not tell"),
-        (0.50, 0.50, "+0.0 points, two standard errors (3 seeds) are 7.8; it is within that: this task does not tell"),
+        (
+            0.60,
+            0.44,
+            0.09,
+            0.21,
+            "+0.160, its 95% interval over 3 seeds and the test's examples +0.090 to +0.210, all of",
+        ),
+        (0.60, 0.44, 0.09, 0.21, "all of it above 0: pretraining helps here."),
+        (0.44, 0.60, -0.21, -0.09, "all of it below 0: pretraining does harm here."),
+        (0.50, 0.44, -0.01, 0.12, "which holds 0: this task does not tell whether pretraining helps."),
+        (0.50, 0.50, 0.0, 0.0, "which holds 0: this task does not tell whether pretraining helps."),
     ],
 )
-def test_a_difference_is_held_against_its_noise(pretrained, random, verdict):
-    line = explain(2048, PHASE, {"genre": task(pretrained, random)})[1]
+def test_a_difference_is_held_against_its_noise(pretrained, random, low, high, verdict):
+    line = explain(2048, PHASE, {"genre": task(pretrained, random, low=low, high=high)})[1]
     assert line.startswith("genre, 900 examples to learn from, 400 to test: ")
-    assert f"{pretrained:.1%} right from pretrained weights, {random:.1%} from random ones, 33.3% by chance" in line
+    assert f"macro_f1 {pretrained:.3f} from pretrained weights, {random:.3f} from random ones, 0.167 by chance" in line
     assert verdict in line
 
 
-def test_seeds_and_examples_both_count_as_noise():
-    assert standard_error(task(0.5, 0.5, deviation=0.0, seeds=1, test=100)) == pytest.approx((0.5 / 100) ** 0.5)
-    assert standard_error(task(1.0, 0.0, deviation=0.03, seeds=3)) == pytest.approx((2 * 0.03**2 / 3) ** 0.5)
-    assert "(1 seed)" in explain(2048, PHASE, {"genre": task(0.5, 0.5, seeds=1)})[1]
-
-
-def test_every_task_has_its_line_and_weights_that_never_err_are_no_division_by_zero():
-    lines = explain(2048, PHASE, {"a": task(1.0, 1.0, deviation=0.0), "b": task(1.0, 0.0, deviation=0.0)})
+def test_every_task_has_its_line():
+    lines = explain(2048, PHASE, {"a": task(1.0, 1.0), "b": task(1.0, 0.0, low=0.9, high=1.0, seeds=1)})
     assert len(lines) == 3
-    assert "within that" in lines[1]
-    assert "beyond that: pretraining helps" in lines[2]
+    assert "which holds 0" in lines[1]
+    assert "over 1 seed and" in lines[2]
 
 
 @pytest.fixture
@@ -93,7 +95,7 @@ def shown(*options):
 @pytest.mark.parametrize("tuned", [False, True], ids=["without a task", "with a task"])
 def test_the_last_line_is_the_one_thing_to_try(finished, tuned):
     if tuned:
-        write(finished.report("finetune/punctuation"), task(0.6, 0.44))
+        write(finished.report("finetune/punctuation"), task(0.6, 0.44, low=0.1, high=0.2))
     output = shown()
     assert ("pretraining helps here" in output) == tuned
     assert "registered: models:/toybert@phase2\n" in output

@@ -1,4 +1,4 @@
-"""`azneobert runs deliver`: one line a run, one line and exit code 1 where MLflow does not answer."""
+"""`azneobert runs`: what it delivers and compares, a line a run, one line and exit code 1 where MLflow is away."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from refusals import refused
 from toy import toy_recipe
 from typer.testing import CliRunner
 
 from azneobert import cli
+from azneobert.errors import RegistryError
 from azneobert.recipe import Recipe
 from azneobert.tracking.record import RunInfo, read_record, read_run_id, update_record
 from azneobert.tracking.tracker import Tracker
@@ -93,3 +95,39 @@ def test_a_run_that_mlflow_refuses_does_not_keep_back_the_others(
     [error, delivered] = sorted(lines)  # one stream each
     assert error.startswith(f"error: {refused}: MLflow at ")
     assert delivered == f"{fine}: delivered 2 points"
+
+
+def compare(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(cli.app, ["runs", "compare", *arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+def test_two_runs_are_compared_by_settings_figures_addresses_and_a_picture(recipe: Recipe) -> None:
+    for name, rate in (("first", 0.001), ("second", 0.0005)):
+        tracker = Tracker(Path(name), recipe.tracking, RunInfo(name, {"phase": {"rate": rate}, "seed": 7}))
+        for step in range(1, 4):
+            tracker.log(step, {"train/loss": 5.0 / step, "train/tokens": step * 4096.0})
+        tracker.finish("FINISHED")
+    code, said = compare("first", "second", "--output", "both.png")
+    assert code == 0
+    [setting] = [line for line in said.splitlines() if "phase.rate" in line]
+    assert "0.001" in setting
+    assert "0.0005" in setting
+    assert "seed" not in said
+    [tokens] = [line for line in said.splitlines() if "train/optimizer/tokens" in line]
+    assert tokens.count("12,288") == 2
+    for against, metric in (("steps", "loss"), ("tokens", "loss_by_tokens")):
+        [page] = [line for line in said.splitlines() if line.startswith(f"both curves against {against}: ")]
+        assert f"/#/metric?runs=%5B%22{read_run_id(Path('first'))}%22%2C%22{read_run_id(Path('second'))}" in page
+        assert f"metric=%22train%2F{metric}%22" in page
+    assert "`azneobert ui`" in said
+    assert Path("both.png").read_bytes().startswith(b"\x89PNG")
+    code, said = compare("first", "first")
+    assert "no setting differs" in said
+
+
+def test_a_run_that_is_not_there_is_one_line(recipe: Recipe) -> None:
+    with refused(RegistryError, "has no runs"):
+        compare("first", "second")

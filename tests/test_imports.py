@@ -30,11 +30,17 @@ LIGHT = [
     "azneobert.checkpoint.rotation",
     "azneobert.cli",
     "azneobert.course",
+    "azneobert.doctor.checkup",
     "azneobert.dotted",
     "azneobert.errors",
     "azneobert.files",
+    "azneobert.launching.cluster",
+    "azneobert.launching.container",
     "azneobert.launching.local",
     "azneobert.launching.outcome",
+    "azneobert.launching.place",
+    "azneobert.launching.settings",
+    "azneobert.launching.slurm",
     "azneobert.layout",
     "azneobert.locks",
     "azneobert.mlflow_store",
@@ -54,24 +60,27 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": {"printable"},
     "environment": set(),
     "dotted": set(),
-    "provenance": set(),
+    "provenance": {"environment"},
     "pace": set(),
     "locks": set(),
+    "scratch": set(),
     "files": {"errors"},
     "yaml_files": {"files"},
     "dvc_files": {"files", "yaml_files", "errors"},
     "settings": set(),
     "language": {"settings"},
-    "recipe": {"errors", "files", "yaml_files", "settings", "language", "printable"},
+    "task_settings": {"settings"},
+    "recipe": {"errors", "files", "yaml_files", "settings", "language", "task_settings", "printable"},
     "recipe_files": {"recipe", "language", "settings", "errors", "files", "yaml_files"},
     "course": {"recipe"},
     "mlflow_place": {"recipe", "errors"},
-    "mlflow_store": {"mlflow_place", "recipe", "errors", "files", "locks"},
+    "mlflow_answers": set(),
+    "mlflow_store": {"mlflow_answers", "mlflow_place", "recipe", "errors", "files", "locks"},
     "data": {"language", "settings", "recipe", "errors", "files", "pace", "environment", "dvc_files", "printable"},
     "migration": {"recipe_files", "recipe", "files", "settings", "errors", "yaml_files", "data"},
     "pretrained": {"errors"},
     "filling": {"pretrained", "data", "errors"},
-    "finetuning": {"pretrained", "data", "recipe", "errors"},
+    "finetuning": {"pretrained", "data", "task_settings", "settings", "yaml_files", "files", "errors"},
     "kernels": {"errors"},
     "model": {"language", "kernels", "data", "recipe", "errors", "files"},
     "checkpoint": {"errors", "files", "dotted", "locks"},
@@ -83,11 +92,26 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("mlflow_place", "mlflow_store", "recipe", "errors", "environment", "files", "locks", "dotted", "pace"),
         "yaml_files",
     },
-    "launching": {"training", "checkpoint", "layout", "errors", "environment", "files", "printable"},
+    "launching": {
+        *("training", "checkpoint", "layout", "tracking", "recipe", "settings", "yaml_files", "locks", "pace"),
+        *("errors", "environment", "files", "printable", "dvc_files"),
+    },
     "registry": {
         *("training", "layout", "tracking", "language", "checkpoint", "model", "data"),
-        *("mlflow_place", "mlflow_store", "recipe", "errors", "files"),
+        *("mlflow_place", "mlflow_store", "recipe", "errors", "files", "locks", "pretrained", "scratch", "yaml_files"),
     },
+}
+MAY_IMPORT["encoders"] = {"registry", "pretrained", "recipe", "errors", "files"}
+MAY_IMPORT["tune"] = {
+    *("encoders", "finetuning", "registry", "tracking", "mlflow_place", "mlflow_store", "recipe", "task_settings"),
+    "errors",
+}
+MAY_IMPORT["evaluate_suite"] = {
+    *("encoders", "finetuning", "tracking", "mlflow_store", "recipe", "settings", "errors"),
+}
+MAY_IMPORT["doctor"] = {
+    *("engine", "model", "kernels", "checkpoint", "layout", "mlflow_place", "mlflow_store", "recipe", "dvc_files"),
+    *("provenance", "environment", "errors", "files", "locks", "printable", "launching"),
 }
 MAY_IMPORT["bench"] = set(MAY_IMPORT)
 MAY_IMPORT["pipelines"] = set(MAY_IMPORT) - {"bench"}

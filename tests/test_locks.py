@@ -146,6 +146,41 @@ def test_a_lease_that_says_nothing_counts_while_it_is_fresh(content: bytes, tmp_
     lock.release()
 
 
+def test_who_is_killed_while_making_a_lease_leaves_none(tmp_path: Path) -> None:
+    killed = "import os; os.write = lambda *_: os._exit(9)\n" + HOLDER.format(flock="")
+    subprocess.run([sys.executable, "-c", killed, str(tmp_path / "lock")], check=False)
+    assert [file.name for file in tmp_path.iterdir()] == ["lock"]
+    with locked(tmp_path / "lock", lambda: pytest.fail("it is waited for, a minute long")):
+        pass
+
+
+def test_without_files_that_have_no_name_one_alone_has_the_lease_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "O_TMPFILE", os.O_DIRECTORY | os.O_EXCL)  # refused, as by NFS
+    monkeypatch.setattr("fcntl.flock", refusing(errno.ENOSYS))
+    lock, other = FileLock(tmp_path / "lock"), FileLock(tmp_path / "lock")
+    assert lock.acquire()
+    assert not other.acquire()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["lock", "lock.lease"]
+    lock.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_hard_links_one_alone_has_the_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    monkeypatch.setattr("fcntl.flock", refusing(errno.ENOSYS))
+    lock, other = FileLock(tmp_path / "lock"), FileLock(tmp_path / "lock")
+    assert lock.acquire()
+    assert json.loads((tmp_path / "lock.lease").read_text())["pid"] == os.getpid()
+    assert not other.acquire()
+    lock.release()
+    assert sorted(file.name for file in tmp_path.iterdir()) == []
+
+
 def test_the_holder_s_lease_stays_fresh_and_comes_back_if_it_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -443,7 +443,7 @@ NUMBERS = [
     *((f"data.cleaning.{key}", float) for key in ("max_malformed", "validation_fraction")),
     ("data.cleaning.min_words", int),
     ("tokenizer.vocab_size", int),
-    *((f"finetuning.{key}", int) for key in ("epochs", "batch_size", "max_length")),
+    *((f"finetuning.{key}", int) for key in ("epochs", "patience", "batch_size", "max_length")),
     ("finetuning.learning_rate", float),
 ]
 

@@ -202,7 +202,8 @@ class Toy:
 
     def inputs(self, phase: PhaseName = "phase1", code: str = "toy") -> Inputs:
         """What `pretrain` takes; `code` passes for the hash of the code that trains."""
-        before = self.recipe.phase(phase).start_from
+        settings = self.recipe.phase(phase)
+        before = f"start/{phase}" if settings.version else settings.start_from
         return Inputs(
             recipe=self.recipe,
             phase=phase,

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from azneobert.bench.measure import in_child
+from azneobert.bench.measure import forget, in_child
 from azneobert.bench.models import bare_manifest, published_model, small_model, some_runtime, some_training
 from azneobert.bench.report import Row
 from azneobert.bench.synthetic import open_small_corpus, write_small_corpus
@@ -103,7 +103,8 @@ def _disk_rows(folder: Path, turns: int) -> Iterator[Row]:
         (folder / "written").mkdir()
         write_checkpoint(folder / "written", state, bare_manifest(1), None)
         times["write"].append(time.perf_counter() - start)
-        _forget(folder / "written")
+        for file in (folder / "written").iterdir():
+            forget(file)
         start = time.perf_counter()
         found, _ = read_checkpoint(folder / "written")
         for kind in KINDS:
@@ -150,21 +151,13 @@ def _raw_write(file: Path, state: TrainState) -> float:
 
 
 def _raw_read(file: Path) -> float:
-    _forget(file)
+    forget(file)
     buffer = bytearray(_CHUNK)
     start = time.perf_counter()
     with file.open("rb", buffering=0) as raw:
         while raw.readinto(buffer):
             pass
     return time.perf_counter() - start
-
-
-def _forget(path: Path) -> None:
-    """Have the next reading come from the disk."""
-    for file in [path] if path.is_file() else path.iterdir():
-        descriptor = os.open(file, os.O_RDONLY)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
 
 
 def _convert_rows(folder: Path, turns: int) -> Iterator[Row]:

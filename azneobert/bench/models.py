@@ -22,6 +22,19 @@ def published_model() -> Model:
     )
 
 
+def middling_model(vocab_size: int = 4096) -> Model:
+    """A NeoBERT of 6 layers of 256, with the published model's head size: trained past the plateau in seconds."""
+    return small_model().model_copy(
+        update={
+            "hidden_size": 256,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 4,
+            "intermediate_size": 1024,
+            "vocab_size": vocab_size,
+        }
+    )
+
+
 def small_model(tie_embeddings: bool = False) -> Model:
     """A NeoBERT of two layers, small enough for thirty steps in a second."""
     return Model(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -10,8 +11,9 @@ from azneobert.bench.models import some_runtime, some_training
 from azneobert.bench.seed_model import build_seed_model
 from azneobert.engine.interface import Engine
 from azneobert.engine.make import make_accelerator, make_engine
+from azneobert.model.attention import Attention
 from azneobert.model.backend import choose_backend
-from azneobert.recipe import EngineName, Model
+from azneobert.recipe import EngineName, Model, Runtime, Training
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Variant:
     deterministic: bool = False
     engine: EngineName = "plain"
     exact: bool = False  # in fp32, and not in bfloat16
+    wrong: bool = False  # each token gets its neighbour's attention: what a comparison has to see
 
 
 _SEED = Variant("seed", complex_rope=True, head_on_all=True, compile=False)
@@ -42,19 +45,39 @@ ABLATION = {
     "zero2": Variant("our kernels, ZeRO-2", attention="auto", blocks="auto", engine="zero2"),
 }
 
+REFERENCE = replace(ABLATION["head"], name="eager, bfloat16", compile=False)
+WRONG = replace(REFERENCE, name="attention of the token before", wrong=True)
 
-def build_engine(variant: Variant, config: Model, micro_batch: int, accumulation: int) -> Engine:
-    """A model with random weights in the engine of this process."""
-    accelerator = make_accelerator(variant.engine)
-    dtype = torch.float32 if variant.exact else torch.bfloat16
-    runtime = some_runtime(
+
+def runtime_of(variant: Variant) -> Runtime:
+    """The settings of a run that computes in this way."""
+    return some_runtime(
         variant.engine,
         variant.compile,
         attention=variant.attention,
         blocks=variant.blocks,
         deterministic=variant.deterministic,
     )
+
+
+def build_engine(
+    variant: Variant, config: Model, micro_batch: int, accumulation: int, training: Training | None = None
+) -> Engine:
+    """A model with random weights in the engine of this process; `training` is the published run's if not given."""
+    accelerator = make_accelerator(variant.engine)
+    dtype = torch.float32 if variant.exact else torch.bfloat16
+    runtime = runtime_of(variant)
     backend = choose_backend(runtime, config, accelerator.device, dtype)
+    if variant.wrong:
+        backend = replace(backend, attention=_off_by_one(backend.attention))
     model = build_seed_model(config, dtype, backend, variant.complex_rope, variant.head_on_all)
-    training = some_training(str(dtype).removeprefix("torch."))
+    name = str(dtype).removeprefix("torch.")
+    training = (training or some_training()).model_copy(update={"compute_dtype": name})
     return make_engine(model, training, runtime, accelerator, micro_batch, accumulation)
+
+
+def _off_by_one(attention: Attention) -> Attention:
+    def shifted(*inputs: Any) -> torch.Tensor:
+        return attention(*inputs).roll(1, 0)
+
+    return shifted

@@ -1,4 +1,4 @@
-"""From any of the three formats to any of them: universal, Accelerate's plain folders and DeepSpeed's ZeRO-2 ones."""
+"""From any of four formats to any of them: universal, Accelerate's plain, DeepSpeed's ZeRO-2, the official NeoBERT."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from typing import Any, Literal
 
 from azneobert.checkpoint.foreign import Foreign
 from azneobert.checkpoint.manifest import FORMAT_VERSION, MANIFEST, Manifest, read_manifest
+from azneobert.checkpoint.neobert import HEAD_BIAS, is_neobert, read_neobert, write_neobert
 from azneobert.checkpoint.plain import is_plain, read_plain, write_plain
 from azneobert.checkpoint.rotation import CheckpointFolder
 from azneobert.checkpoint.universal import TrainState, bytes_needed, open_checkpoint, read_checkpoint, write_checkpoint
 from azneobert.checkpoint.zero2 import EngineLayout, find_tag, read_zero2, write_zero2
 from azneobert.errors import CheckpointError
-from azneobert.files import read_bounded
+from azneobert.files import read_bounded, sha256_file
 
 _LARGEST_NAMES = 8 << 20  # bytes of a file with the names of parameters
 
-Format = Literal["universal", "plain", "zero2"]
+Format = Literal["universal", "plain", "zero2", "neobert"]
+_TOKENIZER = "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,15 @@ def open_any(source: Path, parameter_names: Path | None = None, *, verified: boo
         facts = imported_from if isinstance(imported_from, dict) else {}
         return Opened("universal", source, Foreign(state, manifest.step, facts), manifest)
     with _laid_out(source):
+        if is_neobert(source):
+            return Opened("neobert", source, read_neobert(source), None)
         if find_tag(source) is not None:
             return Opened("zero2", source, read_zero2(source), None)
         if is_plain(source):
             return Opened("plain", source, read_plain(source, names), None)
     raise CheckpointError(
         f"{source}: holds no checkpoint; a folder with {MANIFEST} (universal), model.safetensors (Accelerate's "
-        "save_state) or latest (DeepSpeed) would do"
+        "save_state; with a config.json, the official NeoBERT) or latest (DeepSpeed) would do"
     )
 
 
@@ -85,7 +89,9 @@ def _laid_out(source: Path) -> Iterator[None]:
         raise
     except (ArithmeticError, AttributeError, LookupError, RecursionError, RuntimeError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__} {error}"[:200]
-        raise CheckpointError(f"{source}: is not laid out as Accelerate or DeepSpeed do it ({reason})") from None
+        raise CheckpointError(
+            f"{source}: is not laid out as Accelerate, DeepSpeed or NeoBERT do it ({reason})"
+        ) from None
 
 
 def _read_verified(folder: Path, *, moments: bool) -> TrainState:
@@ -104,15 +110,18 @@ def convert(
     tied: dict[str, str] | None = None,
     parameter_names: Path | None = None,
     tokenizer: Path | None = None,
+    drop_head_bias: bool = False,
 ) -> None:
     """Write the checkpoint in `source` as another format into the new folder `target`, which appears at the end.
 
     `world_size` is that of the ZeRO-2 engine that will read it; `bf16` and `round_robin` whether its configuration has
     `bf16.enabled` and `round_robin_gradients`, by default as the source had. `prefix` is put before each name. `tied`
-    names aliases and their owners where the source does not, as a plain folder in safetensors does not.
+    names aliases and their owners where the source does not, as a plain folder in safetensors does not. The published
+    NeoBERT has a bias in its head, which no model here has: `drop_head_bias` leaves it out.
 
     Raises:
-        CheckpointError: the source is missing or damaged, the target is there already, or has no room.
+        CheckpointError: the source is missing or damaged, the target is there already, or has no room; or the source
+            cannot be what the target is.
     """
     if world_size < 1:
         raise CheckpointError(f"--world-size {world_size}: 1 or more would do")
@@ -121,12 +130,15 @@ def convert(
     opened = open_any(source, parameter_names)
     if tied:
         opened = _with_tied(opened, tied)
+    if HEAD_BIAS in opened.state.buffers:
+        opened = _without_head_bias(opened, drop_head_bias)
     _check_room(target, opened.state, to)
+    tokenizer = tokenizer or _own_tokenizer(opened)
     with _appearing(target) as partial, _laid_out(source):
         if to == "universal":
-            kept = opened.folder / "tokenizer.json"
-            tokenizer = tokenizer or (kept if opened.manifest and kept.name in opened.manifest.files else None)
-            write_checkpoint(partial, opened.state, _manifest(opened), tokenizer)
+            write_checkpoint(partial, opened.state, _manifest(opened, tokenizer), tokenizer)
+        elif to == "neobert":
+            write_neobert(partial, opened.state, _model(opened), tokenizer)
         elif to == "plain":
             write_plain(partial, opened.foreign, prefix=prefix)
         else:
@@ -136,11 +148,48 @@ def convert(
             write_zero2(partial, opened.foreign, engine, prefix=prefix)
 
 
-def _manifest(opened: Opened) -> Manifest:
-    """A universal one's own; of what came from elsewhere nothing is known but the step, and where it came from."""
+def _own_tokenizer(opened: Opened) -> Path | None:
+    """The tokenizer that belongs to a checkpoint. Beside a plain or a ZeRO-2 one a file of that name is any file."""
+    file = opened.folder / _TOKENIZER
+    if opened.manifest is not None:
+        return file if file.name in opened.manifest.files else None
+    return file if opened.format == "neobert" and file.exists() else None
+
+
+def _model(opened: Opened) -> dict[str, Any]:
+    """The block `model` of the recipe that a checkpoint is of: how many heads there are, no tensor tells."""
+    known = opened.manifest.identity if opened.manifest else opened.foreign.facts
+    model = known.get("model")
+    if not isinstance(model, dict) or not model:
+        raise CheckpointError(f"{opened.folder}: does not say how many heads its model has; use a run's own checkpoint")
+    return model
+
+
+def _without_head_bias(opened: Opened, drop: bool) -> Opened:
+    buffers = dict(opened.state.buffers)
+    largest = float(buffers.pop(HEAD_BIAS).abs().max())
+    if not drop:
+        raise CheckpointError(
+            f"{opened.folder}: its head has a bias (up to {largest:.3g}), which no model here has; "
+            "use --drop-head-bias to leave it out, as another model then"
+        )
+    foreign = opened.foreign
+    facts = {**foreign.facts, "dropped_head_bias": largest}
+    return replace(opened, foreign=replace(foreign, state=replace(foreign.state, buffers=buffers), facts=facts))
+
+
+def _manifest(opened: Opened, tokenizer: Path | None) -> Manifest:
+    """A universal one's own; of what came from elsewhere nothing is known but the step, and where it came from.
+
+    The official NeoBERT's says what model it is: a phase may start from its weights, though not from moments.
+    """
     if opened.manifest is not None:
         return replace(opened.manifest, format_version=FORMAT_VERSION)
     facts: dict[str, Any] = {**opened.foreign.facts, "folder": opened.folder.name}
+    known: dict[str, Any] = {}
+    if opened.format == "neobert":
+        facts["sha256"] = sha256_file(opened.folder / facts["file"])
+        known = {"model": facts.pop("model"), "tokenizer": sha256_file(tokenizer) if tokenizer else None}
     return Manifest(
         phase="imported",
         step=opened.foreign.step,
@@ -148,10 +197,11 @@ def _manifest(opened: Opened) -> Manifest:
         tokens=0,
         recipe_name="",
         recipe={},
-        identity={},
+        identity=known,
         lineage={"imported_from": facts},
-        schedule={},
+        schedule={"offset": 0} if known else {},
         stream={},
+        moments=not known,
     )
 
 

@@ -14,6 +14,10 @@ from azneobert.cli.bench import app as bench_app
 from azneobert.cli.cache import app as cache_app
 from azneobert.cli.checkpoint import app as checkpoint_app
 from azneobert.cli.console import console
+from azneobert.cli.doctor import check_up
+from azneobert.cli.evaluate import evaluate
+from azneobert.cli.finetune import finetune, predict
+from azneobert.cli.jobs import jobs
 from azneobert.cli.next import where_next
 from azneobert.cli.recipe import RecipeName
 from azneobert.cli.recipe import app as recipe_app
@@ -21,6 +25,7 @@ from azneobert.cli.registry import app as registry_app
 from azneobert.cli.registry import restore_if_fresh
 from azneobert.cli.remote import app as remote_app
 from azneobert.cli.runs import app as runs_app
+from azneobert.cli.ui import ui
 from azneobert.environment import quiet_barriers
 from azneobert.errors import AzNeoBertError
 from azneobert.layout import Layout
@@ -38,7 +43,13 @@ app.add_typer(registry_app, name="registry")
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(remote_app, name="remote")
 app.add_typer(runs_app, name="runs")
+app.command(name="finetune")(finetune)
+app.command(name="predict")(predict)
+app.command(name="evaluate")(evaluate)
 app.command(name="next")(where_next)
+app.command(name="jobs")(jobs)
+app.command(name="doctor")(check_up)
+app.command(name="ui")(ui)
 
 
 def main() -> None:

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Benchmarks: each claim of speed or memory is a row that anyone can run.")
 
 _VARIANTS = ("eager", "compile", "rope", "head", "fa3", "fa4", "fused", "deterministic", "zero2")
+_FAST = ("divided", "wrong", "fa4", "fused", "deterministic")
 _ROWS = ("free", "packed", "4096", "worlds", "steady", "guards")
 
 Quick = Annotated[bool, typer.Option(help="A fixed table at toy sizes: shows that it runs, says nothing of speed.")]
+Scratch = Annotated[Path | None, typer.Option(help="A folder on the disk to measure; default: the system's.")]
 Output = Annotated[Path | None, typer.Option(help="Write the table to this Markdown file too.")]
 
 
@@ -41,14 +43,25 @@ def data(
 def checkpoint(
     quick: Quick = False,
     output: Output = None,
-    scratch: Annotated[
-        Path | None, typer.Option(help="A folder on the disk to measure; default: the system's.")
-    ] = None,
+    scratch: Scratch = None,
 ) -> None:
     """What saving, reading back, converting and resuming cost, for the published model: 15 GB of disk."""
     from azneobert.bench.checkpoint import bench_checkpoint
 
     _run("Checkpoints: speed and memory", bench_checkpoint(not quick, scratch), output, without_bars=quick)
+
+
+@app.command()
+def registry(
+    corpus: Annotated[Path, typer.Option(help="Files that the tokenizer is trained on.")] = Path("data/sample"),
+    quick: Quick = False,
+    output: Output = None,
+    scratch: Scratch = None,
+) -> None:
+    """How fast a version of the published model is pulled and verified: 12 GB of disk."""
+    from azneobert.bench.registry import bench_registry
+
+    _run("Registry: speed of pulling", bench_registry(not quick, corpus, scratch), output, without_bars=quick)
 
 
 @app.command()
@@ -87,18 +100,57 @@ def train(
 
 @app.command()
 def loss(
-    variants: Annotated[str, typer.Option(help="Variants of `bench train` to compare.")] = "fa4,fused,deterministic",
-    steps: Annotated[int, typer.Option(min=2, help="Steps to train each.")] = 200,
-    curves: Annotated[Path | None, typer.Option(help="Write the losses of every step to this CSV file.")] = None,
+    variants: Annotated[str, typer.Option(help="Ways of computing to hold against the reference.")] = ",".join(_FAST),
+    seeds: Annotated[int, typer.Option(min=2, help="Trainings of each, from seeds 1, 2, ...; decide before.")] = 5,
+    corpus: Annotated[
+        list[Path] | None, typer.Option(help="Files or folders of text, once for each; default: the embedded sample.")
+    ] = None,
+    recipe: Annotated[Path, typer.Option(help="Whose rate, warm-up and cleaning.")] = Path("recipes/h200.yaml"),
+    rate: Annotated[float | None, typer.Option(min=0, help="Peak learning rate; default: the recipe's.")] = None,
+    steps: Annotated[int | None, typer.Option(min=2, help="Steps of each training; default: 1,500.")] = None,
+    held_out: Annotated[float, typer.Option(min=0, max=1, help="Share of documents that are held out.")] = 0.1,
+    results: Annotated[Path | None, typer.Option(help="A file of trainings to add to; default: in the folder.")] = None,
+    folder: Annotated[Path, typer.Option(help="Where the prepared text is kept.")] = Path("outputs/neutrality"),
+    minutes: Annotated[float, typer.Option(min=0, help="Begin no training after so many.")] = 60,
     quick: Quick = False,
     output: Output = None,
 ) -> None:
-    """Whether what makes a step fast changes what is learnt: the same steps with it, and in fp32."""
-    from azneobert.bench.loss_compare import bench_loss
+    """Whether what makes a step fast changes what is learnt: held-out losses of many trainings, seed by seed."""
+    from azneobert.bench.neutrality import KNOWN, bench_loss, plan
 
-    names = _chosen("--variants", variants, _VARIANTS)
+    names = _chosen("--variants", variants, KNOWN)
     _needs_a_gpu("bench loss", quick)
-    _run("Loss: fast against plain", bench_loss(names, steps, quick, curves), output, without_bars=quick)
+    place = folder / "quick" if quick else folder
+    experiment = plan(
+        names,
+        seeds,
+        corpus=corpus or [],
+        recipe=recipe,
+        rate=rate,
+        steps=steps,
+        held_out=held_out,
+        results=results or place / "trainings.jsonl",
+        folder=place,
+        minutes=minutes,
+        toy=quick,
+    )
+    _run("Neutrality: does it learn the same", bench_loss(experiment), output, without_bars=quick)
+
+
+@app.command()
+def finetune(
+    task: Annotated[Path, typer.Option(help="A folder with a task of classification.")] = Path(
+        "data/sample/punctuation"
+    ),
+    rounds: Annotated[int, typer.Option(min=1, help="Of four trainings each.")] = 3,
+    quick: Quick = False,
+    output: Output = None,
+) -> None:
+    """What fine-tuning through this project costs, over the same training by transformers' Trainer alone."""
+    from azneobert.bench.finetune import Turns, bench_finetune
+
+    turns = Turns(rounds=1, epochs=1, examples=40) if quick else Turns(rounds)
+    _run("Fine-tuning: its cost over Trainer alone", bench_finetune(turns, task), output, without_bars=quick)
 
 
 @app.command()
@@ -112,6 +164,20 @@ def busy(
 
     turns = Turns(rounds=1, seconds=0.5) if quick else Turns(rounds)
     _run("A busy machine: training on cores that others use", bench_busy(turns), output, without_bars=quick)
+
+
+@app.command()
+def tracking(
+    server: Annotated[bool, typer.Option(help="Into a server of MLflow's too.")] = False,
+    quick: Quick = False,
+    output: Output = None,
+) -> None:
+    """A million figures on their way to MLflow, and what their delivery costs the steps meanwhile."""
+    from azneobert.bench.tracking import Amounts, bench_tracking
+
+    amounts = Amounts(steps=6_000, beside=10, step_seconds=0.02) if quick else Amounts()
+    rows = bench_tracking(amounts, server=server)
+    _run("Tracking: a million figures on their way to MLflow", rows, output, without_bars=quick)
 
 
 @app.command()

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Checkpoints: universal ones, Accelerate's save_state folders and DeepSpeed's ZeRO-1 and ZeRO-2 folders. "
-    "Where a folder of several steps is given, the newest whole one is meant.",
+    help="Checkpoints: universal ones, Accelerate's save_state folders, DeepSpeed's ZeRO-1 and ZeRO-2 folders and the "
+    "official NeoBERT's. Where a folder of several steps is given, the newest whole one is meant.",
 )
 
 ParameterNames = Annotated[
@@ -82,7 +82,7 @@ def diff(a: Path, b: Path, parameter_names: ParameterNames = None) -> None:
 def convert(
     source: Annotated[Path, typer.Argument(help="A checkpoint of any format.")],
     target: Annotated[Path, typer.Argument(help="A new folder.")],
-    to: Annotated[Literal["universal", "plain", "zero2"], typer.Option(help="The format to write.")],
+    to: Annotated[Literal["universal", "plain", "zero2", "neobert"], typer.Option(help="The format to write.")],
     world_size: Annotated[int, typer.Option(help="Ranks of the ZeRO-2 engine that will read it.")] = 1,
     prefix: Annotated[str, typer.Option(help="Put before each name, such as _orig_mod. for a compiled module.")] = "",
     bf16: Annotated[
@@ -100,9 +100,18 @@ def convert(
         typer.Option(help="ALIAS=OWNER: a tied weight that the source does not record, as head.weight=embed.weight."),
     ] = None,
     parameter_names: ParameterNames = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer.json to put into a universal one.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="A tokenizer.json to put into a universal one or a NeoBERT's.")
+    ] = None,
+    drop_head_bias: Annotated[
+        bool, typer.Option("--drop-head-bias", help="Leave out the bias of the head that the published NeoBERT has.")
+    ] = False,
 ) -> None:
-    """Write a checkpoint as another format: universal, plain (load_state) or zero2 (load_checkpoint, load_state)."""
+    """Write a checkpoint as another format.
+
+    Universal, plain (load_state), zero2 (load_checkpoint, load_state) or neobert (weights alone, as
+    chandar-lab/NeoBERT has them).
+    """
     from azneobert.checkpoint.convert import convert as convert_checkpoint
 
     pairs = [pair.partition("=") for pair in tied or ()]
@@ -119,8 +128,9 @@ def convert(
         tied={alias: owner for alias, _, owner in pairs},
         parameter_names=parameter_names,
         tokenizer=tokenizer,
+        drop_head_bias=drop_head_bias,
     )
-    console.print(f"{target}: {to}" + (f" for {world_size} ranks" if to != "universal" else ""))
+    console.print(f"{target}: {to}" + (f" for {world_size} ranks" if to in ("plain", "zero2") else ""))
 
 
 @app.command()

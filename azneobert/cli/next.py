@@ -34,7 +34,8 @@ def where_next(name: RecipeName = None) -> None:
         ("all plots, offline", "dvc plots show"),
         ("numbers", "dvc metrics show"),
         ("what was counted", f"{root}/reports/"),
-        ("compare runs", "mlflow ui"),
+        ("compare runs", "azneobert ui"),
+        ("two of them", "azneobert runs compare A B"),
         ("all versions", "azneobert registry list"),
         ("get the model", f"azneobert registry pull models:/{loaded.registry.name}@{LAST_PHASE} DIR"),
     ):
@@ -56,7 +57,7 @@ def where_next(name: RecipeName = None) -> None:
 def read_figures(layout: Layout, loaded: Recipe) -> tuple[Figures, dict[str, Figures]]:
     """The figures of the last phase, and those of each labelled task by its name; a recipe may have no task."""
     phase = read_report(layout.report(f"evaluate/{LAST_PHASE}"))
-    files = {name: layout.report(f"finetune/{name}") for name in loaded.finetuning.files}
+    files = {name: layout.report(f"finetune/{name}") for name in loaded.finetuning.tasks}
     return phase, {name: read_report(f) for name, f in files.items() if f.is_file()}
 
 
@@ -72,35 +73,21 @@ def explain(vocab_size: int, phase: Figures, tasks: dict[str, Figures]) -> list[
     return lines + [_verdict(name, figures) for name, figures in tasks.items()]
 
 
-def standard_error(figures: Figures) -> float:
-    """Of the difference between the mean accuracies from pretrained and from random weights.
-
-    Seeds differ, and so would other test examples. Both weights meet the same examples, which makes the difference
-    steadier than this says: it errs on the side of noise.
-    """
-    variance = 0.0
-    for weights in ("pretrained", "random"):
-        accuracy = figures[weights]["accuracy"]
-        variance += figures[weights]["accuracy_deviation"] ** 2 / figures["seeds"]
-        variance += accuracy * (1 - accuracy) / figures["examples"]["test"]
-    return math.sqrt(variance)
-
-
 def _verdict(name: str, figures: Figures) -> str:
-    pretrained, random = (figures[weights]["accuracy"] for weights in ("pretrained", "random"))
-    gap, noise = pretrained - random, 2 * standard_error(figures)
-    if abs(gap) <= noise:
-        meaning = "within that: this task does not tell whether pretraining helps"
-    elif gap > 0:
-        meaning = "beyond that: pretraining helps here"
+    score, gain = figures["score"], figures["gain"]
+    pretrained, random = (figures[weights][score]["mean"] for weights in ("pretrained", "random"))
+    if gain["noise"]:
+        meaning = "which holds 0: this task does not tell whether pretraining helps"
+    elif gain["difference"] > 0:
+        meaning = "all of it above 0: pretraining helps here"
     else:
-        meaning = "beyond that: pretraining does harm here"
-    examples, seeds = figures["examples"], figures["seeds"]
+        meaning = "all of it below 0: pretraining does harm here"
+    examples, seeds = figures["examples"], len(figures["seeds"])
     return (
-        f"{name}, {examples['train']:,} examples to learn from, {examples['test']:,} to test: {pretrained:.1%} right "
-        f"from pretrained weights, {random:.1%} from random ones, {figures['chance']:.1%} by chance. "
-        f"The difference is {100 * gap:+.1f} points, two standard errors ({seeds} {'seeds' if seeds > 1 else 'seed'}) "
-        f"are {100 * noise:.1f}; it is {meaning}."
+        f"{name}, {examples['train']:,} examples to learn from, {examples['test']:,} to test: {score} {pretrained:.3f} "
+        f"from pretrained weights, {random:.3f} from random ones, {figures['chance'].get(score, 0.0):.3f} by chance. "
+        f"The difference is {gain['difference']:+.3f}, its 95% interval over {seeds} seed{'s' * (seeds > 1)} "
+        f"and the test's examples {gain['low']:+.3f} to {gain['high']:+.3f}, {meaning}."
     )
 
 

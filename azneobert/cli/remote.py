@@ -51,8 +51,8 @@ def set_remote(
         _dvc("remote", "modify", NAME, "verify", "true")
         if endpoint_url:
             _dvc("remote", "modify", NAME, "endpointurl", endpoint_url)
-        with _opened() as repo:
-            _probe(repo)
+        with opened() as repo:
+            probe(repo)
     except BaseException:
         _CONFIG.write_bytes(former)
         raise
@@ -64,14 +64,14 @@ def check(name: RecipeName = None) -> None:
     """Say whether the remote has all that dvc.lock names of a recipe."""
     _, recipe = open_recipe(name)
     outputs = outputs_of(recipe.name)
-    with _opened() as repo, _refused_objects() as refused:
-        storage = _probe(repo)
+    with opened() as repo, _refused_objects() as refused:
+        storage = probe(repo)
         lacking = {output: missing for output in outputs if (missing := _lacking(repo, storage, output))}
     for output, missing in lacking.items():
         _say_why(output, missing, refused)
     if lacking:
-        raise RemoteError(f"{_place(repo)}: lacks objects of {len(lacking)} of {len(outputs)} outputs, as said above")
-    console.print(f"{_place(repo)}: has all {len(outputs)} outputs of recipe {recipe.name}")
+        raise RemoteError(f"{place(repo)}: lacks objects of {len(lacking)} of {len(outputs)} outputs, as said above")
+    console.print(f"{place(repo)}: has all {len(outputs)} outputs of recipe {recipe.name}")
 
 
 @app.command()
@@ -81,8 +81,8 @@ def pull(
     """Bring the outputs of the recipe that runs, as `dvc pull` does, and say of each that cannot be had why."""
     _, recipe = open_recipe(None)
     outputs = outputs_of(recipe.name)
-    with _opened() as repo, _refused_objects() as refused:
-        storage = _probe(repo)
+    with opened() as repo, _refused_objects() as refused:
+        storage = probe(repo)
         fetched = _pull(repo, targets)
         today = {str(out) for out in repo.index.outs}  # dvc.lock may hold a stage that the recipe has no more
         asked = [out for out in outputs if out.path in today and (not targets or _is_asked(out, targets))]
@@ -91,11 +91,11 @@ def pull(
         for output, missing in lacking.items():
             _say_why(output, missing, refused)
         if lacking:
-            raise RemoteError(f"{_place(repo)}: {len(lacking)} of {len(asked)} outputs did not come, as said above")
+            raise RemoteError(f"{place(repo)}: {len(lacking)} of {len(asked)} outputs did not come, as said above")
         if isinstance(fetched, Exception):
             raise fetched
     what = ", ".join(targets) if targets else f"all {len(asked)} outputs of recipe {recipe.name}"
-    console.print(f"{_place(repo)}: {fetched:,} objects brought; {what}: there")
+    console.print(f"{place(repo)}: {fetched:,} objects brought; {what}: there")
 
 
 def _pull(repo: Repo, targets: list[str] | None) -> int | Exception:
@@ -112,7 +112,7 @@ def _pull(repo: Repo, targets: list[str] | None) -> int | Exception:
     except (CheckoutError, DownloadError, FileTransferError) as error:
         return error
     except ObjectFormatError as error:
-        return RemoteError(f"{_place(repo)}: {_one_line(error)}")
+        return RemoteError(f"{place(repo)}: {_one_line(error)}")
 
 
 def _is_asked(output: Output, targets: list[str]) -> bool:
@@ -128,7 +128,7 @@ def _dvc(*arguments: str) -> None:
 
 
 @contextmanager
-def _opened() -> Iterator[Repo]:
+def opened() -> Iterator[Repo]:
     """This project as DVC sees it; what DVC raises is one line."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
@@ -149,7 +149,7 @@ def _opened() -> Iterator[Repo]:
         raise RemoteError(f"dvc: {said}") from error
 
 
-def _probe(repo: Repo) -> Any:
+def probe(repo: Repo) -> Any:
     """The remote's store of objects, which answers.
 
     Raises:
@@ -168,7 +168,7 @@ def _probe(repo: Repo) -> Any:
     except NoRemoteError:
         raise RemoteError("no remote: use `azneobert remote set URL`, a folder, ssh://... or s3://...") from None
     except Exception as error:  # whatever the transport of the day raises: of botocore, asyncssh, or the file system
-        raise RemoteError(f"{_place(repo)}: {_remedy(error)}") from error
+        raise RemoteError(f"{place(repo)}: {_remedy(error)}") from error
     return storage
 
 
@@ -266,7 +266,8 @@ def _cache(repo: Repo) -> Path:
     return Path(repo.cache.local.path).parent.parent
 
 
-def _place(repo: Repo) -> str:
+def place(repo: Repo) -> str:
+    """The remote by its name and address, as a message calls it."""
     name = repo.config["core"].get("remote", NAME)
     return f"remote {name} ({repo.config['remote'].get(name, {}).get('url', 'no address')})"
 

@@ -17,6 +17,7 @@ from azneobert.recipe import HubSource
 _BATCH_RECORDS = 512
 # Libraries of `datasets` that read plain files; with them `data_files` says which, and the dataset is no repository.
 _BUILDERS = ("json", "csv", "text", "parquet")
+_KEYS = "`dataset`, `config`, `data_files` or `options`"
 
 
 class HubReader:
@@ -27,7 +28,7 @@ class HubReader:
         self.size: int | None = None  # a stream does not say
         # One key too many in a later file would end the stream of the json builder, so its lines are parsed here.
         self._json_lines = source.dataset == "json"
-        with _explained(source):
+        with explained(source.name, _KEYS):
             self._builder = self._make_builder()
         splits = list(self._builder.config.data_files or [])
         if source.split not in splits:
@@ -42,7 +43,7 @@ class HubReader:
 
     def read(self, position: Position | None = None) -> Iterator[Records]:
         """The records from a position on, or all of them."""
-        with _explained(self._source):
+        with explained(self._source.name, _KEYS):
             stream = self._builder.as_streaming_dataset(split=self._source.split)
             if position is not None:
                 stream.load_state_dict(position["state"])
@@ -101,27 +102,27 @@ def _listed(files: str | tuple[str, ...]) -> list[str]:
 
 
 @contextmanager
-def _explained(source: HubSource) -> Iterator[None]:
-    """Turns what `datasets` raises for a source that cannot be read into one line."""
+def explained(name: str, keys: str) -> Iterator[None]:
+    """Turns what `datasets` raises for a data set that cannot be read into one line, with the `keys` to correct."""
     try:
         yield
     except DataError:
         raise
     except Exception as error:  # each of its builders and file systems has exceptions of its own
         said = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{source.name}: {said}; {_remedy(error)}") from None
+        raise DataError(f"{name}: {said}; {_remedy(error, keys)}") from None
 
 
-def _remedy(error: Exception) -> str:
+def _remedy(error: Exception, keys: str) -> str:
     from datasets.exceptions import DatasetNotFoundError
 
     if isinstance(error, DatasetNotFoundError):
         return "correct its name, or accept its terms on the hub and set HF_TOKEN"
     if isinstance(error, ConnectionError):
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-        return f"the hub does not answer: try again later; what was read so far is kept{offline}"
+        return f"the hub does not answer: try again later{offline}"
     if isinstance(error, FileNotFoundError):
-        return "correct `dataset`, `config` or `data_files`, or try again later if it is there"
+        return f"correct {keys}, or try again later if it is there"
     if isinstance(error, OSError):
-        return "try again later; what was read so far is kept"
-    return "correct `dataset`, `config`, `data_files` or `options`"
+        return "try again later"
+    return f"correct {keys}"

@@ -7,6 +7,7 @@ import io
 import os
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -105,11 +106,11 @@ def _kind(mode: int) -> str:
     return "pipe" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
 
 
-def file_format(file: Path) -> tuple[str, str | None] | None:
-    """A file's format and compression by its name, None where it is no source."""
+def file_format(file: Path, formats: tuple[str, ...] = FORMATS) -> tuple[str, str | None] | None:
+    """A file's format and compression by its name, None where it is of none of the formats."""
     for suffix, compression in COMPRESSIONS.items():
         inner = file.name.removesuffix(suffix)
-        if file.name.endswith(suffix) and inner.endswith(FORMATS) and not (suffix and inner.endswith(".parquet")):
+        if file.name.endswith(suffix) and inner.endswith(formats) and not (suffix and inner.endswith(".parquet")):
             return Path(inner).suffix, compression
     return None
 
@@ -168,13 +169,20 @@ class FileReader:
 
 def _read_file(file: Path, source: FileSource, cursor: _Cursor) -> Iterator[Records]:
     form, compression = file_format(file) or ("", None)
-    try:
+    with damage_named(file, form, compression):
         if form == ".parquet":
             yield from _read_parquet(file, source, cursor)
         elif form == ".csv":
             yield from _read_csv(file, compression, source, cursor)
         else:
             yield from _read_lines(file, form, compression, source, cursor)
+
+
+@contextmanager
+def damage_named(file: Path, form: str, compression: str | None) -> Iterator[None]:
+    """Turns what is raised for a damaged file of a format and compression into one line."""
+    try:
+        yield
     except (pa.ArrowException, UnicodeDecodeError) as error:  # names of columns in another encoding
         raise DataError(f"{file}: damaged {form[1:]} file ({_one_line(error)}); fetch it again") from None
     except OSError as error:
@@ -189,10 +197,10 @@ def _read_lines(
     file: Path, form: str, compression: str | None, source: FileSource, cursor: _Cursor
 ) -> Iterator[Records]:
     with file.open("rb") as raw:
-        lines = _open_lines(raw, compression, cursor.offset)
+        lines = open_lines(raw, compression, cursor.offset)
         from_start = nothing_yet = not cursor.started
         whole_files = form == ".txt" and source.sample_by == "document"
-        if from_start and not whole_files and (problem := encoding_problem(_head(lines), file, compression)):
+        if from_start and not whole_files and (problem := encoding_problem(head(lines), file, compression)):
             raise DataError(f"{file}: {problem}")
         if form == ".jsonl":
             items = _json_lines(file, lines, cursor)
@@ -224,7 +232,7 @@ def _note_blank(records: Records, file: Path, found: str) -> None:
     records.blank, records.warning = True, f"{file}: holds no record: {found}"
 
 
-def _open_lines(raw: BinaryIO, compression: str | None, offset: int) -> BinaryIO:
+def open_lines(raw: BinaryIO, compression: str | None, offset: int = 0) -> BinaryIO:
     """A file's lines from a (decompressed) offset on."""
     if compression is None:
         raw.seek(offset)
@@ -235,7 +243,8 @@ def _open_lines(raw: BinaryIO, compression: str | None, offset: int) -> BinaryIO
     return io.BufferedReader(stream, 1 << 20)
 
 
-def _head(lines: BinaryIO) -> bytes:
+def head(lines: BinaryIO) -> bytes:
+    """The next bytes of what `open_lines` has opened, which are still to be read."""
     assert isinstance(lines, io.BufferedReader)
     return lines.peek(HEAD)[:HEAD]  # what is in its buffer
 

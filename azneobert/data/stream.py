@@ -25,7 +25,7 @@ from azneobert.data.store import RESTORE as RESTORE_STORE
 from azneobert.data.store import Column, TokenStore
 from azneobert.data.tokenizer import CLS, MASK, PAD, SEP
 from azneobert.environment import end_with_parent
-from azneobert.errors import DataError
+from azneobert.errors import DataError, TrainingError
 
 SHARE_DENOMINATOR = 100  # the shares of a mixture are whole percents
 _ROUNDS = 8
@@ -295,6 +295,7 @@ def micro_batch_loader(
 
     Raises:
         DataError: see `Stream.packed_batch`.
+        TrainingError: a worker was killed. torch may raise that wherever the process is: see `lost_worker`.
     """
     dataset = _MicroBatches(stream, samples, samples.micro_batch)
     loader = DataLoader(
@@ -312,8 +313,22 @@ def micro_batch_loader(
             if isinstance(batch, DataError):
                 raise batch
             yield batch
+    except (ConnectionError, EOFError) as error:  # in the middle of what it was handing over
+        raise _without_worker(str(error)) from None
     finally:
         del batches  # stops the workers
+
+
+def lost_worker(error: RuntimeError) -> TrainingError | None:
+    """The line for a user, if this is torch's word for a loader's worker that was killed, which comes with a signal."""
+    return _without_worker(str(error)) if str(error).startswith("DataLoader worker") else None
+
+
+def _without_worker(said: str) -> TrainingError:
+    return TrainingError(
+        f"a worker of the data loader has ended ({said.strip().rstrip('.')}), perhaps killed for want of memory; start "
+        "again to go on from the last checkpoint, with fewer runtime.workers if it comes again"
+    )
 
 
 def _leave_stopping_to_the_parent(parent: int, worker: int) -> None:

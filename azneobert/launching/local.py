@@ -19,13 +19,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from azneobert.environment import EXIT_STOPPED, LAUNCHER, PROCESSES, end_with_parent
-from azneobert.errors import TrainingError
+from azneobert.environment import EXIT_FORCED, EXIT_STOPPED, GRACE, GRACE_SECONDS, LAUNCHER, PROCESSES
+from azneobert.launching.outcome import Ended, read_outcome
 from azneobert.layout import RunFolder
 from azneobert.printable import printable
 from azneobert.training.watchdog import STACKS_SIGNAL, Heartbeats, is_stopped, silence_of, stacks_file
 
-GRACE_SECONDS = 120.0  # from a request to stop to the forced exit of a rank
 _MARGIN_SECONDS = 30.0  # what a launcher gives its ranks on top of theirs
 _OTHERS_SECONDS = 15.0  # how long the others may go on when one rank has failed
 _POLL_SECONDS = 0.1
@@ -74,6 +73,35 @@ class Rank:
                 print(printable(line.rstrip("\n")), file=sys.stderr, flush=True)
 
 
+def train_here(
+    phase: str, command: list[str], processes: int, run: RunFolder, stall_seconds: float, grace_seconds: float
+) -> Ended:
+    """Train a phase in as many ranks on this machine, as `run_ranks` does, and say how it ended."""
+    for file in (run.stop_file, run.outcome_file):  # what is asked and said from now on is about now
+        file.unlink(missing_ok=True)
+    failed = run_ranks(command, processes, run, stall_seconds, grace_seconds)
+    outcome = read_outcome(run)
+    if outcome.state == "complete":
+        return Ended("complete")
+    if outcome.state == "stopped":
+        return Ended(
+            "stopped", f"{phase}: stopped as asked at step {outcome.step}, with a checkpoint; start again to go on"
+        )
+    if failed is None:
+        return Ended(
+            "failed", f"{phase}: the ranks have ended and left no checkpoint of that step; look at what they printed"
+        )
+    if failed.stalled:
+        return Ended("stalled", failed.stalled)
+    if failed.process.returncode == EXIT_FORCED:
+        return Ended(
+            "failed",
+            f"{phase}: asked to stop, rank {failed.number} had no checkpoint within {grace_seconds:.0f} s and was "
+            "ended; start again to go on from the one before",
+        )
+    return Ended("failed", failed.error() if failed.number == 0 else f"rank {failed.number}: {failed.error()}")
+
+
 def run_ranks(
     command: list[str],
     processes: int,
@@ -87,7 +115,9 @@ def run_ranks(
 
     Returns the first rank that failed, if any. Whether the phase is complete or stopped is `outcome`'s to say.
     """
-    ranks = [Rank(number, command, environment) for number, environment in enumerate(_environments(processes))]
+    ranks = [
+        Rank(number, command, environment) for number, environment in enumerate(_environments(processes, grace_seconds))
+    ]
     try:
         with _stopping(run.stop_file) as asked:
             return _wait(ranks, asked, grace_seconds + _MARGIN_SECONDS, _Overseer(ranks, run, asked, stall_seconds))
@@ -98,19 +128,9 @@ def run_ranks(
                 rank.process.wait()
 
 
-def end_with_launcher() -> None:
-    """Have the kernel end this rank, by SIGTERM and so behind a checkpoint, when the process that launched it dies."""
-    launcher = os.environ.get(LAUNCHER)
-    if launcher is None or not sys.platform.startswith("linux"):
-        return
-    end_with_parent(signal.SIGTERM)
-    if os.getppid() != int(launcher):  # it died before the kernel was asked
-        raise TrainingError("the launcher has died; start the phase again")
-
-
-def _environments(processes: int) -> list[dict[str, str]]:
+def _environments(processes: int, grace_seconds: float) -> list[dict[str, str]]:
     """What each rank's environment says of its place."""
-    common = {PROCESSES: str(processes), LAUNCHER: str(os.getpid())}
+    common = {PROCESSES: str(processes), LAUNCHER: str(os.getpid()), GRACE: str(grace_seconds)}
     common |= {_FLIGHT_RECORDER: os.environ.get(_FLIGHT_RECORDER, "2000")}
     if processes == 1:
         return [common]

@@ -19,6 +19,17 @@ class Outcome:
     step: int | None = None
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How a launcher's ranks have ended, and the line that says so where the phase is not complete.
+
+    A run that stopped, or stalled, is sound: a new start goes on.
+    """
+
+    state: Literal["complete", "stopped", "stalled", "failed"]
+    line: str = ""
+
+
 def read_outcome(folder: RunFolder) -> Outcome:
     """What the run in a folder says of its end, if the checkpoint of that step bears it out."""
     try:

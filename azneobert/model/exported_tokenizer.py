@@ -35,7 +35,16 @@ def repairing_tokenizer(tokenizer: Path, setting: LanguageName | Language) -> st
         # one space. Unrepaired texts alone hold it, so it is looked for in those.
         if token.get("normalized") and repair.normalize_str(token["content"]) != token["content"]:
             token["normalized"] = False
+    if _is_byte_level(content["pre_tokenizer"]):
+        # Where a word's piece holds the space before it, the place in the text that the piece is said to have does not.
+        trimming = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+        content["post_processor"] = {"type": "Sequence", "processors": [trimming, content["post_processor"]]}
     return json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+
+
+def _is_byte_level(pre_tokenizer: dict[str, Any] | None) -> bool:
+    steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer or {}])
+    return any(step.get("type") == "ByteLevel" for step in steps)
 
 
 def _repair(setting: LanguageName | Language) -> normalizers.Sequence:

@@ -8,11 +8,14 @@ from typing import Any
 
 from azneobert.checkpoint.manifest import Manifest
 from azneobert.data.languages import find_language
-from azneobert.language import Language
+from azneobert.language import Language, name_or_block
 from azneobert.model.size import count_parameters
 from azneobert.recipe import Recipe
+from azneobert.registry.corpus import Counts, corpus_table
+from azneobert.registry.results import results_tables
 
-_CARD = """# AzNeoBERT, {phase} of recipe `{recipe_name}`
+CARD = "card.json"  # of a version: what its cards are written from
+_CARD = """# {title}
 
 A masked language model for {language}: NeoBERT's architecture, {parameters:,} parameters,
 {layers} layers of {hidden}, a vocabulary of {vocabulary:,}, rows of {length:,} tokens.
@@ -21,16 +24,19 @@ A masked language model for {language}: NeoBERT's architecture, {parameters:,} p
 |---|---|
 | optimizer steps | {steps:,} |
 | tokens seen in this phase | {tokens:,} |
-| held-out loss | {loss:.4f} |
-| held-out masked accuracy | {accuracy:.2%} |
+| held-out loss | {loss} |
+| held-out masked accuracy | {accuracy} |
+| licence | {license} |
 
 {pictures}
 
-## Held-out results by collection
+## Data
 
-| collection | loss | masked accuracy |
-|---|---|---|
-{collections}
+{corpus}
+
+## Held-out results
+
+{results}
 
 ## Use
 
@@ -44,10 +50,11 @@ model = AutoModelForMaskedLM.from_pretrained(folder)  # no remote code
 The tokenizer repairs a text as the documents of the training were repaired (`data.cleaning.language: {language_name}`):
 {repairs}.
 {limits}
-`tokenizer.json` is derived from the one of the training, `checkpoint/tokenizer.json`
-(sha256 `{tokenizer_sha256}`): a text that is repaired already has the same tokens under both.
+`tokenizer.json` is derived from the one of the training (sha256 `{tokenizer_sha256}`): a text that is repaired
+already has the same tokens under both. `golden.json` holds what both the tokenizer and the model made of some
+sentences when this version was registered: `azneobert registry verify FOLDER`.
 
-`checkpoint/` holds the universal training checkpoint: `azneobert checkpoint inspect {{folder}}/checkpoint`.
+The universal checkpoint, to train on from, lies aside: `azneobert registry pull --checkpoint URI FOLDER`.
 
 ## Lineage
 
@@ -60,37 +67,79 @@ The tokenizer repairs a text as the documents of the training were repaired (`da
 _LANGUAGES = {"azeri_latin": "Azerbaijani (Latin script)", "turkish": "Turkish", "any": "texts of any language"}
 
 
-def model_card(recipe: Recipe, manifest: Manifest, figures: dict[str, Any], pictures: list[str]) -> str:
-    """The card in Markdown. `figures` are the metrics of `training.evaluation.evaluate`."""
-    names = [key.removeprefix("eval/loss/") for key in figures if key.startswith("eval/loss/")]
-    rows = [f"| {n} | {figures[f'eval/loss/{n}']:.4f} | {figures[f'eval/accuracy/{n}']:.2%} |" for n in names]
-    made_of = {**manifest.lineage, "segments": [asdict(segment) for segment in manifest.segments]}
-    language = recipe.data.cleaning.language
-    name = language if isinstance(language, str) else language.name
+def card_facts(recipe: Recipe, manifest: Manifest, figures: dict[str, Any], counts: Counts) -> dict[str, Any]:
+    """All that a version says of itself, as JSON can hold it: its card.json, which both cards are written from.
+
+    The recipe is the one of the training, as the checkpoint holds it, with the language that the version's tokenizer
+    repairs by, and the licence that is stated now. `figures` is the report of the phase's evaluation.
+    """
+    trained = manifest.recipe if "data" in manifest.recipe else recipe.model_dump(mode="json")
+    cleaning = {**trained["data"]["cleaning"], "language": recipe.data.cleaning.model_dump(mode="json")["language"]}
+    registry = {**trained["registry"], "license": recipe.registry.license}
+    return {
+        "phase": manifest.phase,
+        "recipe_name": manifest.recipe_name,
+        "recipe": {**trained, "data": {**trained["data"], "cleaning": cleaning}, "registry": registry},
+        "figures": figures,
+        "collections": counts,
+        "lineage": manifest.lineage,
+        "segments": [asdict(segment) for segment in manifest.segments],
+        "step": manifest.step,
+        "tokens": manifest.tokens,
+        "parameters": count_parameters(recipe.model),
+        "identity": manifest.identity,
+    }
+
+
+def model_card(facts: dict[str, Any], pictures: list[str]) -> str:
+    """The card in Markdown, from what `card_facts` gives."""
+    figures = facts["figures"]
     return _CARD.format(
-        language=_LANGUAGES.get(name, name),
-        language_name=name,
-        repairs=_repairs(find_language(language)),
-        limits=_limits(find_language(language)),
-        tokenizer_sha256=manifest.identity["tokenizer"],
-        phase=manifest.phase,
-        recipe_name=manifest.recipe_name,
-        parameters=count_parameters(recipe.model),
-        layers=recipe.model.num_hidden_layers,
-        hidden=recipe.model.hidden_size,
-        vocabulary=recipe.model.vocab_size,
-        length=manifest.identity["phase"]["sequence_length"],
-        steps=manifest.step,
-        tokens=manifest.tokens,
-        loss=figures["eval/loss"],
-        accuracy=figures["eval/accuracy"],
-        pictures="\n".join(f"![loss curve]({name})" for name in pictures),
-        collections="\n".join(rows),
-        lineage=json.dumps(made_of, indent=1, ensure_ascii=False),
+        **common_fields(facts, pictures),
+        language_name=language_name(facts),
+        limits=limits(language_of(facts)),
+        tokenizer_sha256=facts["identity"]["tokenizer"],
+        loss=f"{figures['eval/loss']:.4f}" if "eval/loss" in figures else "not evaluated",
+        accuracy=f"{figures['eval/accuracy']:.2%}" if "eval/accuracy" in figures else "not evaluated",
+        license=facts["recipe"]["registry"]["license"] or "not stated",
+        lineage=json.dumps({**facts["lineage"], "segments": facts["segments"]}, indent=1, ensure_ascii=False),
     )
 
 
-def _repairs(language: Language | None) -> str:
+def common_fields(facts: dict[str, Any], pictures: list[str]) -> dict[str, Any]:
+    """What both cards say of a version, by the names of the fields in their texts."""
+    model = facts["identity"]["model"]
+    return {
+        "title": f"AzNeoBERT, {facts['phase']} of recipe `{facts['recipe_name']}`",
+        "phase": facts["phase"],
+        "language": _LANGUAGES.get(language_name(facts), language_name(facts)),
+        "repairs": repairs(language_of(facts)),
+        "parameters": facts["parameters"],
+        "layers": model["num_hidden_layers"],
+        "hidden": model["hidden_size"],
+        "vocabulary": model["vocab_size"],
+        "length": facts["identity"]["phase"]["sequence_length"],
+        "steps": facts["step"],
+        "tokens": facts["tokens"],
+        "corpus": corpus_table(facts),
+        "results": results_tables(facts["figures"]),
+        "pictures": "\n".join(f"![loss curve]({name})" for name in pictures),
+    }
+
+
+def language_name(facts: dict[str, Any]) -> str:
+    """What the recipe calls the language of the texts."""
+    setting = facts["recipe"]["data"]["cleaning"]["language"]
+    return str(setting if isinstance(setting, str) else setting["name"])
+
+
+def language_of(facts: dict[str, Any]) -> Language | None:
+    """The language that the tokenizer repairs by, None for any."""
+    return find_language(name_or_block(facts["recipe"]["data"]["cleaning"]["language"]))
+
+
+def repairs(language: Language | None) -> str:
+    """What the tokenizer does to a text first, in one phrase."""
     done = ["NFC", "soft hyphens, control and zero-width characters dropped", "spaces and line ends made plain"]
     if language:
         done += [f"{found} becomes {meant}" for found, meant in language.replace.items()]
@@ -98,7 +147,7 @@ def _repairs(language: Language | None) -> str:
     return "; ".join(done)
 
 
-def _limits(language: Language | None) -> str:
+def limits(language: Language | None) -> str:
     """What the tokenizer leaves to who uses it, in sentences that start a line each."""
     left = [
         "It does not take white space from the two ends of a text, and does not cut more than 30 accents on a letter."

@@ -1,30 +1,54 @@
-"""A checkpoint becomes a version: one folder, put into MLflow and pointed at by aliases."""
+"""A checkpoint becomes a version: its encoder a model that MLflow shows and loads, its training state a folder aside.
+
+The encoder is a LoggedModel of the run that trained it, which the version names as its source; the universal
+checkpoint is a folder among the run's artifacts. Both are put there whole before the version exists.
+"""
 
 from __future__ import annotations
 
 import logging
-import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from azneobert.checkpoint.finite import check_finite
-from azneobert.checkpoint.manifest import Manifest
-from azneobert.checkpoint.universal import all_weights, copy_without_moments, read_checkpoint
+from azneobert.checkpoint.manifest import MANIFEST, Manifest, read_manifest
 from azneobert.errors import RegistryError
-from azneobert.files import read_json, sha256_file, write_json
-from azneobert.mlflow_place import check_place, store_uri, tracking_uri
-from azneobert.mlflow_store import ensure_experiment, find_run, mlflow_client, mlflow_errors, uploading
-from azneobert.model.export import export_transformers
+from azneobert.files import sha256_file
+from azneobert.layout import HELD_OUT_FIGURE
+from azneobert.mlflow_place import check_place, tracking_uri
+from azneobert.mlflow_store import (
+    ensure_experiment,
+    find_run,
+    mlflow_client,
+    mlflow_errors,
+    uploading,
+)
 from azneobert.recipe import Recipe, Tracking
-from azneobert.registry.card import model_card
-from azneobert.registry.versions import DIGEST_TAG, RECIPE_TAG, Version, list_versions, run_and_place, version_of
+from azneobert.registry.assemble import assemble, check_evaluated, checkpoint_to_store
+from azneobert.registry.contents import VERSION_MANIFEST, Contents, read_contents
+from azneobert.registry.corpus import Counts
+from azneobert.registry.new_version import Model, create_version, ensure_model, has_sizes
+from azneobert.registry.stored import Stored
+from azneobert.registry.versions import (
+    DIGEST_TAG,
+    EVALUATED,
+    HELD_OUT_TAG,
+    RECIPE_TAG,
+    TOKENIZER_TAG,
+    Version,
+    checkpoint_place,
+    list_versions,
+    place_of,
+    version_of,
+)
+from azneobert.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 log = logging.getLogger(__name__)
+
+_SCRATCH = "azneobert-push-"
 
 
 def push(
@@ -37,27 +61,32 @@ def push(
     *,
     force: bool = False,
     expected: str | None = None,
+    golden: Path | None = None,
+    counts: Counts | None = None,
 ) -> Version:
     """Register a universal checkpoint and point aliases at it. Pushing the same content again finds the same version.
 
     A version whose files are gone from the store, or damaged there, gets them again.
 
-    `figures` (held-out results by name) and `pictures` go into the model card. `run_id` is the MLflow run
-    where the store does not have the one that the checkpoint names. An alias leaves a version that another recipe has
-    registered with `force` alone. `expected` is the sha256 that the version's manifest must have.
+    `figures` (held-out results by name), `pictures` and `counts` (of the collections that it was made of) go into the
+    model card. `run_id` is the MLflow run where the store does not have the one that the checkpoint names. An alias
+    leaves a version that another recipe has registered with `force` alone. `expected` is the sha256 that the version's
+    manifest must have. `golden` is a file that keeps the golden ids and logits of this content.
 
     Raises:
         RegistryError: MLflow does not answer, the project was moved or copied since, an alias would leave another
-            recipe's version, or the content is not the one that is expected.
+            recipe's version, the figures are of other weights, or the content is not the one that is expected.
         CheckpointError: the checkpoint is missing or damaged.
     """
     check_place(recipe.tracking)
     if not force:
         _check_aliases(recipe, aliases)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "version"
-        manifest = assemble(checkpoint, recipe, figures, pictures, folder)
-        digest = sha256_file(folder / "manifest.json")
+    with scratch_folder(Path(tempfile.gettempdir()), _SCRATCH) as scratch:
+        stored, manifest = checkpoint_to_store(checkpoint, scratch, with_moments=recipe.registry.with_moments)
+        check_evaluated(checkpoint, manifest, figures)
+        folder = scratch / "version"
+        assemble(stored, recipe, figures, pictures, folder, golden, counts)
+        digest = sha256_file(folder / VERSION_MANIFEST)
         if expected not in (None, digest):
             raise RegistryError(
                 f"{checkpoint}: makes another version ({digest[:12]}) than the one that was registered "
@@ -66,40 +95,108 @@ def push(
         tracking, name = recipe.tracking, recipe.registry.name
         with mlflow_errors(tracking_uri(tracking)):
             client = mlflow_client(tracking)
-            _ensure_model(client, name)
-            number = _find_whole(client, tracking, name, digest, folder)
+            ensure_model(client, name, "Azerbaijani NeoBERT encoder")
+            pushed = _Pushed(client, tracking, name, digest, folder, stored, manifest, figures)
+            number = pushed.find_whole()
             if number is None:
-                run = _run_of(client, tracking, manifest, run_id)
-                number = _create(client, name, run, folder, manifest, digest)
+                number = pushed.create(_run_of(client, tracking, manifest, run_id))
             for alias in aliases:
                 client.set_registered_model_alias(name, alias, str(number))
             return version_of(client, name, str(number))
 
 
-def assemble(checkpoint: Path, recipe: Recipe, figures: dict[str, Any], pictures: list[Path], folder: Path) -> Manifest:
-    """Make the folder of a version."""
-    state, manifest = read_checkpoint(checkpoint, moments=False)
-    check_finite(state, checkpoint)
-    tokenizer, language = checkpoint / "tokenizer.json", recipe.data.cleaning.language
-    export_transformers(all_weights(state), recipe.model, tokenizer, folder, language)
-    target = folder / "checkpoint"
-    target.mkdir()
-    if recipe.registry.with_moments:
-        shutil.copytree(checkpoint, target, copy_function=shutil.copyfile, dirs_exist_ok=True)
-    else:
-        manifest = copy_without_moments(checkpoint, target)
-    for picture in pictures:
-        shutil.copyfile(picture, folder / picture.name)
-    card = model_card(recipe, manifest, figures, [picture.name for picture in pictures])
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    files = {
-        file.relative_to(folder).as_posix(): {"sha256": sha256_file(file), "size": file.stat().st_size}
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
-    }
-    content = {"format": "azneobert-version", "format_version": 1, "phase": manifest.phase, "files": files}
-    write_json(folder / "manifest.json", content)
-    return manifest
+def is_whole(version: Version, tracking: Tracking) -> bool:
+    """Whether the store has a version's files, by their names and sizes and the manifests' content.
+
+    Raises:
+        RegistryError: MLflow does not answer.
+    """
+    with mlflow_errors(tracking_uri(tracking)):
+        return not _missing(mlflow_client(tracking), tracking, version)
+
+
+class _Pushed:
+    """What is about to be a version, and the store that is to have it."""
+
+    def __init__(
+        self,
+        client: MlflowClient,
+        tracking: Tracking,
+        name: str,
+        digest: str,
+        folder: Path,
+        checkpoint: Path,
+        manifest: Manifest,
+        figures: dict[str, Any],
+    ):
+        self._client, self._tracking, self._name, self._digest = client, tracking, name, digest
+        self._folder, self._checkpoint, self._manifest, self._figures = folder, checkpoint, manifest, figures
+
+    def find_whole(self) -> int | None:
+        """The version of this content, its files in their place; None where there is none that can have them."""
+        query = f"name = '{self._name}' and tags.`{DIGEST_TAG}` = '{self._digest}'"
+        for found in sorted(self._client.search_model_versions(query), key=lambda version: int(version.version)):
+            version = version_of(self._client, self._name, found.version)
+            missing = _missing(self._client, self._tracking, version)
+            if not missing:
+                return version.number
+            if version.model_id is None or not self._can_hold(version.run_id, version.model_id):
+                continue  # they can be put nowhere
+            log.warning("%s: its %s is not whole in the store; put there again", version.uri, " and ".join(missing))
+            with uploading():
+                if "encoder" in missing:
+                    self._client.log_model_artifacts(version.model_id, str(self._folder))
+                if "checkpoint" in missing:
+                    self._put_checkpoint(version.run_id)
+            return version.number
+        return None
+
+    def _can_hold(self, run_id: str, model_id: str) -> bool:
+        """Whether the run and the model are there to which a version's files belong."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return find_run(self._client, run_id) is not None and bool(self._client.get_logged_model(model_id))
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+
+    def create(self, run_id: str) -> int:
+        """Put both parts into the store, then make the version."""
+        manifest = self._manifest
+        model = Model(
+            folder=self._folder,
+            name=self._name,
+            called=f"{self._name}-{manifest.phase}",
+            kind="encoder",
+            params={key: str(value) for key, value in manifest.identity["model"].items()},
+            metrics={f"version/{k}": self._figures[f] for k, f in EVALUATED.items() if f in self._figures},
+            step=manifest.step,
+            tags=self._tags(),
+        )
+        with uploading():
+            self._put_checkpoint(run_id)
+            return create_version(self._client, self._tracking, model, run_id)
+
+    def _put_checkpoint(self, run_id: str) -> None:
+        self._client.log_artifacts(run_id, str(self._checkpoint), checkpoint_place(self._checkpoint_digest()))
+
+    def _checkpoint_digest(self) -> str:
+        return sha256_file(self._checkpoint / MANIFEST)
+
+    def _tags(self) -> dict[str, str]:
+        manifest, figures = self._manifest, self._figures
+        told = {
+            "phase": manifest.phase,
+            "step": str(manifest.step),
+            "tokens": str(manifest.tokens),
+            "git_commit": manifest.last_segment.git_commit,
+        }
+        tags = {f"azneobert.{key}": value for key, value in told.items() if value}
+        tags |= {RECIPE_TAG: manifest.recipe_name, TOKENIZER_TAG: manifest.identity["tokenizer"]}
+        tags |= {f"azneobert.{key}": str(figures[figure]) for key, figure in EVALUATED.items() if figure in figures}
+        return tags | ({HELD_OUT_TAG: figures[HELD_OUT_FIGURE]} if HELD_OUT_FIGURE in figures else {})
 
 
 def _check_aliases(recipe: Recipe, aliases: list[str]) -> None:
@@ -112,72 +209,47 @@ def _check_aliases(recipe: Recipe, aliases: list[str]) -> None:
             )
 
 
-def _ensure_model(client: MlflowClient, name: str) -> None:
-    if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name, description="Azerbaijani NeoBERT encoder")
-
-
-def _find_whole(client: MlflowClient, tracking: Tracking, name: str, digest: str, folder: Path) -> int | None:
-    """The version of this content, its files in their place; None where there is none that can have them."""
-    found = client.search_model_versions(f"name = '{name}' and tags.`{DIGEST_TAG}` = '{digest}'")
-    for version in sorted(found, key=lambda version: int(version.version)):
-        run_id, place = run_and_place(version.source or "") or ("", "")
-        if not run_id:
-            continue
-        if _is_whole(client, tracking, run_id, place, digest):
-            return int(version.version)
-        if find_run(client, run_id) is not None:
-            log.warning("models:/%s/%s: its files are not whole in the store; put there again", name, version.version)
-            with uploading():
-                client.log_artifacts(run_id, str(folder), place)
-            return int(version.version)
-    return None
-
-
-def is_whole(version: Version, tracking: Tracking) -> bool:
-    """Whether the store has a version's files, by their names and sizes and the manifest's content.
-
-    Raises:
-        RegistryError: MLflow does not answer.
-    """
-    with mlflow_errors(tracking_uri(tracking)):
-        client = mlflow_client(tracking)
-        source = client.get_model_version(version.name, str(version.number)).source or ""
-        within = run_and_place(source)
-        return within is not None and _is_whole(client, tracking, *within, version.tags.get(DIGEST_TAG, ""))
-
-
-def _is_whole(client: MlflowClient, tracking: Tracking, run_id: str, place: str, digest: str) -> bool:
-    from mlflow.artifacts import download_artifacts
+def _missing(client: MlflowClient, tracking: Tracking, version: Version) -> list[str]:
+    """Which parts of a version, `encoder` and `checkpoint`, are not whole in the store."""
     from mlflow.exceptions import MlflowException
 
     try:
-        found = dict(_sizes(client, run_id, place))
+        encoder = Stored(place_of(client, version), tracking)
+        with tempfile.TemporaryDirectory() as scratch:
+            contents = _stated(encoder, version, Path(scratch))
+            if contents is None or not has_sizes(encoder, {name: f["size"] for name, f in contents.files.items()}):
+                return ["encoder", "checkpoint"]
+            if contents.inner is not None:
+                return (
+                    []
+                    if has_sizes(encoder, {f"checkpoint/{n}": f["size"] for n, f in contents.inner.items()})
+                    else ["checkpoint"]
+                )
+            checkpoint = Stored(place_of(client, version, contents), tracking)
+            return [] if _has_checkpoint(checkpoint, contents, Path(scratch) / MANIFEST) else ["checkpoint"]
     except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # the run is not there any more
-            return False
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # the run or the model is not there any more
+            return ["encoder", "checkpoint"]
         raise
-    manifest = f"{place}/manifest.json"
-    if manifest not in found:
-        return False
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(
-            download_artifacts(
-                run_id=run_id, artifact_path=manifest, dst_path=scratch, tracking_uri=store_uri(tracking)
-            )
-        )
-        if sha256_file(file) != digest:
+    except ValueError:  # no regular files
+        return ["encoder", "checkpoint"]
+
+
+def _stated(encoder: Stored, version: Version, scratch: Path) -> Contents | None:
+    try:
+        encoder.fetch(VERSION_MANIFEST, scratch / VERSION_MANIFEST)
+        return read_contents(version.uri, scratch, version.tags.get(DIGEST_TAG, ""))
+    except (OSError, RegistryError, ValueError):
+        return None
+
+
+def _has_checkpoint(checkpoint: Stored, contents: Contents, scratch: Path) -> bool:
+    try:
+        if checkpoint.fetch(MANIFEST, scratch) != contents.checkpoint_sha256:
             return False
-        stated = read_json(file)["files"]
-    return all(found.get(f"{place}/{name}") == entry["size"] for name, entry in stated.items())
-
-
-def _sizes(client: MlflowClient, run_id: str, place: str) -> Iterator[tuple[str, int | None]]:
-    for entry in client.list_artifacts(run_id, place):
-        if entry.is_dir:
-            yield from _sizes(client, run_id, entry.path)
-        else:
-            yield entry.path, entry.file_size
+    except (OSError, ValueError):
+        return False
+    return has_sizes(checkpoint, {name: stated["size"] for name, stated in read_manifest(scratch.parent).files.items()})
 
 
 def _run_of(client: MlflowClient, tracking: Tracking, manifest: Manifest, run_id: str | None) -> str:
@@ -188,21 +260,3 @@ def _run_of(client: MlflowClient, tracking: Tracking, manifest: Manifest, run_id
     run = client.create_run(ensure_experiment(client, tracking), run_name=f"register-{manifest.phase}")
     client.set_terminated(run.info.run_id)
     return run.info.run_id
-
-
-def _create(client: MlflowClient, name: str, run_id: str, folder: Path, manifest: Manifest, digest: str) -> int:
-    place = f"version-{digest[:12]}"  # its own place in the run, so that no later version can change it
-    with uploading():
-        client.log_artifacts(run_id, str(folder), place)
-    # What has structure stands in the version's own checkpoint and model card: a tag is a line.
-    lineage = {k: str(v) for k, v in manifest.lineage.items() if not isinstance(v, dict | list)}
-    lineage |= {
-        "git_commit": manifest.last_segment.git_commit,
-        "phase": manifest.phase,
-        "step": str(manifest.step),
-        "tokens": str(manifest.tokens),
-    }
-    lineage |= {"recipe": manifest.recipe_name, "tokenizer_sha256": manifest.identity["tokenizer"]}
-    tags = {f"azneobert.{key}": value for key, value in lineage.items()} | {DIGEST_TAG: digest}
-    created = client.create_model_version(name, source=f"runs:/{run_id}/{place}", run_id=run_id, tags=tags)
-    return int(created.version)

@@ -10,6 +10,8 @@ from azneobert.errors import RegistryError
 from azneobert.layout import CHECKPOINT, Layout, finished_checkpoint, read_report
 from azneobert.mlflow_store import is_fresh_store
 from azneobert.recipe import Recipe
+from azneobert.registry.corpus import count_collections
+from azneobert.registry.finetuned import Tuned, push_finetuned
 from azneobert.registry.push import is_whole, push
 from azneobert.registry.registered import Registered, read_registered
 from azneobert.registry.versions import find_digest, free_aliases
@@ -39,6 +41,9 @@ def restore(recipe: Recipe, layout: Layout) -> Iterator[str]:
         return
     for phase, registered in read_registered(layout.registered).items():
         yield _restore_version(recipe, layout, phase, registered, run_ids.get(phase))
+    for task in recipe.finetuning.tasks:
+        if task in run_ids and layout.report(f"finetune/{task}").is_file():
+            yield _restore_finetuned(recipe, layout, task, run_ids[task])
 
 
 def restore_into_fresh_store(recipe: Recipe, layout: Layout) -> Iterator[str]:
@@ -71,9 +76,23 @@ def _restore_version(recipe: Recipe, layout: Layout, phase: str, registered: Reg
         figures = read_report(layout.report(f"evaluate/{phase}"))
         picture = layout.plots / f"{phase}.png"
         expected = registered.manifest_sha256
-        version = push(checkpoint, recipe, figures, [picture], aliases, run_id, expected=expected)
+        golden = layout.golden(phase)
+        counts = count_collections(layout, recipe.data.order)
+        version = push(
+            checkpoint, recipe, figures, [picture], aliases, run_id, expected=expected, golden=golden, counts=counts
+        )
         said = "restored"
     alias = (
         f"@{registered.alias}" if registered.alias in version.aliases else f"not @{registered.alias}, which is taken"
     )
     return f"version {version.uri} ({alias}): {said}, sha256 {registered.manifest_sha256[:12]}"
+
+
+def _restore_finetuned(recipe: Recipe, layout: Layout, task: str, run_id: str) -> str:
+    report = read_report(layout.report(f"finetune/{task}"))
+    encoder = find_digest(recipe.tracking, recipe.registry.name, report["encoder_sha256"])
+    folder = layout.finetuned(task)
+    pictures = sorted(folder.glob("*.png"))
+    tuned = Tuned(folder / "model", pictures, report, encoder.uri if encoder else report["encoder"])
+    version = push_finetuned(tuned, f"{recipe.registry.name}-{task}", run_id, recipe.tracking)
+    return f"version {version.uri}: {task}, in its place"

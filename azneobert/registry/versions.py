@@ -10,30 +10,55 @@ from azneobert.errors import RegistryError
 from azneobert.mlflow_place import tracking_uri
 from azneobert.mlflow_store import mlflow_client, mlflow_errors
 from azneobert.recipe import Tracking
+from azneobert.registry.contents import INNER_CHECKPOINT, Contents
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 DIGEST_TAG = "azneobert.manifest_sha256"
 RECIPE_TAG = "azneobert.recipe"
+TOKENIZER_TAG = "azneobert.tokenizer_sha256"
+HELD_OUT_TAG = "azneobert.held_out_sha256"
+EVALUATED = {"loss": "eval/loss", "accuracy": "eval/accuracy"}  # a tag's and a metric's name: the figure of a report
 _URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<number>\d+))")
 _SOURCE = re.compile(r"runs:/(?P<run_id>[^/]+)/(?P<place>.+)")
+_MODEL = re.compile(r"models:/(?P<model_id>m-[0-9a-f]+)")
 
 
 @dataclass(frozen=True)
 class Version:
-    """A registered version, as `list_versions` and `push` report it."""
+    """A registered version, as `list_versions` and `push` report it.
+
+    `model_id` is that of the LoggedModel that holds its encoder; versions of the first format have none.
+    """
 
     name: str
     number: int
     aliases: tuple[str, ...]
     run_id: str
     tags: dict[str, str]
+    source: str = ""
+
+    @property
+    def model_id(self) -> str | None:
+        """The LoggedModel that is its source."""
+        match = _MODEL.fullmatch(self.source)
+        return match["model_id"] if match else None
 
     @property
     def uri(self) -> str:
         """The URI under which MLflow and this project find it."""
         return f"models:/{self.name}/{self.number}"
+
+
+def list_models(tracking: Tracking) -> list[str]:
+    """The names of the registered models.
+
+    Raises:
+        RegistryError: MLflow does not answer.
+    """
+    with mlflow_errors(tracking_uri(tracking)):
+        return sorted(model.name for model in mlflow_client(tracking).search_registered_models())
 
 
 def list_versions(tracking: Tracking, name: str) -> list[Version]:
@@ -85,13 +110,28 @@ def find_version(uri: str, tracking: Tracking) -> Version:
     raise RegistryError(f"{uri}: not in {tracking_uri(tracking)}: {there}")
 
 
-def place_of(client: MlflowClient, version: Version) -> str:
-    """Where MLflow keeps a version's files: a folder of this machine, or an address on a server's storage."""
+def place_of(client: MlflowClient, version: Version, contents: Contents | None = None) -> str:
+    """Where MLflow keeps a version's encoder: a folder of this machine, or an address on a server's storage.
+
+    Of its checkpoint, where the version's `contents` are given.
+    """
+    if contents is not None:
+        if contents.inner is not None:
+            return f"{place_of(client, version)}/{INNER_CHECKPOINT}"
+        place = checkpoint_place(contents.checkpoint_sha256)
+        return f"{client.get_run(version.run_id).info.artifact_uri}/{place}"
+    if version.model_id is not None:
+        return str(client.get_logged_model(version.model_id).artifact_location)
     source = client.get_model_version_download_uri(version.name, str(version.number))
     if (within := run_and_place(source)) is None:
         return source
     run_id, place = within
     return f"{client.get_run(run_id).info.artifact_uri}/{place}"
+
+
+def checkpoint_place(manifest_sha256: str) -> str:
+    """The folder of a checkpoint among the artifacts of its run: its own, so that no later one can change it."""
+    return f"checkpoint-{manifest_sha256[:12]}"
 
 
 def run_and_place(source: str) -> tuple[str, str] | None:
@@ -103,4 +143,5 @@ def run_and_place(source: str) -> tuple[str, str] | None:
 def version_of(client: MlflowClient, name: str, number: str) -> Version:
     """One version as MLflow has it now."""
     found = client.get_model_version(name, number)
-    return Version(name, int(found.version), tuple(found.aliases), found.run_id or "", dict(found.tags))
+    run_id, source = found.run_id or "", found.source or ""
+    return Version(name, int(found.version), tuple(found.aliases), run_id, dict(found.tags), source)

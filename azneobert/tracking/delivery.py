@@ -15,16 +15,19 @@ from azneobert.dotted import flatten
 from azneobert.mlflow_place import check_place, tracking_uri
 from azneobert.mlflow_store import ensure_experiment, find_run, mlflow_client, mlflow_errors
 from azneobert.recipe import Tracking
+from azneobert.tracking.backlog import send_points, sent_apart
 from azneobert.tracking.lock import folder_if_free
+from azneobert.tracking.names import NAMING
 from azneobert.tracking.points import read_points
 from azneobert.tracking.record import (
     RUNNING,
     Record,
     read_record,
     repaired_record,
+    tracking_of,
     update_record,
 )
-from azneobert.tracking.spool import POINTS_PER_CALL, Spool
+from azneobert.tracking.spool import Spool
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -86,10 +89,13 @@ def fresh_folder(run: Path) -> Path:
     return run
 
 
-def deliver(folder: Path, spool: Spool, tracking: Tracking, wanted: Record | None = None) -> int:
+def deliver(
+    folder: Path, spool: Spool, tracking: Tracking, wanted: Record | None = None, *, beside_training: bool = False
+) -> int:
     """Send what is waiting, and return how many points. The record must be there, the folder is the caller's alone.
 
-    The run's status, end and description are to be as `wanted`, by default the record, says.
+    The run's status, end and description are to be as `wanted`, by default the record, says. Beside a training much is
+    sent by a process of its own.
 
     Raises:
         RegistryError: MLflow does not answer, or refuses the run, or the project was moved or copied since.
@@ -98,7 +104,7 @@ def deliver(folder: Path, spool: Spool, tracking: Tracking, wanted: Record | Non
     with mlflow_errors(tracking_uri(tracking)):
         client = mlflow_client(tracking)
         run = _ensure_run(client, folder, spool, tracking)
-        sent = _send_points(client, run.info.run_id, spool)
+        sent = _send_points(client, run.info.run_id, spool, tracking, beside_training=beside_training)
         record = read_record(folder)
         assert record is not None
         wanted = wanted or record
@@ -116,13 +122,16 @@ def _ensure_run(client: MlflowClient, folder: Path, spool: Spool, tracking: Trac
     assert record is not None
     run = run_of(client, tracking, record)
     if run is not None and run.info.run_id == record.run_id:
+        if record.naming != NAMING:  # what it has under former names stays beside
+            spool.set_delivered(0)
+            update_record(folder, naming=NAMING)
         return run
     if run is None:
-        run = _create_run(client, ensure_experiment(client, tracking), record)
+        run = _create_run(client, ensure_experiment(client, tracking_of(record.info, tracking)), record)
     if record.run_id is not None:
         log.warning("%s: MLflow has no run %s; %s gets every point", folder, record.run_id, run.info.run_id)
     spool.set_delivered(0)  # before the run is noted: a kill in between leaves an empty run, not a lost point
-    update_record(folder, run_id=run.info.run_id, described=False, settled=False)
+    update_record(folder, run_id=run.info.run_id, described=False, settled=False, naming=NAMING)
     return run
 
 
@@ -133,7 +142,9 @@ def run_of(client: MlflowClient, tracking: Tracking, record: Record) -> Run | No
     if record.key is None:
         return None
     found = client.search_runs(
-        [ensure_experiment(client, tracking)], f"tags.`{KEY_TAG}` = '{record.key}'", max_results=1
+        [ensure_experiment(client, tracking_of(record.info, tracking))],
+        f"tags.`{KEY_TAG}` = '{record.key}'",
+        max_results=1,
     )
     return found[0] if found else None
 
@@ -152,20 +163,24 @@ def _create_run(client: MlflowClient, experiment: str, record: Record) -> Run:
     )
 
 
-def _send_points(client: MlflowClient, run_id: str, spool: Spool) -> int:
-    from mlflow.entities import Metric
-
+def _send_points(client: MlflowClient, run_id: str, spool: Spool, tracking: Tracking, *, beside_training: bool) -> int:
     sent = 0
-    for points, mark in spool.undelivered():
-        metrics = [Metric(k, v, p["time_ms"], p["step"]) for p in points for k, v in p["values"].items()]
-        for first in range(0, len(metrics), POINTS_PER_CALL):
-            client.log_batch(run_id, metrics=metrics[first : first + POINTS_PER_CALL])
-        try:
-            spool.set_delivered(mark)
-        except OSError as error:  # a full disk: they are sent again one day, and MLflow has them once
-            log.warning("%s: cannot be written: %s", error.filename, error.strerror)
-        sent += len(points)
+    if beside_training:
+        for points, mark in sent_apart(tracking, run_id, spool):
+            _note_delivered(spool, mark)
+            sent += points
+    for batch, mark in spool.undelivered():
+        send_points(client, run_id, batch)
+        _note_delivered(spool, mark)
+        sent += len(batch)
     return sent
+
+
+def _note_delivered(spool: Spool, mark: int) -> None:
+    try:
+        spool.set_delivered(mark)
+    except OSError as error:  # a full disk: they are sent again one day, and MLflow has them once
+        log.warning("%s: cannot be written: %s", error.filename, error.strerror)
 
 
 def _set_status(client: MlflowClient, run: Run, record: Record) -> None:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from azneobert.recipe import Tracking
 from azneobert.tracking.damage import FULL, keep_damaged
 
 log = logging.getLogger(__name__)
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 RUNNING = "RUNNING"
 _STATUSES = (RUNNING, "FINISHED", "KILLED", "FAILED")
 RECORD = "run.json"
+FINETUNING = "finetuning"  # the group of the runs that fine-tune
 _unwritten: dict[Path, Record] = {}  # what this process would have written to a disk that is full
 _writing = threading.Lock()  # the thread that delivers and the one that trains both change the record
 
@@ -31,7 +33,7 @@ class RunInfo:
     """What a run is called and described by.
 
     `tags` are few and short; what has structure is an artifact: a JSON document by its file name. `identity` is what
-    makes this run another one than the next; MLflow is not told.
+    makes this run another one than the next; MLflow is not told. Runs of a `group` go to an experiment of their own.
     """
 
     name: str
@@ -40,6 +42,7 @@ class RunInfo:
     description: str = ""
     artifacts: dict[str, Any] = field(default_factory=dict)
     identity: dict[str, Any] | None = None
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ class Record:
 
     `run_id` is None while MLflow has not answered yet. `status` is what the run is to have in MLflow; None, of older
     folders, leaves MLflow's as it is. `settled` says that MLflow has the description, and the end if there is one.
-    `key` is the run's own, whichever store it is recorded in: it travels with what the run leaves.
+    `naming` says by which names its points went to MLflow; None is those of before. `key` is the run's own, whichever
+    store it is recorded in: it travels with what the run leaves.
     """
 
     info: RunInfo
@@ -59,6 +63,7 @@ class Record:
     ended_ms: int | None = None
     described: bool = False
     settled: bool = False
+    naming: int | None = None
     user: str = "unknown"
     source: str = "azneobert"
 
@@ -74,6 +79,11 @@ def open_record(folder: Path, info: RunInfo) -> Record:
     if former is None or former.started_ms is None:
         opened = replace(opened, started_ms=now)
     return write_record(folder, replace(opened, user=_user(), source=Path(sys.argv[0]).name or "azneobert"))
+
+
+def tracking_of(info: RunInfo, tracking: Tracking) -> Tracking:
+    """Where a run is recorded: in the recipe's experiment, or in its group's beside it."""
+    return tracking.model_copy(update={"experiment": f"{tracking.experiment}-{info.group}"}) if info.group else tracking
 
 
 def new_key() -> str:
@@ -160,12 +170,13 @@ def _parse(content: bytes, folder: Path) -> Record:
     found: dict[str, Any] = {"name": folder.as_posix(), "described": True} | read
     info = RunInfo(**{f.name: found[f.name] for f in fields(RunInfo) if f.name in found})
     record = Record(info, **{f.name: found[f.name] for f in fields(Record) if f.name in found})
-    texts, dictionaries = (info.name, info.description, record.user, record.source), (info.params, info.tags)
-    times = (record.started_ms, record.ended_ms)
+    texts = (info.name, info.description, info.group, record.user, record.source)
+    dictionaries = (info.params, info.tags)
+    numbers = (record.started_ms, record.ended_ms, record.naming)
     if (
         not all(isinstance(text, str) for text in texts)
         or not all(isinstance(dictionary, dict) for dictionary in (*dictionaries, info.artifacts, info.identity or {}))
-        or not all(isinstance(number, int | None) for number in times)
+        or not all(isinstance(number, int | None) for number in numbers)
         or not all(isinstance(identity, str | None) for identity in (record.run_id, record.key))
         or record.status not in (None, *_STATUSES)
     ):

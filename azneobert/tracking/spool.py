@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -91,24 +91,14 @@ class Spool:
         with self._lock:
             waiting, end = list(self._waiting), self._end
         position = self._delivered()
-        batch: list[dict[str, Any]] = []
-        metrics = 0
-        for line in itertools.chain(self._lines(position, end), waiting):
-            position += len(line)
-            try:
-                point = decode_point(line)
-            except (ValueError, RecursionError):
-                log.warning("%s: the line before byte %d is damaged; passed over", self._file, position)
-                continue
-            if not stands(point, self._starts):
-                continue
-            batch.append(point)
-            metrics += len(point["values"])
-            if metrics > POINTS_PER_CALL - 50:
-                yield batch, position
-                batch, metrics = [], 0
-        if batch:
-            yield batch, position
+        lines = itertools.chain(lines_between(self._file, position, end), waiting)
+        yield from standing_batches(lines, position, self._starts, self._file)
+
+    def backlog(self) -> dict[str, Any]:
+        """What of the file has not been delivered, in words that another process understands."""
+        with self._lock:
+            end = self._end
+        return {"file": str(self._file.resolve()), "start": self._delivered(), "end": end, "starts": self._starts}
 
     def set_delivered(self, mark: int) -> None:
         """Record that everything up to `mark` has arrived."""
@@ -140,15 +130,6 @@ class Spool:
         self._segment = segment
         if segment:
             self._starts.setdefault(segment, from_step)
-
-    def _lines(self, start: int, end: int) -> Iterator[bytes]:
-        if start >= end:
-            return
-        with self._file.open("rb") as file:
-            file.seek(start)
-            while start < end and (line := file.readline()).endswith(b"\n"):
-                start += len(line)
-                yield line
 
     def _put(self, line: bytes) -> None:
         """Write what waits and then this line; where there is no room, all of it waits."""
@@ -241,7 +222,7 @@ class Spool:
 
     def _repair_lines(self, content: bytes, whole: bytes) -> None:
         if not content.startswith(whole):
-            log.warning("%s: ends of lines were damaged; mended", self._file)
+            log.warning("%s: was damaged; what the checksums could say was mended", self._file)
             self._replace(whole)
         elif whole != content:  # the process died before the end of the line
             os.truncate(self._file, len(whole))
@@ -285,6 +266,41 @@ class Spool:
         if self._mark.exists():
             self.set_delivered(kept_mark)
         self._replace(b"".join(kept))
+
+
+def lines_between(file: Path, start: int, end: int) -> Iterator[bytes]:
+    """The whole lines between two places of a file."""
+    if start >= end:
+        return
+    with file.open("rb") as opened:
+        opened.seek(start)
+        while start < end and (line := opened.readline()).endswith(b"\n"):
+            start += len(line)
+            yield line
+
+
+def standing_batches(
+    lines: Iterable[bytes], position: int, starts: dict[int, int], file: Path
+) -> Iterator[tuple[list[dict[str, Any]], int]]:
+    """The points of lines that begin at a place of the file and stand, a call's worth each time, and where it ends."""
+    batch: list[dict[str, Any]] = []
+    metrics = 0
+    for line in lines:
+        position += len(line)
+        try:
+            point = decode_point(line)
+        except (ValueError, RecursionError):
+            log.warning("%s: the line before byte %d is damaged; passed over", file, position)
+            continue
+        if not stands(point, starts):
+            continue
+        batch.append(point)
+        metrics += len(point["values"]) + 1  # a loss goes to MLflow twice
+        if metrics > POINTS_PER_CALL - 50:
+            yield batch, position
+            batch, metrics = [], 0
+    if batch:
+        yield batch, position
 
 
 def encode_mark(mark: int) -> str:

@@ -62,7 +62,8 @@ class Tracker:
 
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
-        if not self._tried.wait(_SECONDS_OF_THE_START):  # so that every checkpoint can name its run
+        # So that every checkpoint can name its run; much that waits may take longer.
+        if not self._tried.wait(_SECONDS_OF_THE_START) and self.run_id is None:
             self._say(f"MLflow at {tracking_uri(tracking)}: no answer in {_SECONDS_OF_THE_START:.0f} s")
 
     @property
@@ -128,7 +129,7 @@ class Tracker:
 
     def _deliver(self) -> None:
         with self._lock:
-            deliver(self._folder, self.spool, self._tracking, self._record)
+            deliver(self._folder, self.spool, self._tracking, self._record, beside_training=True)
 
     def _try_delivery(self) -> bool:
         try:

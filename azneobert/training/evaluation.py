@@ -1,4 +1,4 @@
-"""Held-out loss and masked accuracy, for each collection and over all."""
+"""Held-out loss and masked accuracy: over all, for each collection, and by how far into its document a token stands."""
 
 from __future__ import annotations
 
@@ -11,44 +11,77 @@ from azneobert.engine.interface import World
 from azneobert.engine.micro_batches import logits_of
 from azneobert.model.encoder import MaskedLM
 
+# Positions from the first number to the second; as many digits each, so that a page that sorts names sorts lengths.
+LENGTHS = ("0000-0127", "0128-0511", "0512-1023", "1024-2047", "2048-4095", "4096-up")
+_LATER_BEGINNINGS = [int(length[:4]) for length in LENGTHS[1:]]
+
 
 @torch.no_grad()
 def evaluate(
     model: MaskedLM, streams: dict[str, Stream], micro_batch: int, max_rows: int, world: World
 ) -> dict[str, float]:
-    """Metrics `eval/loss`, `eval/accuracy`, and both by collection, over at most `max_rows` rows of each.
+    """Metrics `eval/loss` (nats a masked token) and `eval/accuracy`, over at most `max_rows` rows of each collection.
 
-    Every row counts the same: each has the same number of masks. Ranks take rows in turn; every rank gets the result.
+    Both also by collection, as `eval/loss/news`, where every row counts the same: each has the same number of masks.
+    And both by length, as `eval/loss_by_length/1024-2047`, over the masked tokens of all collections that have so many
+    tokens before them in their own document, [CLS] included. A row holds several documents, and neither attention nor
+    positions reach from one into another, so it is not the place in the row. A document longer than a row is cut into
+    windows, and each counts as a document, since that is all that the model sees. A length without a token is left out.
+
+    Ranks take rows in turn; every rank gets the result.
     """
-    sums = torch.zeros(len(streams), 3, dtype=torch.float64)
+    by_collection = torch.zeros(len(streams), 3, dtype=torch.float64)
+    by_length = torch.zeros(len(LENGTHS), 3, dtype=torch.float64, device=world.device)
     for number, stream in enumerate(streams.values()):
         rows = min(len(stream), max_rows)
         for start in range(world.rank * micro_batch, rows, world.size * micro_batch):
             # The last batch keeps the fixed shape; its surplus rows are read and left out.
-            losses, accuracies = _row_scores(model, stream, start, micro_batch, world.device)
+            losses, hits, positions = _token_scores(model, stream, start, micro_batch, world.device)
             inside = min(micro_batch, rows - start)
-            sums[number] += torch.tensor([losses[:inside].sum(), accuracies[:inside].sum(), inside])
+            row_losses, row_accuracies = (scores.mean(1).double().cpu()[:inside] for scores in (losses, hits))
+            by_collection[number] += torch.tensor([row_losses.sum(), row_accuracies.sum(), inside])
+            by_length += _sums_by_length(losses[:inside], hits[:inside], positions[:inside])
+    sums = torch.cat([by_collection.to(world.device), by_length])
     if world.size > 1:
-        sums = sums.to(world.device)
         dist.all_reduce(sums)
     return _as_metrics(list(streams), sums.cpu())
 
 
-def _row_scores(
+def masked_perplexity(loss: float) -> float:
+    """The exponential of a masked loss: among how many tokens, equally likely, a guess would be as uncertain.
+
+    Not the pseudo-perplexity of Salazar et al. (ACL 2020), which masks one token at a time: here the recipe's share of
+    the tokens is masked at once, so that less is known of each. Infinite where it is too large for a float.
+    """
+    return float(torch.tensor(loss, dtype=torch.float64).exp())
+
+
+def _token_scores(
     model: MaskedLM, stream: Stream, start: int, rows: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of each masked token, (rows, masks of a row): its loss, whether it was found, its position in its document."""
     batch = stream.packed_batch(start, rows).to(device)
     logits_MV = logits_of(model, batch)
     losses = F.cross_entropy(logits_MV, batch.targets, reduction="none")
     hits = (logits_MV.argmax(-1) == batch.targets).float()
-    return losses.view(rows, -1).mean(1).double().cpu(), hits.view(rows, -1).mean(1).double().cpu()
+    positions = batch.position_ids[batch.masked_indices]
+    return losses.view(rows, -1), hits.view(rows, -1), positions.view(rows, -1)
 
 
-def _as_metrics(names: list[str], sums: torch.Tensor) -> dict[str, float]:
+def _sums_by_length(losses: torch.Tensor, hits: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Loss, hits and number of the tokens of each length: (lengths, 3), in fp64."""
+    beginnings = torch.tensor(_LATER_BEGINNINGS, device=positions.device)
+    lengths = torch.bucketize(positions.flatten(), beginnings, right=True)
+    scores = torch.stack([losses, hits, torch.ones_like(losses)], dim=-1).double().flatten(0, 1)
+    return scores.new_zeros(len(LENGTHS), 3).index_add_(0, lengths, scores)
+
+
+def _as_metrics(collections: list[str], sums: torch.Tensor) -> dict[str, float]:
+    by_collection, by_length = sums.split([len(collections), len(LENGTHS)])
+    parts = ["", *(f"/{name}" for name in collections), *(f"_by_length/{name}" for name in LENGTHS)]
     metrics = {}
-    total = sums.sum(0)
-    for name, (loss, accuracy, rows) in zip(["", *(f"/{n}" for n in names)], [total, *sums], strict=True):
-        if rows:
-            metrics[f"eval/loss{name}"] = float(loss / rows)
-            metrics[f"eval/accuracy{name}"] = float(accuracy / rows)
+    for part, (loss, accuracy, count) in zip(parts, [by_collection.sum(0), *by_collection, *by_length], strict=True):
+        if count:
+            metrics[f"eval/loss{part}"] = float(loss / count)
+            metrics[f"eval/accuracy{part}"] = float(accuracy / count)
     return metrics

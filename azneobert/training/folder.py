@@ -26,17 +26,8 @@ def prepare_folder(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool
         AzNeoBertError: an input is missing, damaged, or does not fit the others.
     """
     with run_lock(inputs.run):
-        inputs.run.stop_file.unlink(missing_ok=True)
         inputs.run.outcome_file.unlink(missing_ok=True)
-        identity = run_identity(inputs, open_streams(inputs)[0])
-        newest = inputs.checkpoints.latest()
-        if newest is None:
-            return False
-        _, manifest = newest
-        changed = changes(manifest.identity, identity, accept_changed)
-        complete = manifest.step >= inputs.recipe.phase(inputs.phase).steps
-        if complete and not changed:
-            changed = _changed_code(inputs, manifest)
+        complete, changed = _found(inputs, accept_changed)
         if changed:
             print(
                 f"{inputs.run.path} holds another run ({'; '.join(changed[:3])}): "
@@ -44,6 +35,30 @@ def prepare_folder(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool
                 flush=True,
             )
         return complete and not changed
+
+
+def is_complete(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool:
+    """Whether the run stands complete in its folder, where nothing is changed.
+
+    Raises:
+        AzNeoBertError: an input is missing, damaged, or does not fit the others.
+    """
+    complete, changed = _found(inputs, accept_changed)
+    return complete and not changed
+
+
+def _found(inputs: Inputs, accept_changed: tuple[str, ...]) -> tuple[bool, list[str]]:
+    """Whether the run in the folder is complete, and in what it is another than the one that is asked for."""
+    identity = run_identity(inputs, open_streams(inputs)[0])
+    newest = inputs.checkpoints.latest()
+    if newest is None:
+        return False, []
+    _, manifest = newest
+    changed = changes(manifest.identity, identity, accept_changed)
+    complete = manifest.step >= inputs.recipe.phase(inputs.phase).steps
+    if complete and not changed:
+        changed = _changed_code(inputs, manifest)
+    return complete, changed
 
 
 def settle_tracking(inputs: Inputs, position: Position) -> None:

@@ -24,8 +24,8 @@ from azneobert.recipe import PhaseName, Recipe
 class Inputs:
     """Where a phase finds what it needs and leaves what it makes.
 
-    `run` is its folder in progress; `start` is what the phase that this one starts from has left. `lineage` and
-    `provenance` go into every checkpoint: what the data are, and what trains the steps from here on.
+    `run` is its folder in progress; `start` holds the checkpoint that it starts from, of a phase or of a version.
+    `lineage` and `provenance` go into every checkpoint: what the data are, and what trains the steps from here on.
     """
 
     recipe: Recipe
@@ -41,7 +41,8 @@ class Inputs:
     @classmethod
     def of(cls, recipe: Recipe, layout: Layout, phase: PhaseName, **more: dict[str, Any]) -> Inputs:
         """What a phase of a recipe takes, where the stages before it have left it."""
-        before = recipe.phase(phase).start_from
+        settings = recipe.phase(phase)
+        start = layout.finished("phase1") if settings.start_from else None
         return cls(
             recipe=recipe,
             phase=phase,
@@ -49,7 +50,7 @@ class Inputs:
             rows=layout.rows(phase),
             tokenizer=layout.tokenizer,
             run=layout.running(phase),
-            start=layout.finished(before) if before else None,
+            start=layout.start(phase) if settings.version else start,
             **more,
         )
 

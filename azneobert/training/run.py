@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from azneobert.checkpoint.finite import check_finite
 from azneobert.course import divide_batch
 from azneobert.data.rows import plan_facts
-from azneobert.data.stream import SampleRange, Stream, micro_batch_loader
+from azneobert.data.stream import SampleRange, Stream, lost_worker, micro_batch_loader
 from azneobert.engine.interface import Engine, World, world_of
 from azneobert.engine.make import make_accelerator, make_engine
 from azneobert.engine.state import initial_state
@@ -164,13 +164,17 @@ def _take_over(inputs: Inputs, engine: Engine, position: Position, *, anew: bool
 def _others_may_end(phase: PhaseName, world: World) -> Iterator[None]:
     """Where another rank ends, those that wait for it in a collective say so in a line; why, that rank has said itself.
 
+    A loader's worker may end too.
+
     Raises:
-        TrainingError: gloo or NCCL has lost a rank.
+        TrainingError: gloo or NCCL has lost a rank, torch a worker.
     """
     try:
         yield
     except RuntimeError as error:
         said = str(error)
+        if without_worker := lost_worker(error):
+            raise without_worker from None
         lost = isinstance(error, dist.DistError) or "gloo" in said or "NCCL" in said or "by peer" in said
         if world.size == 1 or not lost or isinstance(error, AzNeoBertError):
             raise

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from azneobert.environment import EXIT_FORCED
+from azneobert.environment import grace_seconds as grace_of_launcher
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -30,14 +31,17 @@ class StopRequest:
     def __init__(
         self,
         stop_file: Path,
-        grace_seconds: float = 120.0,
+        grace_seconds: float | None = None,
         *,
         hurry: Callable[[], None] = lambda: None,
         timeout: timedelta | None = None,
     ):
-        """`hurry` is told at once; `timeout` is how long the ranks may take to agree, by default what torch says."""
+        """`grace_seconds` are by default what the launcher says; `hurry` is told of the request at once.
+
+        `timeout` is how long the ranks may take to agree, by default what torch says.
+        """
         self._stop_file = stop_file
-        self._grace_seconds = grace_seconds
+        self._grace_seconds = grace_of_launcher() if grace_seconds is None else grace_seconds
         self._hurry = hurry
         self._timeout = timeout
         self._asked = False

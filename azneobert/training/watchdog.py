@@ -339,6 +339,14 @@ class Watchdog:
         _trace_file(self._run, self._rank).write_bytes(torch._C._distributed_c10d._dump_fr_trace_json())
 
 
+def read_heartbeat(run: RunFolder, rank: int = 0) -> Heartbeat | None:
+    """What a rank says of itself; None where it does not run, or is just writing."""
+    try:
+        return _read(heartbeat_file(run, rank))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
+
+
 def heartbeat_file(run: RunFolder, rank: int) -> Path:
     """Where a rank keeps its heartbeat."""
     return run.path / "ranks" / f"{rank}.json"

@@ -74,11 +74,13 @@ def hidden_marks(text: str) -> Iterator[Example]:
             if match[2] == "." and not after[0].isupper():  # the full stop of an abbreviation or a number
                 continue
             before = [*words[max(0, place - BEFORE) : place], match[1]]
-            yield f"{_small(before)}{MASK} {_small(words[place + 1 : place + 1 + AFTER])}", LABELS[match[2]]
+            rest = words[place + 1 : place + 1 + AFTER]
+            yield f"{small(' '.join(before))}{MASK} {small(' '.join(rest))}", LABELS[match[2]]
 
 
-def _small(words: list[str]) -> str:
-    return " ".join(words).translate(_LOWER).lower()
+def small(text: str) -> str:
+    """A text in small letters, as Azerbaijani has them: I is ı, and İ is i."""
+    return text.translate(_LOWER).lower()
 
 
 def _balanced(by_label: dict[str, list[Example]], number: int, draw: random.Random) -> list[Example]:

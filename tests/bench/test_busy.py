@@ -9,6 +9,7 @@ from azneobert.bench import busy
 from azneobert.bench.busy import Turns, bench_busy
 
 
+@pytest.mark.long
 def test_every_setting_is_a_row_alone_and_beside_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = [name for name in busy.SETTINGS if name in (busy._BY_ITSELF, busy._OURS)]
     monkeypatch.setattr(busy, "SETTINGS", {name: busy.SETTINGS[name] for name in chosen})

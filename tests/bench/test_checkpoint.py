@@ -6,12 +6,14 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from toy import run_command
 
 from azneobert.bench.resume import Case, Setting, bench_resume, row_of
 
 
+@pytest.mark.long
 def test_the_command_measures_every_row_and_writes_the_table(tmp_path: Path) -> None:
     code, printed, errors = run_command(["bench", "checkpoint", "--quick", "--output", "table.md"], tmp_path)
     assert code == 0, errors
@@ -23,6 +25,7 @@ def test_the_command_measures_every_row_and_writes_the_table(tmp_path: Path) -> 
     assert "nan" not in table
 
 
+@pytest.mark.long
 def test_a_run_is_resumed_from_its_own_checkpoint_by_another_engine() -> None:
     [row] = bench_resume([Case("plain 1 -> zero2 1", Setting("plain", 1), Setting("zero2", 1))])
     assert row.met

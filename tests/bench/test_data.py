@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from azneobert.bench.measure import in_child, private_bytes
 from azneobert.bench.report import Row, as_markdown
@@ -17,6 +18,7 @@ from azneobert.recipe import FileSource
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.long
 def test_the_command_measures_every_row_and_writes_the_table(tmp_path: Path) -> None:
     page = tmp_path / "data.md"
     command = [str(Path(sys.executable).with_name("azneobert")), "bench", "data", "--quick", "--output", str(page)]

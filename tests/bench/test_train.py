@@ -57,6 +57,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     return Done(planned, list(bench_train(planned)), list(folder.rglob("*.json")))
 
 
+@pytest.mark.long
 def test_every_toy_job_is_a_row_with_its_speed_and_what_else_was_measured(done: Done) -> None:
     *rows, twice, judged = done.rows
     assert (twice.bar, judged.bar) == ("<= 0.1%", "<= 0.1%")
@@ -74,6 +75,7 @@ def test_every_toy_job_is_a_row_with_its_speed_and_what_else_was_measured(done: 
         assert "nan" not in row.note
 
 
+@pytest.mark.long
 def test_the_first_row_is_what_the_others_are_compared_with(done: Done) -> None:
     speeds = [row for row in done.rows if "tokens/s" in row.figure]
     assert " 1.00 x the first row" in speeds[0].note
@@ -84,6 +86,7 @@ def test_the_first_row_is_what_the_others_are_compared_with(done: Done) -> None:
 
 
 @NO_GPU
+@pytest.mark.long
 def test_a_row_that_fails_says_so_and_leaves_the_others(done: Done) -> None:
     failed = [row for row in done.rows if row.figure == "failed"]
     assert [row.what for row in failed] == [f"broken; {done.planned[2].shape}"]
@@ -91,6 +94,7 @@ def test_a_row_that_fails_says_so_and_leaves_the_others(done: Done) -> None:
     assert all("tokens/s" in row.figure for row in done.rows[:-2] if row not in failed)
 
 
+@pytest.mark.long
 def test_a_profile_is_a_trace_that_parses_and_holds_a_step(done: Done) -> None:
     [trace] = done.traces
     names = {event.get("name", "") for event in json.loads(trace.read_text())["traceEvents"]}
@@ -388,7 +392,7 @@ def test_without_a_gpu_the_command_says_in_one_line_what_would_do(command: str, 
     [
         (["train", "--variants", "fused,fa5"], ["--variants: fa5 is none of eager, compile"]),
         (["train", "--rows", "free,8192,x", "--quick"], ["--rows: 8192, x is none of free, packed, 4096"]),
-        (["loss", "--variants", "slow"], ["--variants: slow is none of eager, compile"]),
+        (["loss", "--variants", "slow"], ["--variants: slow is none of divided, wrong"]),
     ],
 )
 def test_a_name_that_is_not_known_is_refused_in_one_line(arguments: list[str], parts: list[str]) -> None:

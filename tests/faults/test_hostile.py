@@ -41,8 +41,9 @@ from azneobert.data.discover import discover
 from azneobert.data.sources import open_source
 from azneobert.data.tokenizer import load_tokenizer
 from azneobert.errors import AzNeoBertError
-from azneobert.finetuning.tasks import SPLITS, read_task
+from azneobert.finetuning.reading import read_task
 from azneobert.recipe import FileSource, load_recipe
+from azneobert.task_settings import SPLITS, TaskFiles
 
 ROUNDS = int(os.environ.get("AZNEOBERT_FUZZ", "1"))
 SECONDS = 10  # that anything may take
@@ -453,7 +454,7 @@ def test_a_labelled_task_of_any_bytes_is_read_or_refused(tmp_path: Path) -> None
             else:
                 row = {"text": "x", "label": "a"} | {chance.choice(("text", "label")): chance.choice(ODD)}
                 file.write_text("\n".join([*lines, json.dumps(row)]))
-            outcomes.append(attempt(lambda: read_task(tmp_path)))
+            outcomes.append(attempt(lambda: read_task("toy", TaskFiles(path=str(tmp_path)))))
     assert {"whole", "refused"} <= set(outcomes)
 
 

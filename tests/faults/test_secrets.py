@@ -21,7 +21,7 @@ NAMES = (
 )
 # What `make repro` does from the first step to a fine-tuned model, but for DVC, in one process.
 _PATH = """
-import importlib, os, pickle, sys
+import os, pickle, sys
 from pathlib import Path
 from azneobert.environment import quiet_barriers
 from azneobert.printable import log_in_lines
@@ -45,14 +45,25 @@ from pushed import push_newest
 from azneobert.registry.pull import pull
 version = push_newest(toy, ["phase1"])
 encoder = pull(version.uri, toy.folder / "pulled", toy.recipe.tracking)
-sys.path.insert(0, sys.argv[1])
-finetune = importlib.import_module("finetune")
-from azneobert.finetuning.classification import fine_tune
-from azneobert.finetuning.tasks import Task
-from azneobert.layout import Layout
-task = Task("toy", ["a", "b"], {side: [("salam", 0), ("dünya", 1)] * 4 for side in ("train", "validation", "test")})
-with finetune.recorded(toy.recipe, Layout("toy"), "toy", version.uri) as tracker:
-    finetune.log_scores(tracker, {"pretrained": [fine_tune(encoder, task, toy.recipe.finetuning, 1, pretrained=True)]})
+from azneobert.encoders import Encoder
+from azneobert.finetuning.task import Example, Task
+from azneobert.task_settings import TaskSettings
+from azneobert.tune import Tuning, tune
+examples = [Example("here", "salam", 0), Example("here", "dünya", 1)] * 4
+task = Task("greetings", "classification", ["a", "b"], {split: examples for split in ("train", "validation", "test")})
+folder = toy.folder / "finetuned"
+tuning = Tuning(
+    encoder=Encoder(version.uri, encoder, "e" * 64),
+    called=version.uri,
+    task=task,
+    task_settings=TaskSettings(),
+    settings=toy.recipe.finetuning,
+    tracking=toy.recipe.tracking,
+    folder=folder,
+    running=folder / "running" / "tracking",
+    model="toybert-greetings",
+)
+tune(tuning, print)
 print("done")
 """
 ROOT = Path(__file__).parents[2]
@@ -89,7 +100,7 @@ def _run(toy: Toy, folder: Path, **variables: str) -> subprocess.CompletedProces
     canaries = {name: f"{CANARY}-{name}" for name in NAMES}
     environment = kept | canaries | {"MLFLOW_TRACKING_USERNAME": "leyla", "PYTHONPATH": path} | variables
     return subprocess.run(
-        [sys.executable, "-c", _PATH, str(ROOT / "pipelines")],
+        [sys.executable, "-c", _PATH],
         cwd=folder,
         env=environment | {"ACCELERATE_USE_CPU": "true"},
         capture_output=True,

@@ -258,6 +258,23 @@ def test_the_launcher_names_the_only_rank_when_it_is_stopped(
     project.goes_on_to_the_same_end(undisturbed(1))
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_worker_that_is_killed_is_one_line(
+    processes: int, make_toy: Callable[..., Toy], undisturbed: Callable[[int], TrainState]
+) -> None:
+    project = Project.of(make_toy(LONG).with_({"runtime": {"workers": 1}}), processes)
+    launcher = project.start()
+    pids = project.ranks_at_work(launcher)
+    workers_of(pids[-1])[0].kill()
+    _, said = launcher.communicate(timeout=BOUND)
+    assert launcher.returncode == 1
+    assert "Traceback" not in said
+    lines = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert any("a worker of the data loader has ended (" in line for line in lines), lines
+    assert not [pid for pid in pids if psutil.pid_exists(pid)]
+    project.goes_on_to_the_same_end(undisturbed(processes))
+
+
 def test_a_rank_that_finds_a_stall_itself_is_heard_through_the_launcher(make_toy: Callable[..., Toy]) -> None:
     project = Project.of(make_toy(LONG), 2)
     launcher = project.start()

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from azneobert.launching import local
-from azneobert.launching.local import run_ranks
+from azneobert.launching.local import run_ranks, train_here
+from azneobert.launching.outcome import Ended
 from azneobert.layout import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -85,6 +86,15 @@ def test_a_rank_that_dies_without_a_word_is_named_with_its_signal(tmp_path: Path
     assert failed.error() == "it ended with signal SIGKILL and without an error of its own"
 
 
+def test_what_was_asked_and_said_before_does_not_count_now(tmp_path: Path) -> None:
+    for name in ("stop", "outcome.json"):
+        (tmp_path / name).touch()
+    command = program(tmp_path, "sys.exit(any((folder / name).exists() for name in ('stop', 'outcome.json')))")
+    ended = train_here("phase1", command, 1, RunFolder(tmp_path), 600, 120)
+    assert ended == Ended("failed", ended.line)
+    assert "the ranks have ended and left no checkpoint" in ended.line
+
+
 def test_a_signal_to_the_launcher_makes_the_stop_file_and_reaches_no_rank(tmp_path: Path) -> None:
     body = """
         signal.signal(signal.SIGTERM, lambda *_: os._exit(9))
@@ -125,14 +135,15 @@ def test_ranks_that_do_not_stop_in_time_are_ended(tmp_path: Path, monkeypatch: p
 def test_killing_the_launcher_with_9_ends_the_ranks_by_sigterm(tmp_path: Path) -> None:
     body = f"""
         sys.path.insert(0, {str(ROOT)!r})
-        from azneobert.launching.local import end_with_launcher
+        from azneobert.launching.place import join_launcher
+        from azneobert.layout import RunFolder
 
         def told(*_):
             (folder / f"told-{{rank}}").touch()
             os._exit(0)
 
         signal.signal(signal.SIGTERM, told)
-        end_with_launcher()
+        join_launcher(RunFolder(folder))
         (folder / f"ready-{{rank}}").touch()
         time.sleep(60)
     """

@@ -37,7 +37,7 @@ def clone(handed_over: Project, tmp_path: Path) -> Project:
 def experiment_runs(project: Project, name: str) -> list[Run]:
     """The runs of an experiment in the project's own MLflow."""
     client = mlflow.MlflowClient(f"sqlite:///{project.folder}/mlflow.db")
-    experiment = client.get_experiment_by_name("azneobert")
+    experiment = client.get_experiment_by_name("azneobert-finetuning")
     return list(client.search_runs([experiment.experiment_id], f"tags.`azneobert.experiment` = '{name}'"))
 
 
@@ -49,8 +49,9 @@ def test_a_clone_that_pulls_has_everything_and_trains_nothing(clone: Project, ha
     assert "@phase2" in listed
     assert "phase" in clone.run("azneobert", "fill-mask", SENTENCE).stdout
     repeated = clone.run("azneobert", "registry", "restore").stdout.splitlines()
-    assert len(repeated) == 5
-    assert all("there already" in line for line in repeated)
+    assert len(repeated) == 6
+    assert all("there already" in line for line in repeated[:5])
+    assert "models:/azneobert-sample-punctuation/1" in repeated[5]
     assert not clone.run("git", "status", "--porcelain").stdout
     made = clone.run("make", "repro").stdout
     assert stages_run(made) == []
@@ -91,11 +92,13 @@ def test_an_experiment_in_a_folder_of_its_own_runs_fine_tuning_alone_and_uses_th
     ran = clone.run("dvc", "exp", "run", "--temp", "-n", "slower", "-S", "finetuning.learning_rate=1e-4").stdout
     assert stages_run(ran) == ["finetune@punctuation"]
     runs = experiment_runs(clone, "slower")
-    assert [(run.info.run_name, run.info.status) for run in runs] == [("sample-finetune-punctuation", "FINISHED")]
+    assert [(run.info.run_name, run.info.status) for run in runs] == [
+        ("punctuation models:/azneobert-sample/2 seed 1", "FINISHED")
+    ]
     assert runs[0].info.artifact_uri.removeprefix("file://").startswith(str(clone.folder / "mlruns"))
     shown = clone.run("dvc", "exp", "show", "--only-changed", "--md").stdout
     assert "slower" in shown
-    assert "punctuation.accuracy" in shown
+    assert "punctuation.macro_f1" in shown
     assert "phase1.loss" not in shown
     difference = clone.run("dvc", "metrics", "diff", "HEAD", "slower").stdout
     assert "punctuation." in difference

@@ -56,7 +56,7 @@ def test_ctrl_c_is_one_line_that_says_what_is_kept(reproduced: Reproduced, comma
     # Stopped at its first look at the recipe, wherever a slow machine is by then.
     program = (
         "import os, runpy, signal, sys; sys.path.insert(0, 'pipelines'); import stage; "
-        "stage.load_recipe = lambda: os.kill(os.getpid(), signal.SIGINT); "
+        "stage.load_recipe = lambda *_: os.kill(os.getpid(), signal.SIGINT); "
         f"sys.argv = {command!r}; runpy.run_path('pipelines/{command[0]}', run_name='__main__')"
     )
     done = subprocess.run(

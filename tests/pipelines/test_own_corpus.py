@@ -95,7 +95,8 @@ def test_the_readme_s_commands_go_from_a_folder_to_a_registered_model(
     ]
     assert not [stage for stage in ran if "finetune" in stage], "there is no labelled task"
     assert "models:/kitab/1" in printed[4]
-    manifest = read_manifest(project.folder / "my-encoder/checkpoint")
+    assert (project.folder / "my-encoder/model.safetensors").is_file()
+    manifest = read_manifest(project.folder / "outputs/kitab/phase2/checkpoint")
     assert set(manifest.lineage["tokens_md5"]) == {"forum_2024", "kitablar", "xeberler"}
     kept = [json.loads(f.read_text()) for f in (project.folder / "outputs/kitab/reports/documents").glob("*.json")]
     assert sum(report["documents"] for report in kept) == len(documents("news", "folklor", "fineweb2", "culturax"))

@@ -15,8 +15,9 @@ import pytest
 from project import ROOT, Project, Reproduced, environment
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-# `make repro` has run when `reproduced` is ready; `make test` is this; activating is what the test's environment does.
-ELSEWHERE = {"make repro", "make test", ". .venv/bin/activate", "mlflow ui"}
+# `make repro` has run when `reproduced` is ready; `make test` is this; activating is what the test's environment does;
+# a server runs until it is ended.
+ELSEWHERE = {"make repro", "make test", ". .venv/bin/activate", "azneobert ui"}
 
 
 def commands() -> list[str]:

@@ -32,7 +32,7 @@ def pipeline() -> dict[str, Any]:
     return read_yaml(ROOT / "dvc.yaml")
 
 
-@pytest.mark.parametrize("name", ["deduplicate", "tokenizer", "import_tokenizer", "rows"])
+@pytest.mark.parametrize("name", ["deduplicate", "tokenizer", "import_tokenizer", "rows", "register"])
 def test_dvc_runs_a_stage_again_when_the_order_that_it_uses_changes(pipeline: dict[str, Any], name: str) -> None:
     stage = pipeline["stages"][name]
     assert "data.order" in stage.get("do", stage)["params"]

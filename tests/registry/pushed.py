@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from pathlib import Path
 
 from mlflow import MlflowClient
 from toy import Toy
 
+from azneobert.registry.corpus import Counts
 from azneobert.registry.push import push
 from azneobert.registry.versions import Version
 
@@ -20,19 +20,25 @@ FIGURES = {
 }
 
 
-def push_newest(toy: Toy, aliases: list[str], figures: dict[str, float] = FIGURES) -> Version:
+def push_newest(
+    toy: Toy, aliases: list[str], figures: dict[str, float] = FIGURES, counts: Counts | None = None
+) -> Version:
     picture = toy.folder / "phase1.png"
     picture.write_bytes(b"\x89PNG a picture")
-    return push(toy.checkpoints().steps()[-1], toy.recipe, figures, [picture], aliases)
+    return push(toy.checkpoints().steps()[-1], toy.recipe, figures, [picture], aliases, counts=counts)
 
 
 def artifacts_of(toy: Toy, version: Version) -> Path:
-    """Where the store keeps a version's files."""
-    uri = MlflowClient(toy.recipe.tracking.mlflow_uri).get_model_version_download_uri(version.name, str(version.number))
-    match = re.fullmatch(r"runs:/(?P<run>\w+)/(?P<place>.+)", uri)
-    assert match
-    run = MlflowClient(toy.recipe.tracking.mlflow_uri).get_run(match["run"])
-    return Path(run.info.artifact_uri.removeprefix("file://")) / match["place"]
+    """Where the store keeps a version's encoder."""
+    client = MlflowClient(toy.recipe.tracking.mlflow_uri)
+    return Path(client.get_model_version_download_uri(version.name, str(version.number)).removeprefix("file://"))
+
+
+def checkpoint_of(toy: Toy, version: Version) -> Path:
+    """Where it keeps its checkpoint."""
+    run = MlflowClient(toy.recipe.tracking.mlflow_uri).get_run(version.run_id)
+    [folder] = Path(run.info.artifact_uri.removeprefix("file://")).glob("checkpoint-*")
+    return folder
 
 
 def forget_places() -> None:

@@ -16,10 +16,10 @@ from toy import Toy
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from azneobert.checkpoint.manifest import verify_checkpoint
-from azneobert.checkpoint.universal import all_weights
+from azneobert.checkpoint.universal import all_weights, read_checkpoint
 from azneobert.errors import RegistryError
 from azneobert.model.export import to_eurobert
-from azneobert.registry.pull import pull
+from azneobert.registry.pull import pull, pull_checkpoint
 
 
 def test_a_pulled_version_is_what_was_pushed_and_what_mlflow_hands_out(toy: Toy, tmp_path: Path) -> None:
@@ -30,17 +30,29 @@ def test_a_pulled_version_is_what_was_pushed_and_what_mlflow_hands_out(toy: Toy,
     from mlflow.artifacts import download_artifacts
 
     theirs = Path(download_artifacts("models:/toybert@phase1", dst_path=str(tmp_path / "theirs")))
+    (theirs / "registered_model_meta").unlink()  # MLflow's own: of which version it is
     assert digests(by_alias) == digests(by_number) == digests(theirs) == digests(artifacts_of(toy, version))
-    source = toy.checkpoints().steps()[-1]
-    assert digests(by_alias / "checkpoint") == digests(source)
-    assert not list(tmp_path.glob(".pull-*")), "what was on its way must not lie about"
+    assert "model.safetensors" in digests(by_alias)
+    assert not [file for file in digests(by_alias) if "exp_avg" in file]
+    assert not list(tmp_path.glob(".*")), "what was on its way must not lie about"
+
+
+def test_its_checkpoint_is_the_one_that_was_pushed_and_goes_without_moments(toy: Toy, tmp_path: Path) -> None:
+    push_newest(toy, ["phase1"])
+    whole = pull_checkpoint("models:/toybert@phase1", tmp_path / "whole", toy.recipe.tracking)
+    assert digests(whole) == digests(toy.checkpoints().steps()[-1])
+    light = pull_checkpoint("models:/toybert@phase1", tmp_path / "light", toy.recipe.tracking, moments=False)
+    assert digests(light).items() - digests(whole).items() == {("manifest.json", digests(light)["manifest.json"])}
+    assert not list(light.glob("exp_avg*"))
+    assert not verify_checkpoint(light).moments
+    state, _ = read_checkpoint(light, moments=False)
+    assert all(torch.equal(state.weights[name], tensor) for name, tensor in toy.result()[0].weights.items())
 
 
 @torch.no_grad()
-def test_a_pulled_version_loads_with_transformers_and_as_a_checkpoint(toy: Toy, tmp_path: Path) -> None:
+def test_a_pulled_version_loads_with_transformers(toy: Toy, tmp_path: Path) -> None:
     push_newest(toy, ["phase1"])
     folder = pull("models:/toybert@phase1", tmp_path / "pulled", toy.recipe.tracking)
-    assert verify_checkpoint(folder / "checkpoint").step == toy.result()[1].step
     model = AutoModelForMaskedLM.from_pretrained(folder)
     expected = to_eurobert(all_weights(toy.result()[0]))
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in expected.items())
@@ -52,10 +64,10 @@ def refuse_pull(toy: Toy, uri: str, *parts: str) -> None:
     with refused(RegistryError, uri, *parts):
         pull(uri, target, toy.recipe.tracking)
     assert not target.exists(), "nothing that was refused may be left under the name that was asked for"
-    assert not list(target.parent.glob(".pull-*"))
+    assert not list(target.parent.glob(".*.pull-*"))
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "checkpoint/exp_avg.safetensors", "tokenizer.json", "README.md"])
+@pytest.mark.parametrize("name", ["model.safetensors", "components/tokenizer/tokenizer.json", "README.md"])
 def test_a_file_that_was_changed_in_the_store_is_refused_by_name(name: str, toy: Toy) -> None:
     version = push_newest(toy, ["phase1"])
     file = artifacts_of(toy, version) / name
@@ -77,7 +89,7 @@ def test_a_file_that_no_manifest_vouches_for_is_refused_by_name(toy: Toy) -> Non
     refuse_pull(toy, "models:/toybert/1", "modeling_neobert.py")
 
 
-@pytest.mark.parametrize("path", ["../outside.txt", "/etc/hostname", "checkpoint/../../outside.txt"])
+@pytest.mark.parametrize("path", ["../outside.txt", "/etc/hostname", "components/../../outside.txt"])
 def test_a_manifest_that_names_a_path_outside_the_folder_is_refused(path: str, toy: Toy) -> None:
     version = push_newest(toy, ["phase1"])
     edit_manifest(artifacts_of(toy, version), {path: {"sha256": "0" * 64, "size": 1}})
@@ -176,7 +188,7 @@ def test_a_folder_of_something_else_was_not_made_by_this_project(toy: Toy) -> No
 
 @pytest.mark.parametrize(
     ("name", "target"),
-    [("tokenizer.json", "/etc/passwd"), ("added.json", "/dev/zero"), ("checkpoint/added", "/etc"), ("README.md", None)],
+    [("tokenizer.json", "/etc/passwd"), ("added.json", "/dev/zero"), ("components/added", "/etc"), ("README.md", None)],
 )
 def test_what_is_no_file_in_the_store_is_neither_copied_nor_waited_for(name: str, target: str | None, toy: Toy) -> None:
     version = push_newest(toy, ["phase1"])

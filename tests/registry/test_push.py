@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 from mlflow import MlflowClient
-from pushed import FIGURES, artifacts_of, digests, push_newest
+from pushed import FIGURES, artifacts_of, checkpoint_of, digests, push_newest
 from refusals import refused
 from toy import Toy
 
 from azneobert.checkpoint.manifest import verify_checkpoint
 from azneobert.checkpoint.universal import read_checkpoint
 from azneobert.data.tokenizer import read_tokenizer, tokenizer_sha256
-from azneobert.errors import CheckpointError
-from azneobert.registry.pull import pull
+from azneobert.errors import CheckpointError, RegistryError
+from azneobert.registry.pull import pull, pull_checkpoint
 from azneobert.registry.push import push
 from azneobert.registry.versions import find_version, list_versions
 
@@ -65,12 +65,15 @@ def test_the_model_card_has_the_results_the_curve_and_the_lineage(toy: Toy, tmp_
     assert "{" not in card.split("```json")[0].replace("{folder}", ""), "a placeholder was left in the card"
 
 
-def test_a_version_has_the_tokenizer_of_its_language_and_beside_it_that_of_training(toy: Toy, tmp_path: Path) -> None:
+def test_a_version_has_the_tokenizer_of_its_language_and_its_checkpoint_that_of_training(
+    toy: Toy, tmp_path: Path
+) -> None:
     data = {"cleaning": toy.recipe.data.cleaning.model_copy(update={"language": "turkish"}).model_dump(mode="json")}
     push_newest(toy.with_({"data": data}), ["phase1"])
     folder = pull("models:/toybert@phase1", tmp_path / "pulled", toy.recipe.tracking)
     of_training = toy.result()[1].identity["tokenizer"]
-    assert tokenizer_sha256(folder / "checkpoint/tokenizer.json") == of_training
+    checkpoint = pull_checkpoint("models:/toybert@phase1", tmp_path / "checkpoint", toy.recipe.tracking)
+    assert tokenizer_sha256(checkpoint / "tokenizer.json") == of_training
     assert json.loads((folder / "tokenizer_config.json").read_text())["training_tokenizer_sha256"] == of_training
     card = (folder / "README.md").read_text()
     for part in ("model for Turkish:", "`data.cleaning.language: turkish`", of_training, "look-alikes", "two ends"):
@@ -82,18 +85,18 @@ def test_a_version_has_the_tokenizer_of_its_language_and_beside_it_that_of_train
 def test_a_version_without_moments_holds_a_checkpoint_whose_weights_can_be_read(toy: Toy, tmp_path: Path) -> None:
     light = toy.with_({"registry": {"with_moments": False}})
     push_newest(light, ["phase1"])
-    folder = pull("models:/toybert@phase1", tmp_path / "pulled", toy.recipe.tracking)
+    with refused(RegistryError, "without moments", "--no-moments"):
+        pull_checkpoint("models:/toybert@phase1", tmp_path / "pulled", toy.recipe.tracking)
+    folder = pull_checkpoint("models:/toybert@phase1", tmp_path / "pulled", toy.recipe.tracking, moments=False)
     assert not list(folder.rglob("exp_avg*"))
-    assert not verify_checkpoint(folder / "checkpoint").moments
+    assert not verify_checkpoint(folder).moments
     program = "from azneobert.cli import main; main()"
     for command in ("verify", "inspect"):
         done = subprocess.run(
-            [sys.executable, "-c", program, "checkpoint", command, str(folder / "checkpoint")],
-            capture_output=True,
-            text=True,
+            [sys.executable, "-c", program, "checkpoint", command, str(folder)], capture_output=True, text=True
         )
         assert (done.returncode, done.stderr) == (0, "")
-    state, _ = read_checkpoint(folder / "checkpoint", moments=False)
+    state, _ = read_checkpoint(folder, moments=False)
     assert all(torch.equal(state.weights[name], tensor) for name, tensor in toy.result()[0].weights.items())
 
 
@@ -127,17 +130,19 @@ def test_a_checkpoint_whose_run_was_made_anew_is_registered_under_that_one(toy: 
     assert not [tag for tag in version.tags.values() if tag.startswith(("{", "["))], "a tag is a line"
 
 
-@pytest.mark.parametrize("lost", ["everything", "manifest.json", "model.safetensors", "checkpoint/weights.safetensors"])
+@pytest.mark.parametrize("lost", ["everything", "manifest.json", "model.safetensors", "weights.safetensors"])
 def test_a_version_whose_files_are_gone_gets_them_again(lost: str, toy: Toy, tmp_path: Path) -> None:
     first = push_newest(toy, ["phase1"])
-    folder = artifacts_of(toy, first)
-    expected = digests(folder)
+    encoder, checkpoint = artifacts_of(toy, first), checkpoint_of(toy, first)
+    expected = digests(encoder), digests(checkpoint)
     if lost == "everything":
-        shutil.rmtree(folder.parents[3])
+        shutil.rmtree(encoder.parents[3])
     else:
-        (folder / lost).unlink()
+        ((checkpoint if lost == "weights.safetensors" else encoder) / lost).unlink()
     assert push_newest(toy, ["phase1"]) == first
-    assert digests(pull("models:/toybert@phase1", tmp_path / "pulled", toy.recipe.tracking)) == expected
+    pulled = pull("models:/toybert@phase1", tmp_path / "pulled", toy.recipe.tracking)
+    training = pull_checkpoint("models:/toybert@phase1", tmp_path / "training", toy.recipe.tracking)
+    assert (digests(pulled), digests(training)) == expected
 
 
 def test_a_version_with_another_manifest_gets_its_own_again(toy: Toy, tmp_path: Path) -> None:

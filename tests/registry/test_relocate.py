@@ -151,7 +151,7 @@ def test_every_column_is_mended_and_what_a_person_chose_stays(toy: Toy, tmp_path
     assert done.rows == {
         "experiments.artifact_location": 3,
         "runs.artifact_uri": 1,
-        "logged_models.artifact_location": 1,
+        "logged_models.artifact_location": 2,
         "model_versions.storage_location": 1,
         "trace_tags.value": 1,
     }
@@ -246,7 +246,8 @@ def test_the_command_says_what_it_changed_and_then_that_there_is_nothing_to_mend
     code, out, errors = run_command(["registry", "relocate"], folder)
     assert (code, errors) == (0, "")
     assert out.splitlines() == [
-        f"sqlite:///mlflow.db: from {tmp_path} to {folder}: experiments.artifact_location 2, runs.artifact_uri 1",
+        f"sqlite:///mlflow.db: from {tmp_path} to {folder}: experiments.artifact_location 2, runs.artifact_uri 1, "
+        "logged_models.artifact_location 1, model_versions.storage_location 1",
         f"the database as it was: {folder}/mlflow.db.before-relocate",
     ]
     assert run_command(["registry", "relocate"], folder) == (0, "sqlite:///mlflow.db: nothing to mend\n", "")

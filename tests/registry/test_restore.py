@@ -16,6 +16,7 @@ from azneobert.errors import RegistryError
 from azneobert.files import write_json
 from azneobert.layout import Layout
 from azneobert.mlflow_store import is_fresh_store
+from azneobert.registry.corpus import count_collections
 from azneobert.registry.pull import pull
 from azneobert.registry.registered import Registered, read_registered, registered_version, write_registered
 from azneobert.registry.restore import restore, restore_into_fresh_store
@@ -29,7 +30,9 @@ from azneobert.tracking.record import read_record, read_run_id, update_record
 def registered(toy: Toy) -> tuple[Toy, Layout, Version]:
     """A finished phase with what its stages leave for a clone, registered in the store that trained it."""
     layout = Layout(toy.folder.name, toy.folder.parent)
-    version = push_newest(toy, ["phase1"])
+    for name in toy.recipe.data.order:
+        write_json(layout.report(f"tokens/{name}"), {"train": {"documents": 8, "tokens": 200}})
+    version = push_newest(toy, ["phase1"], counts=count_collections(layout, toy.recipe.data.order))
     layout.plots.mkdir()
     shutil.move(toy.folder / "phase1.png", layout.plots / "phase1.png")
     write_json(layout.report("evaluate/phase1"), FIGURES)

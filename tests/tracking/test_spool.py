@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from azneobert.tracking.points import read_points
+from azneobert.tracking.points import encode_point, read_points
 from azneobert.tracking.spool import Spool, encode_mark
 
 
@@ -182,7 +182,7 @@ def test_a_damaged_end_of_a_line_costs_no_point(
     spool.close()
     assert (tmp_path / "points.jsonl").read_bytes().count(b"\n") == 6
     [said] = [record.getMessage() for record in caplog.records]
-    assert f"{tmp_path}/points.jsonl: ends of lines were damaged" in said
+    assert f"{tmp_path}/points.jsonl: was damaged; what the checksums could say was mended" in said
 
 
 def test_a_mark_at_the_end_of_another_line_is_known_by_its_checksum(tmp_path: Path) -> None:
@@ -234,3 +234,23 @@ def test_points_wait_while_there_is_no_room_and_are_offered_all_the_same(
         "cannot be written (No s",
         "can be written again; n",
     ]
+
+
+def test_one_bit_of_a_line_is_mended_by_its_checksum(tmp_path: Path) -> None:
+    points = [{"step": step, "time_ms": 1, "segment": 0, "values": {"a": 0.5 * step}} for step in (1, 2, 3)]
+    lines = [encode_point(point) for point in points]
+    for bit in range(0, 8 * (len(lines[1]) - 1), 5):  # each bit of a byte comes, and most bytes
+        damaged = bytearray(lines[1])
+        damaged[bit // 8] ^= 1 << bit % 8
+        if damaged.count(b"\n") == 1:  # a line that falls in two is a line that is lost
+            (tmp_path / "points.jsonl").write_bytes(lines[0] + damaged + lines[2])
+            found = [(point["step"], point["values"]) for point in read_points(tmp_path)]
+            assert found == [(1, {"a": 0.5}), (2, {"a": 1.0}), (3, {"a": 1.5})], bit
+
+
+def test_two_bits_are_not_guessed(tmp_path: Path) -> None:
+    lines = [encode_point({"step": step, "time_ms": 1, "segment": 0, "values": {"a": 1.0}}) for step in (1, 2)]
+    damaged = lines[0].replace(b'"step": 1', b'"step": 2')
+    assert damaged.count(b"2") > lines[0].count(b"2")
+    (tmp_path / "points.jsonl").write_bytes(damaged + lines[1])
+    assert [point["step"] for point in read_points(tmp_path)] == [2]

@@ -40,7 +40,7 @@ def test_a_run_has_its_name_parameters_tags_points_and_end(mlflow_uri: str, tmp_
     assert run.data.params == {"model.layers": "2", "seed": "7"}
     assert run.data.tags["azneobert.phase"] == "phase1"
     assert history(mlflow_uri, run.info.run_id, "train/loss") == [(1, 5.0), (2, 4.0)]
-    assert history(mlflow_uri, run.info.run_id, "eval/loss/news") == [(2, 3.0)]
+    assert history(mlflow_uri, run.info.run_id, "validation/loss/news") == [(2, 3.0)]
 
 
 def test_points_are_delivered_while_the_run_goes_on(
@@ -98,7 +98,7 @@ def test_points_whose_delivery_was_not_noted_arrive_once_all_the_same(mlflow_uri
     tracker.log(6, {"train/loss": 6.0, "train/lr": 0.5})
     tracker.finish("FINISHED")
     assert history(mlflow_uri, run_id, "train/loss") == [(step, float(step)) for step in range(1, 7)]
-    assert len(history(mlflow_uri, run_id, "train/lr")) == 6
+    assert len(history(mlflow_uri, run_id, "train/optimizer/lr")) == 6
 
 
 def test_a_loss_that_is_not_a_number_does_not_hold_up_the_others(mlflow_uri: str, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_mlflow_that_is_down_holds_nothing_up_and_gets_every_point_later_exactly
     [(run_id, _, _)] = run_ranks(log_some, folder, mlflow_uri, range(1991, 2006), "FINISHED", folder=tmp_path)
     assert run_id is not None
     assert [run.info.run_id for run in runs_of(mlflow_uri)] == [run_id]
-    for key in ("train/loss", "eval/loss"):
+    for key in ("train/loss", "validation/loss"):
         assert [step for step, _ in history(mlflow_uri, run_id, key)] == list(range(1, 2006))
     [(again, _, _)] = run_ranks(log_some, folder, mlflow_uri, range(2000, 2006), "FINISHED", folder=tmp_path)
     assert again == run_id
@@ -214,7 +214,7 @@ def test_deliveries_to_an_mlflow_that_is_away_become_rare(tmp_path: Path, monkey
     monkeypatch.setattr(tracker_module, "_SECONDS_BETWEEN_DELIVERIES", 0.1)
     tries: list[float] = []
 
-    def away(*_: object) -> int:
+    def away(*_: object, **__: object) -> int:
         tries.append(time.monotonic())
         raise RegistryError("MLflow is away")
 

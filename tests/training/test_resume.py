@@ -197,10 +197,11 @@ def test_a_resumed_run_is_the_same_mlflow_run_with_each_point_once(make_toy: Mak
     assert toy.result()[1].lineage["mlflow_run_id"] == runs[0].info.run_id
     for key, steps in {
         "train/loss": range(1, STEPS + 1),
-        "train/lr": range(1, STEPS + 1),
-        "train/tokens": range(1, STEPS + 1),
-        "eval/loss": [0, 4, 8, STEPS],
-        "eval/loss/news": [0, 4, 8, STEPS],
+        "train/optimizer/lr": range(1, STEPS + 1),
+        "train/optimizer/tokens": range(1, STEPS + 1),
+        "train/loss_by_tokens": sorted(map(int, toy.losses(key="train/tokens").values())),
+        "validation/loss": [0, 4, 8, STEPS],
+        "validation/loss/news": [0, 4, 8, STEPS],
     }.items():
         history = client.get_metric_history(runs[0].info.run_id, key)
         assert sorted(point.step for point in history) == list(steps), key
@@ -440,9 +441,8 @@ def test_preparing_the_folder_leaves_a_run_that_can_go_on_as_it_is(stopped: Toy,
     toy = stopped.copy_to(tmp_path / "run")
     before = files_in(toy.run().path)
     assert json.loads(before.pop("outcome.json")) == {"state": "stopped", "step": 4}
-    del before["stop"]
     assert not prepare(toy)
-    # What was said of an earlier end, and what asked for it, is gone.
+    # What was said of an earlier end is gone; what asked for it is the launcher's to remove.
     assert files_in(toy.run().path) == before
 
 
@@ -451,7 +451,7 @@ def test_preparing_the_folder_sets_another_run_aside_and_loses_nothing(
 ) -> None:
     toy = stopped.copy_to(tmp_path / "run").with_({"seed": 5})
     former = files_in(toy.run().path)
-    del former["stop"], former["outcome.json"]
+    del former["outcome.json"]
     assert not prepare(toy)
     assert "seed: 1337 there, 5 here" in capsys.readouterr().out
     assert [files_in(folder) for folder in aside_of(toy)] == [former]

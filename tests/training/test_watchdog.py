@@ -85,7 +85,7 @@ def test_a_rank_that_saves_is_waited_for_by_the_others(tmp_path: Path) -> None:
             with dog.doing("saving"):
                 hang(2.0)
         else:
-            hang(2.0)
+            hang(1.5)  # longer than a step may take, and over before the other rank's heartbeat is gone
         dog.progress(2)
     """
     assert ends(start(tmp_path, body, world=2)) == [(0, ""), (0, "")]
