@@ -8,6 +8,7 @@ import os
 import shutil
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 
 _PREFIX = "step-"
 _PARTIAL = ".partial-"
-
+_POINTER = ".latest"  # what `latest` will say
 
 # What may pass while a run goes on: somebody makes room, a file system comes back.
 _PASSING = {
@@ -64,10 +65,11 @@ class CheckpointFolder:
                     raise CheckpointError(f"{target}: is there, and stays; move it away, or use another folder")
                 partial.mkdir()
                 write_checkpoint(partial, finite_only(state, target), manifest, tokenizer)
+                self._prepare_latest(target.name, partial)
                 if target.exists():
                     shutil.rmtree(target)
                 partial.rename(target)
-                self._point_latest(target)
+                self._move_latest()
                 # What is newer is damaged: a whole one would have been resumed from.
                 steps = self._readable()
                 old = [
@@ -78,10 +80,10 @@ class CheckpointFolder:
                 for folder in (*steps[steps.index(target) + 1 :], *old):
                     shutil.rmtree(folder)
         except CheckpointError:
-            shutil.rmtree(partial, ignore_errors=True)
+            self._drop_half(partial)
             raise
         except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
+            self._drop_half(partial)
             reason = f"{target}: cannot be written: {error.strerror or error}"
             if error.errno not in _PASSING:
                 raise CheckpointError(reason) from None
@@ -135,7 +137,8 @@ class CheckpointFolder:
                 raise CheckpointError(f"{self.path}: holds no whole checkpoint; nothing is removed")
             staying += [folder for folder in self.steps() if self._is_milestone(folder)]
             removed = [folder for folder in self._readable() if folder not in (*whole, *staying)]
-            self._point_latest(whole[0])
+            self._prepare_latest(whole[0].name, whole[0])
+            self._move_latest()
             for folder in removed:
                 shutil.rmtree(folder)
             self.remove_partials()
@@ -171,6 +174,11 @@ class CheckpointFolder:
         for partial in self.path.glob(f"{_PARTIAL}*"):
             shutil.rmtree(partial)
 
+    def _drop_half(self, partial: Path) -> None:
+        shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):
+            (self.path / _POINTER).unlink()
+
     def _is_milestone(self, folder: Path) -> bool:
         return self.keep_every > 0 and _number(folder) > 0 and _number(folder) % self.keep_every == 0
 
@@ -190,12 +198,18 @@ class CheckpointFolder:
             raise CheckpointError(f"{folder}: its manifest is of step {manifest.step}; use another checkpoint")
         return manifest
 
-    def _point_latest(self, target: Path) -> None:
-        sync(self.path)  # the rename of the checkpoint is durable before anything points at it
-        pointer = self.path / ".latest"
-        pointer.write_text(f"{target.name} {sha256_file(target / MANIFEST)}\n")
+    def _prepare_latest(self, name: str, folder: Path) -> None:
+        """Write what `latest` will say before the checkpoint has its name, while a full disk can still be refused.
+
+        Afterwards there are renames alone, which take no room: a checkpoint that is there is the one `latest` names.
+        """
+        pointer = self.path / _POINTER
+        pointer.write_text(f"{name} {sha256_file(folder / MANIFEST)}\n")
         sync(pointer)
-        pointer.replace(self.path / "latest")
+
+    def _move_latest(self) -> None:
+        sync(self.path)  # the rename of the checkpoint is durable before anything points at it
+        (self.path / _POINTER).replace(self.path / "latest")
         sync(self.path)
 
 

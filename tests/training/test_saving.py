@@ -22,11 +22,13 @@ from mlflow import MlflowClient
 from refusals import refused
 from toy import CheckpointMaker, Toy, equal_states, outcome, run_ranks, start_ranks, train_rank
 
-from azneobert.checkpoint.manifest import verify_checkpoint
-from azneobert.checkpoint.rotation import BackgroundWriter, CheckpointFolder
+from azneobert.checkpoint import universal
+from azneobert.checkpoint.manifest import MANIFEST, verify_checkpoint
+from azneobert.checkpoint.rotation import BackgroundWriter, CheckpointFolder, DiskError
 from azneobert.checkpoint.universal import TrainState, read_checkpoint
 from azneobert.course import Course
 from azneobert.errors import CheckpointError
+from azneobert.files import sha256_file
 from azneobert.locks import locked
 from azneobert.training.inputs import Inputs, open_streams
 from azneobert.training.position import Position
@@ -203,6 +205,43 @@ def test_a_checkpoint_that_did_not_fit_is_written_once_there_is_room(
     threading.Timer(0.5, ballast.unlink).start()
     writer.wait()
     assert step_numbers(folder) == [3, 6]
+
+
+def test_a_disk_that_fills_at_the_rename_leaves_latest_at_the_newest_whole_checkpoint(
+    maker: CheckpointMaker, small_disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = small_disk("2m")
+    folder = CheckpointFolder(disk / "checkpoints", 2)
+    maker.publish(folder, 3)
+    rename = Path.rename
+
+    def fill_and_rename(path: Path, target: Path) -> Path:
+        fill(disk)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fill_and_rename)
+    maker.publish(folder, 6)
+    assert step_numbers(folder) == [3, 6]
+    assert (folder.path / "latest").read_text().split() == ["step-00000006", sha256_file(folder.steps()[-1] / MANIFEST)]
+
+
+def test_a_disk_without_room_for_latest_publishes_nothing(
+    maker: CheckpointMaker, small_disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = small_disk("2m")
+    folder = CheckpointFolder(disk / "checkpoints", 2)
+    maker.publish(folder, 3)
+    write = universal.write_checkpoint
+
+    def write_and_fill(*arguments: Any) -> None:
+        write(*arguments)
+        fill(disk)
+
+    monkeypatch.setattr(universal, "write_checkpoint", write_and_fill)
+    with refused(DiskError, "step-00000006", "No space left on device"):
+        maker.publish(folder, 6)
+    assert sorted(path.name for path in folder.path.iterdir()) == ["latest", "step-00000003"]
+    assert (folder.path / "latest").read_text().split()[0] == "step-00000003"
 
 
 def too_large(maker: CheckpointMaker, what: str) -> TrainState:
