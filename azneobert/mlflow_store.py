@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import re
@@ -110,12 +111,21 @@ def _locked_if_possible(folder: Path) -> Iterator[None]:
 # Its client
 
 
+def mlflow_is_installed() -> bool:
+    """Whether there is an MLflow to import: a machine that only trains need not have one."""
+    return importlib.util.find_spec("mlflow") is not None
+
+
 def mlflow_client(tracking: Tracking) -> MlflowClient:
     """A client of the recipe's store that gives up on a dead server in seconds, not minutes.
 
     Raises:
-        RegistryError: the store is a file that this MLflow cannot use.
+        RegistryError: the store is a file that this MLflow cannot use, or MLflow is not installed.
     """
+    if not mlflow_is_installed():
+        raise RegistryError(
+            f"{tracking_uri(tracking)}: MLflow is not installed here; use `make setup`, or a machine that has it"
+        )
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")

@@ -5,9 +5,8 @@ from stage import run_stage
 import shutil
 from argparse import Namespace
 
-from azneobert.data.rows import plan_facts, plan_rows, write_plan
-from azneobert.data.store import TokenStore
-from azneobert.errors import DataError
+from azneobert.data.phase_rows import write_phase_rows
+from azneobert.data.rows import plan_facts
 from azneobert.files import write_json
 from azneobert.layout import Layout
 from azneobert.recipe import PHASES, Recipe
@@ -17,20 +16,9 @@ def rows(recipe: Recipe, layout: Layout, options: Namespace) -> None:
     phase = recipe.phase(options.phase)
     target = layout.rows(options.phase)
     shutil.rmtree(target, ignore_errors=True)
-    training = {collection: TokenStore.open(layout.tokens / collection / "train") for collection in recipe.data.sources}
-    plan = plan_rows(training, phase.sequence_length, recipe.seed, phase.pools)
-    if not len(plan):
-        raise DataError(f"{layout.tokens}: no document to train on; a smaller validation_fraction would do")
-    write_plan(plan, target / "train")
+    plan, validation = write_phase_rows(layout.tokens, tuple(recipe.data.sources), phase, recipe.seed, target)
     facts = plan_facts(plan)
-    for collection in recipe.data.sources:
-        held_out = TokenStore.open(layout.tokens / collection / "validation")
-        if len(held_out):
-            validation = plan_rows({collection: held_out}, phase.sequence_length, recipe.seed)
-            write_plan(validation, target / "validation" / collection)
-            facts[f"validation_rows/{collection}"] = len(validation)
-    if not any(fact.startswith("validation_rows/") for fact in facts):
-        raise DataError(f"{layout.tokens}: no document is held out; use a larger data.cleaning.validation_fraction")
+    facts |= {f"validation_rows/{collection}": len(held_out) for collection, held_out in validation.items()}
     write_json(layout.report(f"rows/{options.phase}"), facts)
     print(
         f"{options.phase}: {facts['rows']:,} rows of {phase.sequence_length}, {facts['fill']:.2%} full, "

@@ -95,16 +95,13 @@ def plan(
     """
     from azneobert.bench.learning import Course
     from azneobert.bench.models import middling_model, small_model
-    from azneobert.bench.prose import Wanted
-    from azneobert.recipe import FileSource, load_recipe
+    from azneobert.bench.prose import Wanted, sources_of
+    from azneobert.recipe import load_recipe
 
     if not 0 < held_out < 1:
         raise AzNeoBertError(f"--held-out {held_out:g}: expected a share between 0 and 1, such as 0.1")
     chosen = load_recipe(recipe)
-    given = {place.name.split(".")[0] or str(number): place for number, place in enumerate(corpus)}
-    if len(given) < len(corpus):
-        given = {f"corpus-{number}": place for number, place in enumerate(corpus, start=1)}
-    sources = {name: FileSource(path=str(place), id_field=None) for name, place in given.items()}
+    sources = sources_of(corpus)
     model, length = (small_model(), 64) if toy else (middling_model(), 512)
     count = steps or (_TOY_STEPS if toy else _STEPS)
     phase = chosen.phase1

@@ -78,6 +78,14 @@ class Prose:
         )
 
 
+def sources_of(corpus: list[Path]) -> dict[str, FileSource]:
+    """Files or folders of text as collections, named after them, or numbered where two have one name."""
+    given = {place.name.split(".")[0] or str(number): place for number, place in enumerate(corpus)}
+    if len(given) < len(corpus):
+        given = {f"corpus-{number}": place for number, place in enumerate(corpus, start=1)}
+    return {name: FileSource(path=str(place), id_field=None) for name, place in given.items()}
+
+
 def prepare(wanted: Wanted, folder: Path) -> Prose:
     """The text in a folder, made there unless it is there already.
 

@@ -31,6 +31,7 @@ from azneobert.errors import TrainingError
 from azneobert.kernels.flash import installed
 from azneobert.model.size import flops_per_token
 from azneobert.recipe import Guards, Model
+from azneobert.training.inputs import Inputs, open_streams
 from azneobert.training.meter import PEAK_FLOPS, Feed
 
 DATASHEET = PEAK_FLOPS["NVIDIA H200"]
@@ -63,6 +64,7 @@ class Job:
     bar: float | None = None  # tokens a second
     profile: str | None = None  # a folder for the trace of one step
     guards: bool = False  # whether to measure what they cost
+    text: Inputs | None = None  # whose training rows to take; otherwise random tokens
 
 
 _OURS = ABLATION["fused"]
@@ -191,7 +193,8 @@ def measure(job: Job) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_rows(folder, job)
+        if job.text is None:
+            write_rows(folder, job)
         run_ranks(_rank, job, folder, time.time(), world=job.world)
         figures: dict[str, Any] = json.loads((folder / "figures.json").read_text())
         return figures
@@ -217,7 +220,7 @@ def _rank(job: Job, folder: Path, began: float) -> None:
     extra = _WARM_STEPS + 2 + (job.profile is not None) + 2 * (job.steps + 1) * job.guards
     first_samples = range(0, (job.steps + extra) * rows, rows)
     samples = SampleRange(first_samples, shape.micro_batch, shape.accumulation, engine.world.rank)
-    stream = open_small_corpus(folder)
+    stream = open_streams(job.text)[0] if job.text else open_small_corpus(folder)
     loader = micro_batch_loader(stream, samples, workers=4 if on_gpu else 0, pin_memory=on_gpu)
     batches = Feed(loader)
     engine.step(batches, 1e-4)[0].item()

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from azneobert.cli.console import console
 from azneobert.errors import AzNeoBertError
+from azneobert.recipe import EngineName
 
 if TYPE_CHECKING:
     from azneobert.bench.report import Row
@@ -19,7 +20,10 @@ app = typer.Typer(no_args_is_help=True, help="Benchmarks: each claim of speed or
 
 _VARIANTS = ("eager", "compile", "rope", "head", "fa3", "fa4", "fused", "deterministic", "zero2")
 _FAST = ("divided", "wrong", "fa4", "fused", "deterministic")
+_ENGINES: tuple[EngineName, ...] = ("plain", "zero2")
 _ROWS = ("free", "packed", "4096", "worlds", "steady", "guards")
+
+_Known = TypeVar("_Known", bound=str)
 
 Quick = Annotated[bool, typer.Option(help="A fixed table at toy sizes: shows that it runs, says nothing of speed.")]
 Scratch = Annotated[Path | None, typer.Option(help="A folder on the disk to measure; default: the system's.")]
@@ -96,6 +100,31 @@ def train(
     if profile is not None:
         planned = [replace(job, profile=str(profile)) for job in planned]
     _run("Training: speed and memory of a step", bench_train(planned), output, without_bars=quick)
+
+
+@app.command()
+def trainer(
+    engines: Annotated[str, typer.Option(help="Engines, in this order.")] = ",".join(_ENGINES),
+    gpus: Annotated[list[int] | None, typer.Option(help="On how many, once for each; default: one, and all.")] = None,
+    steps: Annotated[int, typer.Option(min=20, help="Steps of each run.")] = 300,
+    micro_steps: Annotated[int, typer.Option(min=1, help="Micro-batches of 48 rows a step, on each GPU.")] = 6,
+    saves: Annotated[int, typer.Option(min=1, help="Checkpoints, and evaluations, in that time.")] = 3,
+    vocab_size: Annotated[int, typer.Option(min=512, help="Of the tokenizer that is trained on the text.")] = 64_000,
+    corpus: Annotated[
+        list[Path] | None, typer.Option(help="Files or folders of text, once for each; default: the embedded sample.")
+    ] = None,
+    folder: Annotated[Path, typer.Option(help="Where the prepared text is kept.")] = Path("outputs/bench-trainer"),
+    quick: Quick = False,
+    output: Output = None,
+) -> None:
+    """`pretrain` with all that it does beside steps against its bare step, by the clock on the wall."""
+    from azneobert.bench.trainer import Plan, bench_trainer, cases_of, toy_plan
+
+    names = _chosen("--engines", engines, _ENGINES)
+    _needs_a_gpu("bench trainer", quick)
+    asked = Plan(cases_of(names, gpus or []), steps, micro_steps, saves, vocab_size, tuple(corpus or ()), folder)
+    planned = toy_plan(folder / "quick") if quick else asked
+    _run("The trainer: its rate over that of its step", bench_trainer(planned), output, without_bars=quick)
 
 
 @app.command()
@@ -204,12 +233,13 @@ def _needs_a_gpu(command: str, quick: bool) -> None:
         raise AzNeoBertError(f"{command} measures a GPU, and torch sees none here; --quick shows on a CPU that it runs")
 
 
-def _chosen(option: str, given: str, known: tuple[str, ...]) -> list[str]:
+def _chosen(option: str, given: str, known: tuple[_Known, ...]) -> list[_Known]:
+    by_name: dict[str, _Known] = {name: name for name in known}
     names = [name.strip() for name in given.split(",") if name.strip()]
     unknown = [name for name in names if name not in known]
     if unknown:
         raise AzNeoBertError(f"{option}: {', '.join(unknown)} is none of {', '.join(known)}")
-    return names
+    return [by_name[name] for name in names]
 
 
 def _run(title: str, measured: Iterable[Row], output: Path | None, without_bars: bool = False) -> None:

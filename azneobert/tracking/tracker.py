@@ -14,6 +14,7 @@ from pathlib import Path
 
 from azneobert.errors import RegistryError
 from azneobert.mlflow_place import tracking_uri
+from azneobert.mlflow_store import mlflow_is_installed
 from azneobert.recipe import Tracking
 from azneobert.tracking.delivery import deliver
 from azneobert.tracking.lock import hold_folder
@@ -58,7 +59,8 @@ class Tracker:
         self._wandb = start_wandb(folder, tracking, info)
         self._system = SystemMetrics(tracking_uri(tracking)) if system_metrics else None
         self._tried = threading.Event()
-        import mlflow  # noqa: F401 - now: in the thread it would meet the imports of the main one
+        if mlflow_is_installed():
+            import mlflow  # noqa: F401 - now: in the thread it would meet the imports of the main one
 
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()

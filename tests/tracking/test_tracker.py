@@ -7,6 +7,8 @@ import json
 import os
 import sqlite3
 import struct
+import subprocess
+import sys
 import time
 from contextlib import closing
 from itertools import pairwise
@@ -336,3 +338,28 @@ def test_wandb_that_cannot_start_does_not_stop_a_run(mlflow_uri: str, tmp_path: 
     pytest.importorskip("wandb", reason="needs wandb: pip install 'azneobert[wandb]'")
     [run_id] = run_ranks(wandb_without_a_key, tmp_path / "run", mlflow_uri, folder=tmp_path)
     assert history(mlflow_uri, run_id, "train/loss") == [(1, 1.0)]
+
+
+def test_where_mlflow_is_not_installed_the_points_wait_for_a_machine_that_has_it(
+    mlflow_uri: str, tmp_path: Path
+) -> None:
+    program = (
+        "import sys\n"
+        "sys.modules['mlflow'] = None  # what an import of it then says is what it says where there is none\n"
+        "from pathlib import Path\n"
+        "from azneobert.recipe import Tracking\n"
+        "from azneobert.tracking.record import RunInfo\n"
+        "from azneobert.tracking.tracker import Tracker\n"
+        f"tracking = Tracking.model_validate_json({tracking_at(mlflow_uri).model_dump_json()!r})\n"
+        f"tracker = Tracker(Path({str(tmp_path / 'run')!r}), tracking, RunInfo(name='bare', params={{}}, tags={{}}))\n"
+        "tracker.log(1, {'train/loss': 5.0})\n"
+        "tracker.finish('FINISHED')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "MLflow is not installed here; use `make setup`, or a machine that has it" in done.stderr
+    assert "azneobert runs deliver" in done.stderr
+    assert runs_of(mlflow_uri) == []
+    assert deliver_folder(tmp_path / "run", tracking_at(mlflow_uri)) == 1
+    [run] = runs_of(mlflow_uri)
+    assert history(mlflow_uri, run.info.run_id, "train/loss") == [(1, 5.0)]
