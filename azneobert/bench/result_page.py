@@ -116,7 +116,7 @@ def read_page(file: Path) -> Page:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "no UTF-8"
-        raise AzNeoBertError(f"{file}: {why}; use a page of results such as docs/results/train.md") from None
+        raise AzNeoBertError(f"{file}: {why}; use --results with a page such as docs/results/train.md") from None
     introduction, *sections = re.split(r"^## ", text, flags=re.MULTILINE)
     return Page(file, introduction, [table for section in sections if (table := _table(file, section)) is not None])
 

@@ -90,7 +90,7 @@ class Ablation:
         axes.bar_label(bars, [gain.said for gain in self.gains], padding=3)
         bars.set_label("as published: another code on another machine")
         names = [[gain.change, f"here: {gain.row}", str(gain.source)] for gain in self.gains]
-        ticks = ["\n".join(_wrapped(line, 24) for line in lines) for lines in names]
+        ticks = ["\n".join(_wrapped(line, 26) for line in lines) for lines in names]
         axes.set_xticks(list(places), ticks, fontsize=9)
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set(title="Single changes beside the\nseed project's own percentages", ylabel="tokens/s gained, %")
@@ -141,7 +141,7 @@ class Rates:
         """A bar for each row, those of one length and filling together, a colour for each run."""
         figure, axes = pyplot().subplots(figsize=(11, 5.6), dpi=_DPI, layout="constrained")
         colours = {source: f"C{number}" for number, source in enumerate(dict.fromkeys(r.source for r in self.rates))}
-        places = []
+        places: list[float] = []
         for group, (_, rates) in enumerate(groupby(self.rates, _kind)):
             places += [len(places) + number + 0.7 * group for number, _ in enumerate(rates)]
         _horizontal(
