@@ -63,6 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "provenance": {"environment"},
     "pace": set(),
     "locks": set(),
+    "pictures": set(),
     "scratch": set(),
     "files": {"errors"},
     "yaml_files": {"files"},
@@ -84,7 +85,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": {"errors"},
     "model": {"language", "kernels", "data", "recipe", "errors", "files"},
     "checkpoint": {"errors", "files", "dotted", "locks"},
-    "tracking": {"mlflow_place", "mlflow_store", "recipe", "errors", "files", "dotted", "locks"},
+    "tracking": {"mlflow_place", "mlflow_store", "recipe", "errors", "files", "dotted", "locks", "pictures"},
     "layout": {"checkpoint", "tracking", "errors", "files"},
     "engine": {"model", "data", "checkpoint", "recipe", "errors", "environment", "files"},
     "training": {

@@ -128,6 +128,18 @@ def trainer(
 
 
 @app.command()
+def figures(
+    results: Annotated[Path, typer.Option(help="The page whose tables are drawn.")] = Path("docs/results/train.md"),
+    output: Annotated[Path, typer.Option(help="The folder of the pictures.")] = Path("docs/figures"),
+) -> None:
+    """Draw the speed that a page of results has, without a GPU: ablation, parts of a step, sequence lengths."""
+    from azneobert.bench.speed_figures import draw_speed
+
+    for file in draw_speed(results, output):
+        console.print(str(file))
+
+
+@app.command()
 def loss(
     variants: Annotated[str, typer.Option(help="Ways of computing to hold against the reference.")] = ",".join(_FAST),
     seeds: Annotated[int, typer.Option(min=2, help="Trainings of each, from seeds 1, 2, ...; decide before.")] = 5,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from azneobert.errors import RegistryError
 from azneobert.mlflow_place import tracking_uri
 from azneobert.mlflow_store import mlflow_client, mlflow_errors
+from azneobert.pictures import pyplot, save_picture
 from azneobert.recipe import Tracking
 from azneobert.tracking.names import LOSS, LOSS_BY_TOKENS, name_in_mlflow
 from azneobert.tracking.record import FINETUNING, RunInfo, tracking_of
@@ -85,12 +86,7 @@ def draw_curves(picture: Path, runs: list[ComparedRun]) -> None:
             raise RegistryError(
                 f"{run.label}: has no points of {LOSS}, so there is no curve to draw; leave out --output"
             )
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, both = plt.subplots(1, 2, figsize=(11, 4.5), dpi=120, sharey=True)
+    figure, both = pyplot().subplots(1, 2, figsize=(11, 4.5), dpi=120, sharey=True)
     for axes, label, curves in (
         (both[0], "optimizer step", [run.by_steps for run in runs]),
         (both[1], "tokens", [run.by_tokens for run in runs]),
@@ -103,10 +99,7 @@ def draw_curves(picture: Path, runs: list[ComparedRun]) -> None:
         axes.grid(alpha=0.3)
     both[0].set(ylabel="masked cross-entropy (nats)")
     both[0].legend(title=f"training loss, mean of {_WIDTH} points")
-    figure.tight_layout()
-    # Without the version that matplotlib writes by default, equal curves make equal files.
-    figure.savefig(picture, format="png", metadata={"Software": None})
-    plt.close(figure)
+    save_picture(figure, picture)
 
 
 def _running_mean(values: list[float]) -> list[float]:
