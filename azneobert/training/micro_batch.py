@@ -1,0 +1,305 @@
+"""The micro-batch of `runtime.max_micro_batch: auto`: the largest that fits, found before training and written down.
+
+On a GPU trials decide, which begin at what memory.py predicts: a forward and a backward pass of the phase's own rows by
+the model as it will be trained, beside room for what comes to be only later. On a CPU the prediction decides alone.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+from accelerate.utils import broadcast_object_list
+
+from azneobert.data.stream import PackedBatch, Stream
+from azneobert.dotted import differences
+from azneobert.engine.interface import World
+from azneobert.engine.make import order_sums
+from azneobert.engine.micro_batches import MicroBatches
+from azneobert.errors import TrainingError
+from azneobert.files import read_json, write_json
+from azneobert.model.backend import Backend
+from azneobert.model.encoder import MaskedLM
+from azneobert.model.memory import MARGIN, StepMemory, blocks_of, largest_that_fits, micro_batches
+from azneobert.recipe import PhaseName, Recipe, Runtime
+from azneobert.training.inputs import Inputs
+
+MOST_ON_CPU = 32  # rows; more make nothing faster there
+SECONDS = 60.0  # after which no larger micro-batch is tried, once one has been found to fit
+_LESS = 0.9  # what is tried after one that did not fit is predicted to take at most this part of it
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a device, or of this machine where it is a CPU, and those that this process may have of them."""
+
+    total: int
+    free: int
+
+
+def micro_batch_rows(inputs: Inputs, model: MaskedLM, stream: Stream, world: World) -> int:
+    """The most rows that a micro-batch of this phase may have, the same on every rank: the recipe's, or what fits.
+
+    What was found stands in the run's folder, and is taken from there as long as all that it depends on is the same.
+    Neither the model nor any state of torch's is another one afterwards.
+
+    Raises:
+        TrainingError: not even one row fits.
+    """
+    recipe, phase = inputs.recipe, inputs.phase
+    if recipe.runtime.max_micro_batch != "auto":
+        return recipe.runtime.max_micro_batch
+    memory = memory_of(world.device)
+    facts = _facts(inputs, model.encoder.backend, world, memory)
+    known = _written_down(inputs, facts) if world.is_main else None
+    [rows] = broadcast_object_list([known])
+    if rows is not None:
+        return int(rows)
+    need = needed(recipe, phase, model.encoder.backend, world)
+    candidates = micro_batches(recipe.phase(phase).global_batch // world.size)
+    if world.device.type == "cuda":
+        found = _by_trial(model, recipe.runtime, stream, world, need, candidates, memory)
+    else:
+        found = _by_prediction(world, need, candidates, memory)
+    if found is None:
+        raise TrainingError(
+            f"{phase}: no micro-batch fits: one row of {need.sequence_length:,} tokens is predicted to take "
+            f"{_gib(need.peak_bytes(1))} GiB, and {_gib(memory.free)} of {_gib(memory.total)} GiB are free on "
+            f"{_device_name(world.device)}; use a smaller model, shorter rows, or more memory"
+        )
+    rows, taken = found
+    if world.is_main:
+        said = "fits" if world.device.type == "cuda" else "is predicted to fit"
+        print(f"{phase}: micro-batch {rows} {said} ({_gib(taken)} of {_gib(memory.total)} GiB)", flush=True)
+        write_json(inputs.run.micro_batch_file, {"micro_batch": rows, "bytes": taken, "found_for": facts})
+    return rows
+
+
+def needed(recipe: Recipe, phase: PhaseName, backend: Backend, world: World) -> StepMemory:
+    """What a step of a phase takes on a rank of this world."""
+    attention = backend.attention_name
+    blocks = blocks_of(recipe.runtime, attention, fused=backend.fused)
+    return StepMemory.of(recipe, phase, blocks, world.size, attention)
+
+
+def rows_by_prediction(recipe: Recipe, phase: PhaseName, backend: Backend, world: World) -> int:
+    """The most rows that this process computes at once outside of a run: the recipe's, or what is predicted to fit."""
+    if recipe.runtime.max_micro_batch != "auto":
+        return recipe.runtime.max_micro_batch
+    candidates = list(range(1, MOST_ON_CPU + 1))
+    memory = memory_of(world.device)
+    need = needed(recipe, phase, backend, world)
+    return largest_that_fits(need, candidates, memory.free - MARGIN * memory.total) or 1
+
+
+def find_largest(
+    candidates: list[int],
+    predicted: Callable[[int], int],
+    memory: float,
+    attempt: Callable[[int], tuple[int | None, float]],
+) -> tuple[int, int] | None:
+    """The largest candidate (ascending) that an attempt finds to fit into so many bytes, and its bytes.
+
+    `attempt` gives the bytes that were taken, or None where they were too many, and the seconds of the whole search so
+    far. The first is of the largest that is predicted to fit; one that fits says by how much predictions are wrong.
+    """
+    found: tuple[int, int] | None = None
+    error = 1.0
+    rows = max((each for each in candidates if predicted(each) <= memory), default=candidates[0])
+    while True:
+        taken, seconds = attempt(rows)
+        if taken is None:
+            candidates = [each for each in candidates if each < rows]
+            most = _LESS * predicted(rows)
+            following = max((each for each in candidates if predicted(each) <= most), default=None)
+            if following is None and found is None:
+                following = min(candidates, default=None)
+        else:
+            found, error = (rows, taken), taken / predicted(rows)
+            candidates = [each for each in candidates if each > rows]
+            following = max((each for each in candidates if error * predicted(each) <= memory), default=None)
+        if following is None or (found is not None and seconds > SECONDS):
+            return found
+        rows = following
+
+
+def rehearse(model: MaskedLM, runtime: Runtime, batch: PackedBatch, need: StepMemory, spare: int) -> bool:
+    """Whether a micro-batch, and what comes to be around it in a run, fit into the memory of the model's device.
+
+    `spare` bytes stay free beside it. The model has its gradients nowhere afterwards, and its weights as they were.
+    """
+    device = next(model.parameters()).device
+    rows = batch.sizes[1] // need.sequence_length
+    held = []
+    try:
+        # The parameters are there; moments, buckets and the gradients of micro-batches before this one are not.
+        held += [_room(spare, device), _room(need.state_bytes(), device)]
+        MicroBatches(model, runtime, device, 1).probe(batch, 1)
+        held.append(_room(need.bytes_beside(rows) - need.state_bytes() - need.gradient_bytes(), device))
+    except torch.OutOfMemoryError:
+        return False
+    return True
+
+
+def _room(count: int, device: torch.device) -> torch.Tensor:
+    return torch.empty(max(0, count), dtype=torch.uint8, device=device)
+
+
+def _by_trial(
+    model: MaskedLM,
+    runtime: Runtime,
+    stream: Stream,
+    world: World,
+    need: StepMemory,
+    candidates: list[int],
+    memory: Memory,
+) -> tuple[int, int] | None:
+    began = time.monotonic()
+    spare = int(MARGIN * memory.total)
+    model.to(world.device)
+    order_sums(runtime.deterministic)  # before the first matrix product
+
+    def attempt(rows: int) -> tuple[int | None, float]:
+        _forget(world.device)
+        fits = rehearse(model, runtime, stream.packed_batch(0, rows), need, spare)
+        taken = torch.cuda.max_memory_allocated(world.device) - spare if fits else float("inf")
+        taken, seconds = _largest_of_ranks((taken, time.monotonic() - began), world)
+        return None if taken == float("inf") else int(taken), seconds
+
+    most = -_largest_of_ranks((-float(memory.free - spare),), world)[0]
+    found = find_largest(candidates, need.peak_bytes, most, attempt)
+    _forget(world.device)
+    return found
+
+
+def _forget(device: torch.device) -> None:
+    """Leave nothing of a trial: no memory, no peak, and no kernels compiled for shapes that may change."""
+    torch._dynamo.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+
+
+def _by_prediction(world: World, need: StepMemory, candidates: list[int], memory: Memory) -> tuple[int, int] | None:
+    on_this_host = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
+    # Room for the copy of parameters and moments that a checkpoint is written from: engine/staging.py.
+    room = (memory.free - MARGIN * memory.total) / on_this_host - 3 * need.gradient_bytes()
+    [least] = _largest_of_ranks((-room,), world)
+    within = [rows for rows in candidates if rows <= MOST_ON_CPU]
+    rows = largest_that_fits(need, within, -least)
+    return None if rows is None else (rows, need.peak_bytes(rows))
+
+
+def _largest_of_ranks(values: tuple[float, ...], world: World) -> list[float]:
+    together = torch.tensor(values, dtype=torch.float64, device=world.device)
+    if world.size > 1:
+        dist.all_reduce(together, op=dist.ReduceOp.MAX)
+    result: list[float] = together.tolist()
+    return result
+
+
+def _facts(inputs: Inputs, backend: Backend, world: World, memory: Memory) -> dict[str, Any]:
+    """What a micro-batch that was found depends on."""
+    recipe = inputs.recipe
+    phase = recipe.phase(inputs.phase)
+    return {
+        "device": _device_name(world.device),
+        "memory": memory.total,
+        "processes": world.size,
+        "engine": recipe.runtime.engine,
+        "kernels": str(backend),
+        "compile": recipe.runtime.compile,
+        "compute_dtype": recipe.training.compute_dtype,
+        "masking_rate": recipe.training.masking_rate,
+        "sequence_length": phase.sequence_length,
+        "global_batch": phase.global_batch,
+        "model": recipe.model.model_dump(mode="json"),
+    }
+
+
+def _written_down(inputs: Inputs, facts: dict[str, Any]) -> int | None:
+    """What was found before, if it was for the same facts; otherwise it is said why there is a search."""
+    file = inputs.run.micro_batch_file
+    try:
+        content = read_json(file)
+        rows, found_for = int(content["micro_batch"]), dict(content["found_for"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        print(f"{inputs.phase}: {file}: damaged ({error}); the micro-batch is looked for anew", flush=True)
+        return None
+    if changed := differences(found_for, facts):
+        print(
+            f"{inputs.phase}: {file} is for other settings ({'; '.join(changed[:3])}); the micro-batch is looked for "
+            "anew",
+            flush=True,
+        )
+        return None
+    print(f"{inputs.phase}: micro-batch {rows}, as {file} says", flush=True)
+    return rows
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+
+
+def _gib(count: float) -> str:
+    return f"{count / _GIB:,.1f}"
+
+
+def memory_of(device: torch.device) -> Memory:
+    """The memory of a GPU, or of this machine within the limits of this process."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(device)
+        return Memory(total, free + torch.cuda.memory_allocated(device))
+    system = psutil.virtual_memory()
+    found = [Memory(system.total, system.available), *control_group_limits()]
+    most = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if most != resource.RLIM_INFINITY:
+        found.append(Memory(most, most - psutil.Process().memory_info().vms))
+    return Memory(min(each.total for each in found), max(0, min(each.free for each in found)))
+
+
+def control_group_limits(
+    membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> Iterator[Memory]:
+    """The limits of the control groups that this process is in, such as a container's or a job's, of version 1 or 2."""
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, place = line.split(":", 2)
+        if controllers == "":
+            base, names = root, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            base, names = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        group = base / place.strip("/")  # in a container the path may be the host's, which is not there
+        for folder in (group, *group.parents):
+            if (limit := _limit(folder, *names)) is not None:
+                yield limit
+            if folder == base:
+                break
+
+
+def _limit(folder: Path, limit: str, usage: str, cache: str) -> Memory | None:
+    try:
+        total = int((folder / limit).read_text())  # not a number: none
+        used = int((folder / usage).read_text())
+        statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return None
+    return Memory(total, total - used + int(statistics.get(cache, 0)))  # cached files make room
