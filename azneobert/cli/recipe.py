@@ -203,11 +203,11 @@ def _memory_lines(recipe: Recipe, name: PhaseName) -> Iterator[str]:
         if most == "auto":
             candidates = micro_batches(batch // processes)
             held = [largest_that_fits(need, candidates, room_of_card(card)) or "none" for card in CARDS]
-            rows = ", ".join(f"{card} GB {rows}" for card, rows in zip(CARDS, held, strict=True))
-            yield f"    {blocks}: rows of a micro-batch that a GPU is predicted to hold: {rows}"
+            by_card = ", ".join(f"{card} GB {rows}" for card, rows in zip(CARDS, held, strict=True))
+            yield f"    {blocks}: rows of a micro-batch that a GPU is predicted to hold: {by_card}"
         else:
             rows, _ = divide_batch(batch, processes, most)
-            yield f"    {blocks}: {need.peak_bytes(rows) / 2**30:,.1f} GiB of a GPU predicted"
+            yield f"    {blocks}: a GPU is predicted to need {need.peak_bytes(rows) / 2**30:,.2f} GiB"
 
 
 def _tokens(recipe: Recipe, name: PhaseName) -> int:

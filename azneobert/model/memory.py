@@ -73,7 +73,8 @@ class StepMemory:
         """What a step makes of the parameters, once for all its micro-batches: see engine/weights.py."""
         hidden, inner = self.model.hidden_size, swiglu_size(self.model.intermediate_size)
         matrices = self.model.num_hidden_layers * (4 * hidden * hidden + 3 * hidden * inner)
-        cast = matrices + self.model.vocab_size * hidden if self.value_bytes < _FP32 else 0
+        head = 0 if self.model.tie_embeddings else self.model.vocab_size * hidden
+        cast = matrices + head if self.value_bytes < _FP32 else 0
         # Fused, the norms' weights are inside the matrices behind them, in fp32.
         folded = self.model.num_hidden_layers * (3 * hidden * hidden + 2 * hidden * inner)
         return self.value_bytes * cast + (_FP32 * folded if self.blocks == "fused" else 0)
@@ -131,8 +132,13 @@ class StepMemory:
         if self.blocks == "fused":  # both gradients come out of the forward pass
             return masked * (2 * _FP32 * hidden + normed + 16) + b * vocabulary * hidden
         if self.blocks == "compiled":
-            return masked * (2 * normed + b * vocabulary + 3 * _FP32 + 16)
-        return masked * (2 * _FP32 * hidden + normed + _FP32 * vocabulary + _FP32 + 16)
+            return masked * (2 * normed + b * vocabulary + 3 * _FP32 + 16) + self._tied_head_bytes()
+        return masked * (2 * _FP32 * hidden + normed + _FP32 * vocabulary + _FP32 + 16) + self._tied_head_bytes()
+
+    def _tied_head_bytes(self) -> int:
+        """Of a head that is the embedding: it is not cast once a step, since the embedding's rows are read in fp32."""
+        cast = self.model.tie_embeddings and self.value_bytes < _FP32
+        return self.value_bytes * self.model.vocab_size * self.model.hidden_size if cast else 0
 
     def _passing_bytes(self, rows: int) -> int:
         """What is there for a moment at the beginning of the backward pass, when everything saved still is."""
@@ -141,7 +147,7 @@ class StepMemory:
         inner = swiglu_size(self.model.intermediate_size)
         if self.blocks == "fused":
             at_once = -(-masked // -(-masked // HEAD_ROWS))
-            head = b * at_once * vocabulary + b * vocabulary * hidden
+            head = b * at_once * vocabulary + b * vocabulary * hidden + self._tied_head_bytes()
             # The gradients of the result, of gate and up, of the middle; or of the attention, with q's in fp32.
             block = tokens * max(2 * b * hidden + 2 * b * inner, (6 * b + _FP32) * hidden)
         elif self.blocks == "compiled":

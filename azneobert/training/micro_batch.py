@@ -7,8 +7,8 @@ the model as it will be trained, beside room for what comes to be only later. On
 from __future__ import annotations
 
 import gc
-import os
 import resource
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -191,13 +191,19 @@ def _forget(device: torch.device) -> None:
 
 
 def _by_prediction(world: World, need: StepMemory, candidates: list[int], memory: Memory) -> tuple[int, int] | None:
-    on_this_host = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
     # Room for the copy of parameters and moments that a checkpoint is written from: engine/staging.py.
-    room = (memory.free - MARGIN * memory.total) / on_this_host - 3 * need.gradient_bytes()
+    room = (memory.free - MARGIN * memory.total) / _ranks_on_this_host(world) - 3 * need.gradient_bytes()
     [least] = _largest_of_ranks((-room,), world)
     within = [rows for rows in candidates if rows <= MOST_ON_CPU]
     rows = largest_that_fits(need, within, -least)
     return None if rows is None else (rows, need.peak_bytes(rows))
+
+
+def _ranks_on_this_host(world: World) -> int:
+    hosts = [socket.gethostname()] * world.size
+    if world.size > 1:  # LOCAL_WORLD_SIZE is set by Accelerate, to 1 where it does not know
+        dist.all_gather_object(hosts, socket.gethostname())
+    return hosts.count(socket.gethostname())
 
 
 def _largest_of_ranks(values: tuple[float, ...], world: World) -> list[float]:
@@ -235,8 +241,8 @@ def _written_down(inputs: Inputs, facts: dict[str, Any]) -> int | None:
         rows, found_for = int(content["micro_batch"]), dict(content["found_for"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        print(f"{inputs.phase}: {file}: damaged ({error}); the micro-batch is looked for anew", flush=True)
+    except (OSError, ValueError, TypeError, KeyError):
+        print(f"{inputs.phase}: {file} is damaged; the micro-batch is looked for anew", flush=True)
         return None
     if changed := differences(found_for, facts):
         print(

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
 
 from azneobert.checkpoint.finite import check_finite
 from azneobert.course import divide_batch
