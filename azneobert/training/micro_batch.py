@@ -68,7 +68,7 @@ def micro_batch_rows(inputs: Inputs, model: MaskedLM, stream: Stream, world: Wor
     need = needed(recipe, phase, model.encoder.backend, world)
     candidates = micro_batches(recipe.phase(phase).global_batch // world.size)
     if world.device.type == "cuda":
-        found = _by_trial(model, recipe.runtime, stream, world, need, candidates, memory)
+        found = rows_by_trial(model, recipe.runtime, stream, world, need, candidates, memory)
     else:
         found = _by_prediction(world, need, candidates, memory)
     if found is None:
@@ -121,9 +121,8 @@ def find_largest(
         if taken is None:
             candidates = [each for each in candidates if each < rows]
             most = _LESS * predicted(rows)
-            following = max((each for each in candidates if predicted(each) <= most), default=None)
-            if following is None and found is None:
-                following = min(candidates, default=None)
+            clearly_less = (each for each in candidates if predicted(each) <= most)
+            following = max(clearly_less, default=max(candidates, default=None))
         else:
             found, error = (rows, taken), taken / predicted(rows)
             candidates = [each for each in candidates if each > rows]
@@ -155,7 +154,7 @@ def _room(count: int, device: torch.device) -> torch.Tensor:
     return torch.empty(max(0, count), dtype=torch.uint8, device=device)
 
 
-def _by_trial(
+def rows_by_trial(
     model: MaskedLM,
     runtime: Runtime,
     stream: Stream,
@@ -164,6 +163,10 @@ def _by_trial(
     candidates: list[int],
     memory: Memory,
 ) -> tuple[int, int] | None:
+    """The largest candidate (ascending) that fits on every rank's GPU, and the most bytes that it takes on one.
+
+    model: on its way to an engine, which finds it on the GPU and as it was; stream: the phase's, whose rows are tried.
+    """
     began = time.monotonic()
     spare = int(MARGIN * memory.total)
     model.to(world.device)
@@ -239,6 +242,8 @@ def _written_down(inputs: Inputs, facts: dict[str, Any]) -> int | None:
     try:
         content = read_json(file)
         rows, found_for = int(content["micro_batch"]), dict(content["found_for"])
+        if rows < 1:
+            raise ValueError(f"a micro-batch of {rows} rows")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError):
