@@ -207,7 +207,12 @@ def _memory_lines(recipe: Recipe, name: PhaseName) -> Iterator[str]:
             yield f"    {blocks}: rows of a micro-batch that a GPU is predicted to hold: {by_card}"
         else:
             rows, _ = divide_batch(batch, processes, most)
-            yield f"    {blocks}: a GPU is predicted to need {need.peak_bytes(rows) / 2**30:,.2f} GiB"
+            yield f"    {blocks}: a GPU is predicted to need {_binary(need.peak_bytes(rows))}"
+
+
+def _binary(count: int) -> str:
+    """Bytes as memory is counted."""
+    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"
 
 
 def _tokens(recipe: Recipe, name: PhaseName) -> int:
