@@ -19,9 +19,9 @@ from azneobert.layout import HELD_OUT_FIGURE, WEIGHTS_FIGURE, Layout, finished_c
 from azneobert.model.backend import choose_backend
 from azneobert.model.encoder import build_model
 from azneobert.recipe import PHASES, PhaseName, Recipe
+from azneobert.training.device_memory import rows_by_prediction
 from azneobert.training.evaluation import LENGTHS, evaluate, masked_perplexity
 from azneobert.training.inputs import Inputs, open_streams, verify_data
-from azneobert.training.micro_batch import rows_by_prediction
 
 
 def evaluate_phase(recipe: Recipe, layout: Layout, options: Namespace) -> None:

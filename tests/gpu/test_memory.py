@@ -20,7 +20,8 @@ from azneobert.model.backend import Backend, choose_backend, obstacle_to_fused
 from azneobert.model.encoder import build_model
 from azneobert.model.memory import StepMemory, blocks_of, micro_batches
 from azneobert.recipe import Runtime
-from azneobert.training.micro_batch import Memory, rehearse, rows_by_trial
+from azneobert.training.device_memory import Memory
+from azneobert.training.micro_batch import rehearse, rows_by_trial
 
 # Large enough that what libraries take for themselves, some 50 MB, is no part of the comparison.
 MODEL = small_model().model_copy(

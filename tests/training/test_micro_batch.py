@@ -21,17 +21,15 @@ from azneobert.model.backend import REFERENCE
 from azneobert.model.encoder import build_model
 from azneobert.recipe import Recipe
 from azneobert.training import micro_batch
-from azneobert.training.inputs import Inputs, open_streams
-from azneobert.training.micro_batch import (
+from azneobert.training.device_memory import (
     Memory,
     control_group_limits,
-    find_largest,
     memory_of,
-    micro_batch_rows,
     needed,
-    rehearse,
     rows_by_prediction,
 )
+from azneobert.training.inputs import Inputs, open_streams
+from azneobert.training.micro_batch import find_largest, micro_batch_rows, rehearse
 
 MakeToy = Callable[..., Toy]
 CPU = torch.device("cpu")
