@@ -44,6 +44,11 @@ class RunFolder:
         return self.path / "outcome.json"
 
     @property
+    def micro_batch_file(self) -> Path:
+        """The micro-batch that was found for `runtime.max_micro_batch: auto`, and what it depends on."""
+        return self.path / "micro_batch.json"
+
+    @property
     def lock_file(self) -> Path:
         """Held by the process that trains here; beside the folder, which may be moved aside meanwhile."""
         return self.path.with_name(f".{self.path.name}.lock")

@@ -289,8 +289,19 @@ class Phase(Block):
         return tuple((part.min_tokens, part.share) for part in self.mixture or (MixturePart(min_tokens=0, share=1.0),))
 
 
+_MOST_ROWS = 1 << 20  # of a micro-batch
+
+
+def _rows_or_auto(value: Any) -> Any:
+    if value == "auto" or (type(value) is int and 0 < value <= _MOST_ROWS):
+        return value
+    raise ValueError(f"expected a number of rows from 1 to {_MOST_ROWS:,}, or auto, found {shown(value)}")
+
+
 class Runtime(Block):
     """How a run is carried out. Nothing here changes what is computed, so a resumed run may differ in it.
+
+    `max_micro_batch` is in rows; with `auto` the run finds the largest that fits: training/micro_batch.py.
 
     `changed_code` says what becomes of a finished run whose code has changed since: it is trained anew, or kept.
     After `stall_seconds` without a step the run leaves the stacks of its ranks, and ends to be started again.
@@ -298,7 +309,7 @@ class Runtime(Block):
 
     engine: EngineName
     processes: int = Field(gt=0, le=1 << 16)
-    max_micro_batch: int = Field(gt=0, le=1 << 20)
+    max_micro_batch: Annotated[int | Literal["auto"], BeforeValidator(_rows_or_auto)]
     attention: Literal["auto", "fa4", "fa3", "fa2", "reference"]
     blocks: Literal["auto", "fused", "torch"]
     compile: bool

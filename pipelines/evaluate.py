@@ -19,6 +19,7 @@ from azneobert.layout import HELD_OUT_FIGURE, WEIGHTS_FIGURE, Layout, finished_c
 from azneobert.model.backend import choose_backend
 from azneobert.model.encoder import build_model
 from azneobert.recipe import PHASES, PhaseName, Recipe
+from azneobert.training.device_memory import rows_by_prediction
 from azneobert.training.evaluation import LENGTHS, evaluate, masked_perplexity
 from azneobert.training.inputs import Inputs, open_streams, verify_data
 
@@ -36,7 +37,7 @@ def evaluate_phase(recipe: Recipe, layout: Layout, options: Namespace) -> None:
     inputs = Inputs.of(recipe, layout, phase)
     _, validation = open_streams(inputs)
     verification = verify_data(inputs, ["validation"])
-    rows = min(recipe.runtime.max_micro_batch, recipe.phase(phase).global_batch)
+    rows = min(rows_by_prediction(recipe, phase, backend, world), recipe.phase(phase).global_batch)
     limit = recipe.evaluation.max_rows_per_collection
     figures = evaluate(model.to(world.device), validation, rows, limit, world)
     verification.require()

@@ -142,3 +142,27 @@ def test_a_file_of_before_is_migrated_on_request() -> None:
     assert "the former file is recipes/kept/params-1.yaml" in said
     recipe, sample = load_recipe(), load_recipe("recipes/sample.yaml")
     assert recipe.model_copy(update={"name": "sample"}) == sample
+
+
+def test_check_predicts_the_memory_of_a_gpu_for_each_kind_of_blocks() -> None:
+    said = invoke("check", "h200", "--allow-missing")
+    assert said.count("fused blocks (Hopper): a GPU is predicted to need 32.7 GiB") == 1  # ZeRO-2 on 8, 48 rows
+    assert said.count("torch blocks: a GPU is predicted to need") == 2
+    change("recipes/h200.yaml", "runtime", blocks="torch")
+    assert "fused" not in invoke("check", "h200", "--allow-missing")
+
+
+def test_check_says_which_micro_batches_cards_hold_where_the_recipe_leaves_it_open() -> None:
+    change("recipes/h200.yaml", "runtime", max_micro_batch="auto")
+    said = invoke("check", "h200", "--allow-missing")
+    assert "2,304 rows (8 x 288 rows, in micro-batches that fit) of 1,024 tokens" in said
+    assert "rows of a micro-batch that a GPU is predicted to hold: 24 GB 24, 40 GB 48, 80 GB 96, 141 GB 144" in said
+    change("recipes/h200.yaml", "model", num_hidden_layers=1000)
+    assert "predicted to hold: 24 GB none, 40 GB none, " in invoke("check", "h200", "--allow-missing")
+
+
+def test_check_predicts_no_fused_blocks_where_they_cannot_be() -> None:
+    """In fp32, as the sample computes."""
+    said = invoke("check", "--allow-missing")
+    assert "torch blocks: a GPU is predicted to need 47 MiB" in said
+    assert "fused" not in said

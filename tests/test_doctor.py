@@ -33,7 +33,7 @@ from azneobert.doctor.checkup import Check, examine
 from azneobert.doctor.finding import Finding, Findings, Subject, ok, problem, size_of, warning
 from azneobert.doctor.mounts import Mount, mount_of
 from azneobert.layout import Layout
-from azneobert.recipe import Recipe
+from azneobert.recipe import Recipe, load_recipe
 from azneobert.yaml_files import read_yaml, write_yaml
 
 Look = Callable[[Subject], Findings]
@@ -572,6 +572,21 @@ def test_each_faster_kernel_is_named_with_what_it_lacks(
     found = gpu.faster(recipe, chosen.attention_name, chosen.fused, device, kind)
     assert len(found) == len(expected)
     assert all(said.startswith(start) for said, start in zip(found, expected, strict=True)), found
+
+
+def test_a_phase_that_is_predicted_to_take_more_than_the_gpu_has_is_named() -> None:
+    h200 = load_recipe(ROOT / "recipes" / "h200.yaml")
+    assert list(gpu.look_at_memory(h200, "fa4", 140 << 30, fused=True)) == []
+    [found] = gpu.look_at_memory(h200, "fa4", 79 << 30, fused=True)
+    assert found.status == "warning"
+    assert found.found == (
+        "phase2 is predicted to take 78.8 GiB with micro-batches of 32 rows, and the GPU has 79.0"  # with 5% to spare
+    )
+    assert found.remedy == "set runtime.max_micro_batch: auto, or less"
+    auto = h200.model_copy(update={"runtime": h200.runtime.model_copy(update={"max_micro_batch": "auto"})})
+    assert list(gpu.look_at_memory(auto, "fa4", 24 << 30, fused=True)) == []
+    tight = [finding.remedy for finding in gpu.look_at_memory(auto, "fa2", 4 << 30, fused=False)]
+    assert tight == ["use shorter rows, a smaller model or a larger GPU"] * 2
 
 
 def test_a_gpu_runs_what_was_compiled_for_its_generation_and_what_can_still_be() -> None:

@@ -44,6 +44,7 @@ LIGHT = [
     "azneobert.layout",
     "azneobert.locks",
     "azneobert.mlflow_store",
+    "azneobert.model.memory",
     "azneobert.model.size",
     "azneobert.provenance",
     "azneobert.recipe",
@@ -112,7 +113,7 @@ MAY_IMPORT["evaluate_suite"] = {
 }
 MAY_IMPORT["doctor"] = {
     *("engine", "model", "kernels", "checkpoint", "layout", "mlflow_place", "mlflow_store", "recipe", "dvc_files"),
-    *("provenance", "environment", "errors", "files", "locks", "printable", "launching"),
+    *("course", "provenance", "environment", "errors", "files", "locks", "printable", "launching"),
 }
 MAY_IMPORT["bench"] = set(MAY_IMPORT)
 MAY_IMPORT["pipelines"] = set(MAY_IMPORT) - {"bench"}

@@ -456,6 +456,17 @@ def test_every_number_is_finite_and_of_this_world(edited, key, kind):
             load_recipe(edited(key, value))
 
 
+@pytest.mark.parametrize("value", [0, -1, (1 << 20) + 1, True, 1.5, "8", "automatic", None])
+def test_a_micro_batch_is_a_number_of_rows_or_auto(edited, value):
+    with refused(RecipeError, "runtime.max_micro_batch: expected a number of rows from 1 to 1,048,576, or auto, found"):
+        load_recipe(edited("runtime.max_micro_batch", value))
+
+
+@pytest.mark.parametrize("value", [1, 48, 1 << 20, "auto"])
+def test_a_micro_batch_is_taken_as_it_is_stated(edited, value):
+    assert load_recipe(edited("runtime.max_micro_batch", value)).runtime.max_micro_batch == value
+
+
 def test_no_number_of_the_sample_was_forgotten():
     known = {key for key, _ in NUMBERS}
     apart = {"training.adam_betas", "finetuning.seeds"}

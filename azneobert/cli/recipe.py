@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -40,6 +41,8 @@ def check(
     )
     for phase in PHASES:
         console.print(_phase_line(recipe, phase))
+        for line in _memory_lines(recipe, phase):
+            console.print(line)
 
 
 @app.command(name="list")
@@ -178,12 +181,38 @@ def _in_a_clone(place: str) -> str:
 
 def _phase_line(recipe: Recipe, name: PhaseName) -> str:
     phase = recipe.phase(name)
-    processes = recipe.runtime.processes
-    rows, accumulation = divide_batch(phase.global_batch, processes, recipe.runtime.max_micro_batch)
+    processes, most = recipe.runtime.processes, recipe.runtime.max_micro_batch
+    if most == "auto":
+        divided = f"{processes} x {phase.global_batch // processes} rows, in micro-batches that fit"
+    else:
+        rows, accumulation = divide_batch(phase.global_batch, processes, most)
+        divided = f"{processes} x {rows} rows x {accumulation} micro-steps"
     return (
-        f"  {name}: {phase.steps:,} steps of {phase.global_batch:,} rows ({processes} x {rows} rows x {accumulation} "
-        f"micro-steps) of {phase.sequence_length:,} tokens: {_tokens(recipe, name):,} tokens"
+        f"  {name}: {phase.steps:,} steps of {phase.global_batch:,} rows ({divided}) of {phase.sequence_length:,} "
+        f"tokens: {_tokens(recipe, name):,} tokens"
     )
+
+
+def _memory_lines(recipe: Recipe, name: PhaseName) -> Iterator[str]:
+    """What a phase is predicted to take on each GPU, or with `auto` the rows that cards are predicted to hold."""
+    from azneobert.model.memory import CARDS, largest_that_fits, micro_batches, needs_on_gpus, room_of_card
+
+    processes, most = recipe.runtime.processes, recipe.runtime.max_micro_batch
+    batch = recipe.phase(name).global_batch
+    for blocks, need in needs_on_gpus(recipe, name).items():
+        if most == "auto":
+            candidates = micro_batches(batch // processes)
+            held = [largest_that_fits(need, candidates, room_of_card(card)) or "none" for card in CARDS]
+            by_card = ", ".join(f"{card} GB {rows}" for card, rows in zip(CARDS, held, strict=True))
+            yield f"    {blocks}: rows of a micro-batch that a GPU is predicted to hold: {by_card}"
+        else:
+            rows, _ = divide_batch(batch, processes, most)
+            yield f"    {blocks}: a GPU is predicted to need {_binary(need.peak_bytes(rows))}"
+
+
+def _binary(count: int) -> str:
+    """Bytes as memory is counted."""
+    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"
 
 
 def _tokens(recipe: Recipe, name: PhaseName) -> int:

@@ -12,7 +12,7 @@ from azneobert.doctor.checkup import problem_of
 from azneobert.doctor.finding import Finding, Findings, Subject, ok, problem, warning
 from azneobert.doctor.programs import ask
 from azneobert.errors import TrainingError
-from azneobert.recipe import Recipe
+from azneobert.recipe import PHASES, Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -181,6 +181,8 @@ def look_at_kernels(subject: Subject) -> Findings:
         )
     elif "auto" not in (recipe.runtime.attention, recipe.runtime.blocks) and obstacles:
         yield warning("slower than it could be: the recipe asks for these by name", "set them to auto")
+    total = torch.cuda.get_device_properties(device).total_memory
+    yield from look_at_memory(recipe, backend.attention_name, total, fused=backend.fused)
     yield from _look_at_pins()
     yield from _load(backend.attention_name)
 
@@ -199,6 +201,27 @@ def faster(recipe: Recipe, attention: str, fused: bool, device: torch.device, dt
         obstacle = obstacle_to_fused(recipe.model, attention, device, dtype)
         found.append(f"fused: needs {obstacle}" if obstacle else "fused: runtime.blocks asks for torch")
     return found
+
+
+def look_at_memory(recipe: Recipe, attention: str, total: int, *, fused: bool) -> Findings:
+    """Phases that are predicted to take more than a GPU of so many bytes has; with `auto`, at one row."""
+    from azneobert.course import divide_batch
+    from azneobert.model.memory import MARGIN, StepMemory, blocks_of
+
+    runtime = recipe.runtime
+    blocks = blocks_of(runtime, attention, fused=fused)
+    for phase in PHASES:
+        most = 1 if runtime.max_micro_batch == "auto" else runtime.max_micro_batch
+        rows, _ = divide_batch(recipe.phase(phase).global_batch, runtime.processes, most)
+        predicted = StepMemory.of(recipe, phase, blocks, runtime.processes, attention).peak_bytes(rows)
+        if predicted > (1 - MARGIN) * total:
+            yield warning(
+                f"{phase} is predicted to take {predicted / 2**30:,.1f} GiB with micro-batches of {rows} rows, and the "
+                f"GPU has {total / 2**30:,.1f}",
+                "use shorter rows, a smaller model or a larger GPU"
+                if rows == 1
+                else "set runtime.max_micro_batch: auto, or less",
+            )
 
 
 def _look_at_pins() -> Findings:

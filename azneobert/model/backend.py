@@ -9,6 +9,7 @@ import torch
 
 from azneobert.errors import TrainingError
 from azneobert.model.attention import Attention, choose_attention, reference
+from azneobert.model.size import FUSED_HEAD_SIZES
 from azneobert.recipe import Model, Runtime
 
 
@@ -53,6 +54,6 @@ def obstacle_to_fused(model: Model, attention_name: str, device: torch.device, d
     if importlib.util.find_spec("quack") is None:
         return "the package quack-kernels, which is not installed"
     head_size = model.hidden_size // model.num_attention_heads
-    if head_size not in (32, 64, 128):
+    if head_size not in FUSED_HEAD_SIZES:
         return f"a head size of 32, 64 or 128, found {head_size}"
     return None

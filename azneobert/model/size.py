@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from azneobert.recipe import Model
 
+FUSED_HEAD_SIZES = (32, 64, 128)  # that the kernels of azneobert/kernels take
+
 
 def swiglu_size(intermediate_size: int) -> int:
     """The width of SwiGLU: two thirds of the plain feed-forward's, rounded up to a multiple of 8."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
 
 from azneobert.checkpoint.finite import check_finite
 from azneobert.course import divide_batch
@@ -21,7 +21,7 @@ from azneobert.environment import experiment_tag
 from azneobert.errors import AzNeoBertError, RecipeError, TrainingError
 from azneobert.files import write_json
 from azneobert.model.backend import choose_backend
-from azneobert.model.encoder import build_model
+from azneobert.model.encoder import MaskedLM, build_model
 from azneobert.model.size import count_parameters
 from azneobert.recipe import PhaseName, Recipe, check_division
 from azneobert.tracking.record import RunInfo
@@ -31,6 +31,7 @@ from azneobert.training.guards import Rewind, RunGuards
 from azneobert.training.inputs import Inputs, open_streams, run_lock, verify_data
 from azneobert.training.loop import Run, train
 from azneobert.training.meter import Feed, Meter
+from azneobert.training.micro_batch import micro_batch_rows
 from azneobert.training.position import Position, agree_on_position, rewound
 from azneobert.training.saving import Saver
 from azneobert.training.stopping import StopRequest
@@ -49,7 +50,7 @@ def pretrain(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool:
     phase = recipe.phase(inputs.phase)
     accelerator = make_accelerator(recipe.runtime.engine, timeout=collective_timeout(recipe.runtime.stall_seconds))
     world = world_of(accelerator)
-    micro_batch, accumulation = _divide(recipe, inputs.phase, world.size)
+    _check_division(recipe, inputs.phase, world.size)
     stall_seconds = recipe.runtime.stall_seconds
     first = FIRST_STEP_SECONDS if world.device.type == "cuda" else 0.0
     with (
@@ -66,12 +67,17 @@ def pretrain(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool:
             _say_how_it_ended(inputs, world, position.step)
             return True
         verification = verify_data(inputs) if accelerator.is_local_main_process else None
-        engine = _build_engine(inputs, accelerator, micro_batch, accumulation)
+        model = _build_model(inputs, world)
+        rows = micro_batch_rows(inputs, model, streams[0], world)
+        micro_batch, accumulation = divide_batch(phase.global_batch, world.size, rows)
+        engine = make_engine(
+            model, recipe.training, recipe.runtime, accelerator, micro_batch, accumulation, recipe.guards
+        )
         _take_over(inputs, engine, position)
         if world.is_main:
             _announce(inputs, engine, micro_batch, position)
         with (
-            _tracked(inputs, position, plan_facts(streams[0].plan), world) as tracked,
+            _tracked(inputs, position, _settings(streams[0], engine, micro_batch), world) as tracked,
             StopRequest(inputs.run.stop_file, hurry=watchdog.hurry, timeout=collective_timeout(stall_seconds)) as stop,
             Saver(inputs, engine, position, tracked.run_id, verification) as saver,
         ):
@@ -197,9 +203,9 @@ class _Tracked:
 
 
 @contextmanager
-def _tracked(inputs: Inputs, position: Position, rows: dict[str, float], world: World) -> Iterator[_Tracked]:
+def _tracked(inputs: Inputs, position: Position, settings: dict[str, Any], world: World) -> Iterator[_Tracked]:
     """Finish the MLflow run with what became of it: an error, a stop or the end."""
-    tracked = _Tracked(_tracker(inputs, position, rows) if world.is_main else None)
+    tracked = _Tracked(_tracker(inputs, position, settings) if world.is_main else None)
     status = "FAILED"
     try:
         yield tracked
@@ -209,25 +215,28 @@ def _tracked(inputs: Inputs, position: Position, rows: dict[str, float], world: 
             tracked.tracker.finish(status)
 
 
-def _divide(recipe: Recipe, phase: PhaseName, processes: int) -> tuple[int, int]:
+def _check_division(recipe: Recipe, phase: PhaseName, processes: int) -> None:
     try:
         check_division(recipe.phase(phase).global_batch, processes, f"{phase}.")
     except ValueError as error:
         raise RecipeError(str(error)) from None
-    return divide_batch(recipe.phase(phase).global_batch, processes, recipe.runtime.max_micro_batch)
 
 
-def _build_engine(inputs: Inputs, accelerator: Accelerator, micro_batch: int, accumulation: int) -> Engine:
+def _build_model(inputs: Inputs, world: World) -> MaskedLM:
     recipe = inputs.recipe
     dtype = getattr(torch, recipe.training.compute_dtype)
-    backend = choose_backend(recipe.runtime, recipe.model, accelerator.device, dtype)
-    model = build_model(recipe.model, recipe.seed, dtype, backend)
-    if accelerator.is_main_process:
-        print(f"{inputs.phase}: {backend}, {recipe.training.compute_dtype} on {accelerator.device}", flush=True)
-    return make_engine(model, recipe.training, recipe.runtime, accelerator, micro_batch, accumulation, recipe.guards)
+    backend = choose_backend(recipe.runtime, recipe.model, world.device, dtype)
+    if world.is_main:
+        print(f"{inputs.phase}: {backend}, {recipe.training.compute_dtype} on {world.device}", flush=True)
+    return build_model(recipe.model, recipe.seed, dtype, backend)
 
 
-def _tracker(inputs: Inputs, position: Position, rows: dict[str, float]) -> Tracker:
+def _settings(stream: Stream, engine: Engine, micro_batch: int) -> dict[str, Any]:
+    """What MLflow has among a run's params that is in no recipe: the rows, and how a batch is divided."""
+    return {"rows": plan_facts(stream.plan), "batch": {"micro_batch": micro_batch, "accumulation": engine.accumulation}}
+
+
+def _tracker(inputs: Inputs, position: Position, settings: dict[str, Any]) -> Tracker:
     recipe, segment = inputs.recipe, position.segments[-1]
     info = RunInfo(
         name=f"{inputs.recipe.name}-{inputs.phase}",
@@ -239,7 +248,7 @@ def _tracker(inputs: Inputs, position: Position, rows: dict[str, float]) -> Trac
             "runtime": recipe.runtime.model_dump(mode="json"),
             "guards": recipe.guards.model_dump(mode="json"),
             "tokenizer": recipe.tokenizer.model_dump(mode="json"),
-            "rows": rows,
+            **settings,
         },
         tags={
             "azneobert.phase": inputs.phase,
