@@ -20,7 +20,7 @@ def rows(recipe: Recipe, layout: Layout, options: Namespace) -> None:
     training = {collection: TokenStore.open(layout.tokens / collection / "train") for collection in recipe.data.sources}
     plan = plan_rows(training, phase.sequence_length, recipe.seed, phase.pools)
     if not len(plan):
-        raise DataError(f"{layout.tokens}: no document to train on; a smaller validation_fraction would do")
+        raise DataError(f"{layout.tokens}: no document to train on; use a smaller data.cleaning.validation_fraction")
     write_plan(plan, target / "train")
     facts = plan_facts(plan)
     for collection in recipe.data.sources:

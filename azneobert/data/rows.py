@@ -270,9 +270,7 @@ def _plan_pool(
     """The windows of one pool in row order, the number of windows of each of its rows, and its facts."""
     store, start, length, spare = _cut(list(stores.values()), sequence_length - FRAME, min_tokens)
     if min_tokens and spare.all():
-        raise DataError(
-            f"mixture: no document has {min_tokens} tokens or more; the longest fit into a smaller min_tokens"
-        )
+        raise DataError(f"mixture: no document has {min_tokens} tokens or more; use a smaller min_tokens")
     order, windows_per_row = _pack(length + FRAME, spare, sequence_length, rng)
     arrays = {"store": store[order], "start": start[order], "length": length[order], "windows_per_row": windows_per_row}
     filler = int(length[order[spare[order]]].sum(dtype=np.int64)) if min_tokens else 0

@@ -326,8 +326,8 @@ def lost_worker(error: RuntimeError) -> TrainingError | None:
 
 def _without_worker(said: str) -> TrainingError:
     return TrainingError(
-        f"a worker of the data loader has ended ({said.strip().rstrip('.')}), perhaps killed for want of memory; start "
-        "again to go on from the last checkpoint, with fewer runtime.workers if it comes again"
+        f"runtime.workers: a worker of the data loader has ended ({said.strip().rstrip('.')}), perhaps killed for want "
+        "of memory; start again to go on from the last checkpoint, with fewer workers if it comes again"
     )
 
 

@@ -222,7 +222,7 @@ def test_pruning_removes_nothing_where_no_checkpoint_is_whole(maker: CheckpointM
     folder = CheckpointFolder(tmp_path, 1)
     for step in (3, 6):
         damage(maker.publish(CheckpointFolder(tmp_path, 9), step))
-    prune_in_vain(folder, "holds no whole checkpoint; nothing is removed")
+    prune_in_vain(folder, "holds no whole checkpoint, so nothing is removed")
 
 
 def test_pruning_an_empty_folder_is_refused(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def test_a_version_without_a_readable_manifest_is_refused(content: str | None, t
     "uri", ["toybert", "models:/toybert", "runs:/abc/model", "models:/toybert@", "models:/toybert/latest", "../toybert"]
 )
 def test_a_uri_of_another_form_is_refused_with_one_that_would_do(uri: str, toy: Toy) -> None:
-    refuse_pull(toy, uri, "not a registry URI", "would do")
+    refuse_pull(toy, uri, "not a registry URI", "expected one as")
 
 
 def test_an_alias_or_number_that_is_not_there_is_refused_with_those_that_are(toy: Toy) -> None:

@@ -406,7 +406,7 @@ def test_insisting_on_another_global_batch_goes_on_behind_the_samples_already_se
 @pytest.mark.parametrize("overrides", [{"model": {"num_hidden_layers": 3}}, {"model": {"intermediate_size": 96}}])
 def test_shapes_that_do_not_fit_are_refused_however_one_insists(overrides: dict, stopped: Toy, tmp_path: Path) -> None:
     toy = stopped.copy_to(tmp_path / "run").with_(overrides)
-    assert "the checkpoint is of another model: " in refusal(toy, accept_changed=("model",))
+    assert "checkpoint: is of another model, " in refusal(toy, accept_changed=("model",))
     assert toy.result()[1].step == 4
 
 
