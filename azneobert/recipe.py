@@ -277,7 +277,7 @@ class Phase(Block):
             )
         shares = [part.share for part in self.mixture or ()]
         if shares and (abs(sum(shares) - 1) > 1e-9 or any(abs(100 * s - round(100 * s)) > 1e-9 for s in shares)):
-            raise ValueError(f"mixture: found the shares {shares}; expected whole percents that sum to 1")
+            raise ValueError(f"mixture: shares {shares}; expected whole percents that sum to 1")
         if len({part.min_tokens for part in self.mixture or ()}) < len(shares):
             raise ValueError("mixture: two parts have the same min_tokens; use one with the sum of their shares")
         return self

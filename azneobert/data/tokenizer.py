@@ -39,7 +39,7 @@ def train_tokenizer(texts: Iterator[list[str]], algorithm: str, vocab_size: int,
             raise
         raise DataError(
             f"tokenizer.vocab_size: {vocab_size} asked for, but the bytes, the special tokens and the documents' "
-            f"alphabet alone are more; try {2 * vocab_size} for both tokenizer.vocab_size and model.vocab_size"
+            f"alphabet alone are more; try {2 * vocab_size} for tokenizer.vocab_size and model.vocab_size"
         ) from None
     if algorithm == "unigram":
         tokenizer = _with_byte_fallback(tokenizer)
@@ -47,12 +47,12 @@ def train_tokenizer(texts: Iterator[list[str]], algorithm: str, vocab_size: int,
     if found > vocab_size:
         raise DataError(
             f"tokenizer.vocab_size: {vocab_size} asked for, but the alphabet and the special tokens alone are {found}; "
-            f"use {-(-found // 64) * 64} or more for both tokenizer.vocab_size and model.vocab_size"
+            f"use {-(-found // 64) * 64} or more for tokenizer.vocab_size and model.vocab_size"
         )
     if found < vocab_size:
         smaller = found // 64 * 64
         enough = smaller >= _smallest(tokenizer, algorithm)
-        advice = f"{smaller} for both tokenizer.vocab_size and model.vocab_size" if enough else "more documents"
+        advice = f"{smaller} for tokenizer.vocab_size and model.vocab_size" if enough else "more documents"
         raise DataError(
             f"tokenizer.vocab_size: {vocab_size} asked for, but the documents give only {found} pieces; use {advice}"
         )

@@ -291,9 +291,9 @@ def test_the_command_goes_there_and_back_and_says_what_it_finds(source: Path, of
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"num_attention_heads": 3}, "hidden_size 32 over 3 heads"),
-        ({"num_attention_heads": None}, "num_attention_heads is None; expected a whole number"),
-        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; expected a whole number from 1 to 1,000"),
+        ({"num_attention_heads": 3}, "hidden_size: 32 over 3 heads"),
+        ({"num_attention_heads": None}, "num_attention_heads: found None; expected a whole number"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers: found 1000000000; expected a whole number from 1 to 1,000"),
         ({"num_hidden_layers": 3}, "model.transformer_encoder.2.attention_norm.weight is missing"),
         ({"num_hidden_layers": 1}, "model.transformer_encoder.1.attention_norm.weight is no tensor"),
         ({"intermediate_size": 128}, "ffn.w12.weight is of shape [96, 32]; expected [176, 32], by config.json"),

@@ -293,7 +293,7 @@ def steps_apart(content: dict[str, Any]) -> dict[str, Any]:
         (steps_apart, r"optimizer\.bin: parameters at different steps \(3, 7\); expected one step for all"),
         (lambda content: content["state"], r"optimizer\.bin: holds no state of a torch optimizer"),
         (lambda _: torch.optim.SGD(trained(0)[0].parameters()).state_dict(), "keeps nothing; expected exp_avg"),
-        (lambda _: trained(amsgrad=True)[1].state_dict(), "keeps exp_avg, exp_avg_sq, max_exp_avg_sq, step; one"),
+        (lambda _: trained(amsgrad=True)[1].state_dict(), "keeps exp_avg, exp_avg_sq, max_exp_avg_sq, step; expected"),
         (lambda _: torch.optim.AdamW(nn.Linear(9, 9).parameters()).state_dict(), "could be swapped"),
     ],
 )

@@ -183,7 +183,7 @@ def test_a_folder_of_something_else_was_not_made_by_this_project(toy: Toy) -> No
     shutil.rmtree(place)
     place.mkdir()
     (place / "MLmodel").write_text("flavors: {}\n")
-    refuse_pull(toy, "models:/toybert/1", "was not made by `azneobert`")
+    refuse_pull(toy, "models:/toybert/1", "use a version that `azneobert` made")
 
 
 @pytest.mark.parametrize(
