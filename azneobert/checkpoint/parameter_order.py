@@ -62,6 +62,12 @@ class _Module:
                 yield f"{child}.{name}", full, shape
 
 
+# An optimizer holds parameters of the shapes (2, 3), (2) and (2, 2), in this order and without names. The model's
+# tensors, which safetensors has sorted, are down.weight (2, 2), norm.weight (2) and up.weight (2, 3): by the shapes the
+# optimizer has up, norm, down. If up.weight were (2, 2) as well, it could as well be down, norm, up, and both would
+# fit: refused as ambiguous. With the model's order known, as of a .bin, or --parameter-names, there is one answer
+# again: of up.weight, up.bias, down.weight and down.bias in two groups, (2, 2) twice and (2) twice, the weights are one
+# and the biases the other.
 def name_parameters(groups: Groups, tensors: Mapping[str, Shape], *, in_order: bool) -> list[list[str]]:
     """The name of each parameter in each group of an optimizer.
 

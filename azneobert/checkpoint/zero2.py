@@ -288,6 +288,10 @@ def _partitions(
     files: list[Path], optimizers: list[dict[str, Any]], groups: list[FlatGroup]
 ) -> dict[str, list[list[torch.Tensor]]]:
     """Every rank's partitions, checked to hold as much as the shapes ask for."""
+    # A group of a (3,) and b (2, 2) is 7 numbers laid end to end. Cut for two ranks, a partition has 4 of them, with
+    # one of padding at the end, which DeepSpeed may have left out: rank 1 may hold 3 numbers or 4.
+    #
+    #     rank 0   a0 a1 a2 b0        rank 1   b1 b2 b3 (0)
     partitions: dict[str, list[list[torch.Tensor]]] = {kind: [[] for _ in groups] for kind in ("weights", *MOMENTS)}
     for rank, (file, optimizer) in enumerate(zip(files, optimizers, strict=True)):
         states = _group_states(optimizer)

@@ -110,7 +110,9 @@ def find_version(uri: str, tracking: Tracking) -> Version:
     known = [f"@{alias}" for version in versions for alias in version.aliases] + [f"/{v.number}" for v in versions]
     if not known:
         raise RegistryError(f"{uri}: not in {tracking_uri(tracking)}, which has no model {match['name']}; register one")
-    raise RegistryError(f"{uri}: not in {tracking_uri(tracking)}; expected one of {', '.join(known)}")
+    raise RegistryError(
+        f"{uri}: not in {tracking_uri(tracking)}, {match['name']} has {', '.join(known)}; use one of them"
+    )
 
 
 def place_of(client: MlflowClient, version: Version, contents: Contents | None = None) -> str:

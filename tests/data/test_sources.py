@@ -814,9 +814,9 @@ def test_a_pipe_or_a_device_is_refused_and_not_waited_for(tmp_path):
     write(tmp_path / "b.jsonl", [(1, "bir")])
     os.mkfifo(tmp_path / "a.jsonl")
     for path in (tmp_path, tmp_path / "a.jsonl"):
-        with refused(DataError, f"{tmp_path}/a.jsonl: is a pipe, expected a file"):
+        with refused(DataError, f"{tmp_path}/a.jsonl: is a pipe, no file or folder; expected a .jsonl"):
             source_files(path)
-    with refused(DataError, "/dev/null: is a device, expected a file"):
+    with refused(DataError, "/dev/null: is a device, no file or folder"):
         source_files(Path("/dev/null"))
 
 
