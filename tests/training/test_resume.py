@@ -317,7 +317,8 @@ def test_phase_2_without_phase_1_is_refused_in_one_line(make_toy: MakeToy) -> No
 
 def test_phase_2_of_another_model_is_refused_naming_the_key(two_phases: Callable[..., Toy]) -> None:
     toy = two_phases({}).with_({"model": {"rope_theta": 5000.0}})
-    with pytest.raises(CheckpointError, match=r"another model: rope_theta: 10000\.0 there, 5000\.0 here$"):
+    found = r"another model: rope_theta: 10000\.0 there, 5000\.0 here; use another checkpoint$"
+    with pytest.raises(CheckpointError, match=found):
         toy.train("phase2")
 
 
