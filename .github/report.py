@@ -120,7 +120,7 @@ def reproduce(side: Side) -> None:
     if ready:
         succeeds(side, "azneobert", "registry", "restore")
     if not ready or not succeeds(side, *side.repro):
-        raise AzNeoBertError(f"{side.name}: it cannot be reproduced; the lines above say why")
+        raise AzNeoBertError(f"{side.name}: it cannot be reproduced; see the lines above")
 
 
 def kept_commit(base: Side) -> str:

@@ -114,7 +114,7 @@ def cache_folder() -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode or not done.stdout.strip():
         said = next(iter(done.stderr.strip().splitlines()), "nothing")
-        raise DataError(f"`dvc cache dir` says {said}; expected a folder: is this one a DVC project?")
+        raise DataError(f"`dvc cache dir`: said {said}, not a folder; run this in a DVC project")
     return Path(done.stdout.strip())
 
 

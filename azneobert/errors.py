@@ -4,7 +4,7 @@ from azneobert.printable import printable
 
 
 class AzNeoBertError(Exception):
-    """Something a user can mend: the message names the place, what was found there, and what would do.
+    """Something a user can mend: the message names the place, what was found there, and what to do.
 
     Whatever it quotes of a file, it is one line that may be printed.
     """

@@ -97,7 +97,7 @@ def _read_tasks(suite: Suite, say: Say) -> tuple[dict[str, Task], dict[str, str]
         for note in tasks[name].notes:
             say(f"{name}: {note}")
     if not tasks:
-        raise DataError(f"{suite.name}: none of its {len(suite.tasks)} tasks can be read; the lines above say why")
+        raise DataError(f"{suite.name}: none of its {len(suite.tasks)} tasks can be read; see the lines above")
     return tasks, left_out
 
 
@@ -141,7 +141,7 @@ def _compared(
         if (of_task := {model: by_name[name] for model, by_name in found.items() if name in by_name})
     }
     if not by_task:
-        raise TrainingError(f"{suite.name}: no model can be trained on any of its tasks; the lines above say why")
+        raise TrainingError(f"{suite.name}: no model can be trained on any of its tasks; see the lines above")
     device, rows = device_name(), list[Row]()
     for contender in contenders:
         of_model = found[contender.name]
@@ -180,7 +180,7 @@ def _record(evaluation: Evaluation, comparison: Comparison) -> None:
         attach_files(evaluation.tracking, tracker.deliver(), [evaluation.folder / name for name in FILES])
         status = "FINISHED"
     except RegistryError as error:
-        raise RegistryError(f"{error}; the results are in {evaluation.folder}: run it again to record them") from None
+        raise RegistryError(f"{error}; the results are in {evaluation.folder}; run it again to record them") from None
     finally:
         tracker.finish(status)
 

@@ -24,10 +24,10 @@ def fill_masks(model: Path, text: str, top: int) -> list[list[tuple[str, float]]
     encoded = tokenizer(text, return_tensors="pt")
     masks = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero()[:, 0]
     if not len(masks):
-        raise AzNeoBertError(f"no {MASK} in {text[:40]!r}; put one where a word is to be guessed")
+        raise AzNeoBertError(f"text: no {MASK} in {text[:40]!r}; put one where a word is to be guessed")
     length = encoded["input_ids"].shape[1]
     if length > tokenizer.model_max_length:
-        raise AzNeoBertError(f"the text has {length} tokens, the model reads {tokenizer.model_max_length}; shorten it")
+        raise AzNeoBertError(f"text: has {length} tokens, the model reads {tokenizer.model_max_length}; shorten it")
     network = load_model(model, AutoModelForMaskedLM).eval()
     with torch.no_grad():
         probabilities = network(**encoded).logits[0, masks].softmax(-1)

@@ -196,5 +196,5 @@ def finished_checkpoint(folder: Path) -> tuple[Path, Manifest]:
     except CheckpointError as error:
         # The run that left it has a copy of its own.
         raise CheckpointError(
-            f"{error}; `azneobert cache check`, then `dvc repro {folder.name}` puts it there"
+            f"{error}; or `azneobert cache check`, then `dvc repro {folder.name}` puts it there"
         ) from None

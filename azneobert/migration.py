@@ -32,7 +32,7 @@ def migrate() -> list[Path]:
         raise RecipeError(f"{PARAMS}: {error}") from None
     blocks = [key for key, value in document.items() if key != "recipe" and isinstance(value, dict)]
     if document.get("recipe") not in blocks:
-        raise RecipeError(f"{PARAMS}: no block that `recipe:` names; it is a recipe by itself, or none")
+        raise RecipeError(f"{PARAMS}: no block that `recipe:` names; expected one, or nothing to migrate")
     for name in blocks:  # they become names of files
         try:
             check_name(name)

@@ -156,7 +156,7 @@ def sqlite_errors(tracking: Tracking, database: Path) -> Iterator[None]:
             remedy = "another program is writing to it; try again when that has ended"
         elif "readonly" in str(error) or "unable to open" in str(error):
             remedy = f"expected a file in {database.parent} that you may read and write"
-        raise RegistryError(f"{tracking_uri(tracking)}: {error}: {remedy}") from error
+        raise RegistryError(f"{tracking_uri(tracking)}: {error}; {remedy}") from error
 
 
 def schema_of(database: Path) -> str | None:

@@ -77,11 +77,11 @@ def _check_schema(tracking: Tracking, database: Path, found: str | None) -> None
         return
     if found in known:
         raise RegistryError(
-            f"{tracking_uri(tracking)}: made by an older MLflow than {VERSION}, which is installed: copy {database} "
+            f"{tracking_uri(tracking)}: made by an older MLflow than {VERSION}, which is installed; copy {database} "
             f"first, then use `mlflow db upgrade {shlex.quote(store_uri(tracking))}`"
         )
     raise RegistryError(
-        f"{tracking_uri(tracking)}: made by a newer MLflow than {VERSION}, which is installed: "
+        f"{tracking_uri(tracking)}: made by a newer MLflow than {VERSION}, which is installed; "
         "use `pip install -U mlflow`, or another file in tracking.mlflow_uri"
     )
 
@@ -278,5 +278,5 @@ def mlflow_errors(uri: str) -> Iterator[None]:
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         if found := next((words for words in _DISK_REFUSES if words in str(error)), None):
             place = uri.removeprefix("sqlite:///") if uri.startswith("sqlite:") else uri
-            raise RegistryError(f"{place}: cannot be written, {found}: free room on its disk") from error
+            raise RegistryError(f"{place}: cannot be written, {found}; free room on its disk") from error
         raise RegistryError(f"MLflow at {uri}: {first_line[:300]}") from error

@@ -186,7 +186,9 @@ class Tokenizer(Block):
                 "as in trained: {bpe: {lowercase: false}}, and the other {}"
             )
         if "unigram" in self.trained and self.vocab_size < 512:
-            raise ValueError(f"vocab_size {self.vocab_size}: unigram spells 256 bytes beside its pieces; use 512")
+            raise ValueError(
+                f"vocab_size {self.vocab_size}: unigram spells 256 bytes beside its pieces; use 512 or more"
+            )
         return self
 
 
@@ -270,10 +272,12 @@ class Phase(Block):
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} leaves nothing of {self.steps} steps; use fewer")
         if (self.start_from is None) != (self.carry is None):
-            raise ValueError("`start_from` and `carry` go together: what does the phase start from, and what is kept?")
+            raise ValueError(
+                "`start_from` and `carry` go together; use both (what it starts from, what is kept), or neither"
+            )
         shares = [part.share for part in self.mixture or ()]
         if shares and (abs(sum(shares) - 1) > 1e-9 or any(abs(100 * s - round(100 * s)) > 1e-9 for s in shares)):
-            raise ValueError(f"mixture: shares {shares} are not whole percents that sum to 1")
+            raise ValueError(f"mixture: shares {shares}; expected whole percents that sum to 1")
         if len({part.min_tokens for part in self.mixture or ()}) < len(shares):
             raise ValueError("mixture: two parts have the same min_tokens; use one with the sum of their shares")
         return self

@@ -89,7 +89,7 @@ def tune(tuning: Tuning, say: Callable[[str], None]) -> tuple[dict[str, Any], Ve
     if run_id is None:
         raise RegistryError(
             f"{tracking_uri(tuning.tracking)}: MLflow has not taken the run, and the model is not registered; it is "
-            f"in {tuning.folder / MODEL}: start again when MLflow answers"
+            f"in {tuning.folder / MODEL}; start again when MLflow answers"
         )
     tuned = Tuned(tuning.folder / MODEL, pictures, report, tuning.encoder.name)
     return report, push_finetuned(tuned, tuning.model, run_id, tuning.tracking, promote=tuning.promote)

@@ -42,7 +42,7 @@ def evaluate_phase(recipe: Recipe, layout: Layout, options: Namespace) -> None:
     figures = evaluate(model.to(world.device), validation, rows, limit, world)
     verification.require()
     if not isfinite(figures["eval/loss"]):
-        raise TrainingError(f"{checkpoint}: its held-out loss is {figures['eval/loss']}; nothing is to be made of it")
+        raise TrainingError(f"{checkpoint}: its held-out loss is {figures['eval/loss']}; train the phase anew")
     figures |= masked_perplexities(figures)
     evaluated = {
         WEIGHTS_FIGURE: manifest.files["weights.safetensors"]["sha256"],

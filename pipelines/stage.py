@@ -63,7 +63,7 @@ def run_stage(
 
 def _check_choice(argument: str, found: str, choices: list[str], recipe: str) -> None:
     if found not in choices:
-        raise RecipeError(f"{argument} {found!r} is not in recipe {recipe}; expected one of {', '.join(choices)}")
+        raise RecipeError(f"{argument}: {found!r} is not in recipe {recipe}; expected one of {', '.join(choices)}")
 
 
 def lineage(recipe: Recipe, layout: Layout) -> dict[str, Any]:

@@ -122,7 +122,10 @@ def test_a_list_that_is_none_is_one_line(content: str) -> None:
 def test_the_remote_that_is_not_there_is_one_line(cache: Path) -> None:
     for command in ("check", "pull"):
         result = CliRunner().invoke(app, ["remote", command])
-        assert str(result.exception) == "no remote: use `azneobert remote set URL`, a folder, ssh://... or s3://..."
+        assert (
+            str(result.exception)
+            == "dvc: no remote is set; use `azneobert remote set URL`, with a folder, ssh://... or s3://..."
+        )
 
 
 def test_a_folder_as_the_remote_from_end_to_end(cache: Path, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_a_folder_of_steps_means_its_newest_whole_one(checkpoints: Path) -> None
     code, printed, errors = run(checkpoints.parent, "verify", "run")
     assert code == 0
     assert printed.startswith("run/step-00000006: whole; phase1, step 6")
-    assert "step-00000009/weights.safetensors: 4 bytes found" in errors
+    assert "step-00000009/weights.safetensors: truncated (4 bytes found" in errors
 
 
 def test_inspect_shows_the_numbers_the_groups_and_where_it_came_from(checkpoints: Path) -> None:
@@ -86,12 +86,12 @@ def test_prune_keeps_the_newest_whole_ones_and_says_what_went(checkpoints: Path)
     [
         (["convert", "nowhere", "new", "--to", "plain"], "nowhere: no such folder"),
         (["convert", "run", "run", "--to", "plain"], "run: is there already; name a new folder"),
-        (["convert", "run", "new", "--to", "zero2", "--world-size", "0"], "--world-size 0: 1 or more would do"),
-        (["convert", "run", "new", "--to", "plain", "--tied", "head"], "--tied: ALIAS=OWNER would do"),
-        (["convert", "run", "new", "--to", "plain", "--tied", "a=b"], "--tied a=b: a must be a name that"),
+        (["convert", "run", "new", "--to", "zero2", "--world-size", "0"], "--world-size 0: expected 1 or more"),
+        (["convert", "run", "new", "--to", "plain", "--tied", "head"], "--tied: expected ALIAS=OWNER"),
+        (["convert", "run", "new", "--to", "plain", "--tied", "a=b"], "--tied a=b: expected a name that"),
         (["convert", "run", "new", "--to", "plain", "--parameter-names", "no.txt"], "no.txt: cannot be read"),
-        (["diff", "run", "empty"], "empty: holds no checkpoint; a folder with manifest.json (universal)"),
-        (["prune", "empty", "--keep", "2"], "empty: holds no checkpoints; a folder with step-... in it would do"),
+        (["diff", "run", "empty"], "empty: holds no checkpoint; expected a folder with manifest.json (universal)"),
+        (["prune", "empty", "--keep", "2"], "empty: holds no checkpoints; expected a folder with step-... in it"),
         (["verify", "empty"], "empty: holds no checkpoint"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
@@ -112,7 +112,9 @@ def test_where_no_step_is_whole_nothing_is_pruned(checkpoints: Path) -> None:
         step.mkdir()
     code, _, errors = run(checkpoints.parent, "prune", "run", "--keep", "1")
     assert code == 1
-    assert errors.splitlines()[-1] == "error: run: holds no whole checkpoint; nothing is removed"
+    assert (
+        errors.splitlines()[-1] == "error: run: holds no whole checkpoint, so nothing is removed; expected one or more"
+    )
     assert len(CheckpointFolder(checkpoints, 1).steps()) == 3
 
 

@@ -172,7 +172,7 @@ def test_what_is_wrong_is_one_line_and_nothing_is_left(project: Project, task: T
 
 def test_a_length_that_the_model_does_not_take_is_one_line(project: Project, task: Task) -> None:
     write(Path("moods.jsonl"), task, "train")
-    with refused(TrainingError, "max_length is 65", "reads 64 tokens"):
+    with refused(TrainingError, "max_length: found 65", "reads 64 tokens"):
         project.runs("finetune", "moods.jsonl", "--model", project.encoder, *QUICK[:-1], 65)
 
 

@@ -559,7 +559,7 @@ def _make_project(folder: Path) -> None:
     root = Path(__file__).parents[2]
     recipe = root / "recipes" / "sample.yaml"
     if not recipe.is_file():
-        raise TrainingError(f"{recipe}: no such file; `bench faults` needs a checkout of the project")
+        raise TrainingError(f"{recipe}: no such file; run `azneobert bench faults` in a checkout of the project")
     folder.mkdir(parents=True)
     (folder / "pipelines").symlink_to(root / "pipelines")
     params = read_yaml(recipe)

@@ -147,7 +147,9 @@ def bench_loss(experiment: Experiment) -> Iterator[Row]:
 
     until = time.time() + 60 * experiment.minutes
     if experiment.course.rows % 2:
-        raise AzNeoBertError(f"{experiment.course.rows} rows a step cannot be divided in two; use an even number")
+        raise AzNeoBertError(
+            f"global batch: {experiment.course.rows} rows cannot be divided in two; use an even number"
+        )
     prose = prepare(experiment.wanted, experiment.folder)
     file = TrainingsFile(experiment.results, settings_of(experiment, prose.facts))
     file.read()  # what is wrong with it is said before the first training
@@ -389,7 +391,7 @@ def _gradient_rows(experiment: Experiment) -> Iterator[Row]:
         errors = read_json(experiment.folder / _GRADIENTS)
     except FileNotFoundError:
         raise TrainingError(
-            f"{experiment.folder / _GRADIENTS}: not written; the trainings' own message says why"
+            f"{experiment.folder / _GRADIENTS}: not written; see the message of the trainings above"
         ) from None
     for when, by_name in errors.items():
         bound = _TWICE * by_name[REFERENCE_NAME]["worst"]

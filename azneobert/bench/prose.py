@@ -156,11 +156,11 @@ def _make(wanted: Wanted, folder: Path) -> None:
                 Path(scratch, "partial", name),
                 vocab_size=wanted.vocab_size,
             )
-    for side, lacking in zip(SIDES, ("to train on; a smaller", "held out; a larger"), strict=True):
+    for side, lacking, better in zip(SIDES, ("to train on", "held out"), ("smaller", "larger"), strict=True):
         stores = open_stores(folder / "tokens", side)
         if not stores:
             fraction = wanted.cleaning.validation_fraction
-            raise DataError(f"{', '.join(wanted.sources)}: no document {lacking} share than {fraction} would do")
+            raise DataError(f"{', '.join(wanted.sources)}: no document {lacking}; use a {better} share than {fraction}")
         write_plan(plan_rows(stores, wanted.sequence_length, _SEED), folder / "rows" / side)
 
 

@@ -33,7 +33,7 @@ def run_ranks(function: Callable[..., Any], *arguments: Any, world: int) -> None
     for process in ranks:
         process.join()
     if any(process.exitcode for process in ranks):
-        raise TrainingError(f"{function.__name__}: a rank of {world} failed; its message stands above")
+        raise TrainingError(f"{function.__name__}: a rank of {world} failed; see its message above")
 
 
 def _rank(environment: dict[str, str], function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

@@ -53,12 +53,12 @@ def open_any(source: Path, parameter_names: Path | None = None, *, verified: boo
         CheckpointError: there is none, or it is damaged.
     """
     if not source.is_dir():
-        raise CheckpointError(f"{source}: no such folder")
+        raise CheckpointError(f"{source}: no such folder; use one that holds a checkpoint")
     names = _read_names(parameter_names) if parameter_names else None
     if CheckpointFolder(source, 1).steps():
         newest = CheckpointFolder(source, 1).latest()
         if newest is None:
-            raise CheckpointError(f"{source}: holds no whole checkpoint")
+            raise CheckpointError(f"{source}: holds no whole checkpoint; use another folder")
         source = newest[0]
     if os.path.lexists(source / MANIFEST):
         manifest = read_manifest(source)
@@ -75,8 +75,8 @@ def open_any(source: Path, parameter_names: Path | None = None, *, verified: boo
         if is_plain(source):
             return Opened("plain", source, read_plain(source, names), None)
     raise CheckpointError(
-        f"{source}: holds no checkpoint; a folder with {MANIFEST} (universal), model.safetensors (Accelerate's "
-        "save_state; with a config.json, the official NeoBERT) or latest (DeepSpeed) would do"
+        f"{source}: holds no checkpoint; expected a folder with {MANIFEST} (universal), model.safetensors "
+        "(Accelerate's save_state; with a config.json, the official NeoBERT) or latest (DeepSpeed)"
     )
 
 
@@ -90,7 +90,7 @@ def _laid_out(source: Path) -> Iterator[None]:
     except (ArithmeticError, AttributeError, LookupError, RecursionError, RuntimeError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__} {error}"[:200]
         raise CheckpointError(
-            f"{source}: is not laid out as Accelerate, DeepSpeed or NeoBERT do it ({reason})"
+            f"{source}: is not laid out as Accelerate, DeepSpeed or NeoBERT do it ({reason}); copy it again"
         ) from None
 
 
@@ -124,7 +124,7 @@ def convert(
             cannot be what the target is.
     """
     if world_size < 1:
-        raise CheckpointError(f"--world-size {world_size}: 1 or more would do")
+        raise CheckpointError(f"--world-size {world_size}: expected 1 or more")
     if target.exists():
         raise CheckpointError(f"{target}: is there already; name a new folder")
     opened = open_any(source, parameter_names)
@@ -209,7 +209,7 @@ def _read_names(file: Path) -> list[list[str]]:
     try:
         blocks = re.split(r"\n\s*\n", read_bounded(file.resolve(), _LARGEST_NAMES).decode().strip())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({error}); a text file with one name a line would do") from None
+        raise CheckpointError(f"{file}: cannot be read ({error}); expected a text file with one name a line") from None
     return [block.split() for block in blocks]
 
 
@@ -221,7 +221,7 @@ def _with_tied(opened: Opened, tied: dict[str, str]) -> Opened:
     for alias, owner in tied.items():
         if owner not in opened.state.weights or alias in opened.state.weights:
             raise CheckpointError(
-                f"--tied {alias}={owner}: {alias} must be a name that {opened.folder} lacks, {owner} one that it has"
+                f"--tied {alias}={owner}: expected a name that {opened.folder} lacks, and one that it has"
             )
     state = replace(opened.state, tied={**opened.state.tied, **tied})
     return replace(opened, foreign=replace(opened.foreign, state=state))
@@ -233,7 +233,9 @@ def _check_room(target: Path, state: TrainState, to: Format) -> None:
     needed = bytes_needed(state) * (4 if to == "zero2" else 3) // 3
     free = shutil.disk_usage(place).free
     if free < needed:
-        raise CheckpointError(f"{place}: {free / 1e9:.1f} GB are free, the checkpoint takes {needed / 1e9:.1f} GB")
+        raise CheckpointError(
+            f"{place}: {free / 1e9:.1f} GB are free, the checkpoint takes {needed / 1e9:.1f} GB; free some"
+        )
 
 
 @contextmanager
@@ -246,6 +248,8 @@ def _appearing(target: Path) -> Iterator[Path]:
         yield partial
         partial.rename(target)
     except OSError as error:
-        raise CheckpointError(f"{target}: cannot be written: {error.strerror or error}") from None
+        raise CheckpointError(
+            f"{target}: cannot be written ({error.strerror or error}); use a folder that can"
+        ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -167,7 +167,9 @@ def read_manifest(folder: Path) -> Manifest:
             raise ValueError(f"it is {content['format']!r} {version!r}, expected {FORMAT} {_READABLE}")
         return _checked(content)
     except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(f"{folder}: no whole checkpoint there: {MANIFEST} is missing") from None
+        raise CheckpointError(
+            f"{folder}: no whole checkpoint there, {MANIFEST} is missing; use another checkpoint"
+        ) from None
     except OSError as error:
         raise _unreadable(file, error) from None
     # Whatever a flipped bit does to a parser or to what it yields.
@@ -255,7 +257,8 @@ def verify_files(folder: Path, files: dict[str, dict[str, Any]]) -> None:
     for (name, stated), found in zip(files.items(), hashes, strict=True):
         if found != stated["sha256"]:
             raise CheckpointError(
-                f"{folder / name}: sha256 {found[:12]} found, {stated['sha256'][:12]} expected: changed"
+                f"{folder / name}: changed (sha256 {found[:12]} found, {stated['sha256'][:12]} expected); "
+                "use another checkpoint"
             )
 
 
@@ -278,7 +281,9 @@ def verify_sizes(folder: Path, files: dict[str, dict[str, Any]]) -> None:
         except ValueError as error:
             raise CheckpointError(f"{file}: {error}; use another checkpoint") from None
         if size != stated["size"]:
-            raise CheckpointError(f"{file}: {size} bytes found, {stated['size']} expected: truncated")
+            raise CheckpointError(
+                f"{file}: truncated ({size} bytes found, {stated['size']} expected); use another checkpoint"
+            )
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -67,11 +67,11 @@ class _Sizes:
         sizes = []
         for name, most in zip(names, (_WIDEST, _MOST_LAYERS, _WIDEST, _WIDEST, _WIDEST), strict=True):
             if type(found := model.get(name)) is not int or not 0 < found <= most:
-                raise CheckpointError(f"{name} is {str(found)[:40]}; expected a whole number from 1 to {most:,}")
+                raise CheckpointError(f"{name}: found {str(found)[:40]}; expected a whole number from 1 to {most:,}")
             sizes.append(found)
         made = cls(*sizes)
         if made.hidden % (2 * made.heads):
-            raise CheckpointError(f"hidden_size {made.hidden} over {made.heads} heads; expected an even size a head")
+            raise CheckpointError(f"hidden_size: {made.hidden} over {made.heads} heads; expected an even size a head")
         return made
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -163,7 +163,7 @@ def write_neobert(folder: Path, state: TrainState, model: dict[str, Any], tokeni
     sizes = _Sizes.of(model)
     if model.get("rope_theta") != _THETA:
         raise CheckpointError(
-            f"rope_theta is {model.get('rope_theta')}; the official NeoBERT rotates by {_THETA:g} alone"
+            f"rope_theta: found {model.get('rope_theta')}; expected {_THETA:g}, as the official NeoBERT has it"
         )
     names = _names(sizes)
     owners = {official: state.tied.get(ours, ours) for official, ours in names.items()}
@@ -172,10 +172,10 @@ def write_neobert(folder: Path, state: TrainState, model: dict[str, Any], tokeni
         if found.get(name) != expected[official]:
             has = f"of shape {list(found[name])}" if name in found else "missing"
             raise CheckpointError(
-                f"{names[official]} is {has}; expected {list(expected[official])}, as a NeoBERT has it"
+                f"{names[official]}: is {has}; expected {list(expected[official])}, as a NeoBERT has it"
             )
     if extra := sorted((found.keys() | state.buffers.keys()) - set(owners.values())):
-        raise CheckpointError(f"{extra[0]} is no tensor of a NeoBERT; use --to plain")
+        raise CheckpointError(f"{extra[0]}: is no tensor of a NeoBERT; use --to plain")
     rows, zeros = sizes.rows(), torch.zeros(sizes.vocabulary)
 
     def load(official: str) -> torch.Tensor:
@@ -294,7 +294,7 @@ def _open_weights(folder: Path) -> tuple[Path, Mapping[str, torch.Tensor]]:
         raise CheckpointError(f"{safe}: is missing; copy it, or {_PICKLED}, beside {CONFIG}")
     content = load_pickle(pickled)
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise CheckpointError(f"{pickled}: holds no state dict of tensors")
+        raise CheckpointError(f"{pickled}: holds no state dict of tensors; expected one")
     return pickled, content
 
 
@@ -307,18 +307,20 @@ def _check(file: Path, tensors: Mapping[str, torch.Tensor], sizes: _Sizes, tied:
         if name not in found:
             raise CheckpointError(f"{file}: {name} is missing; use the folder of a NeoBERTLMHead, and copy it whole")
         if found[name] != shape:
-            raise CheckpointError(f"{file}: {name} is of shape {list(found[name])}; {CONFIG} makes it {list(shape)}")
+            raise CheckpointError(
+                f"{file}: {name} is of shape {list(found[name])}; expected {list(shape)}, by {CONFIG}"
+            )
     if extra := sorted(found.keys() - expected.keys() - {_BIAS}):
         raise CheckpointError(f"{file}: {extra[0]} is no tensor of the published model; expected its names alone")
     if tied and _DECODER in found and not torch.equal(tensors[_DECODER], tensors["model.encoder.weight"]):
         raise CheckpointError(
-            f"{file}: {_DECODER} is not the embedding; {CONFIG} has tie_word_embeddings: true, use false"
+            f"{file}: {_DECODER} is not the embedding, as {CONFIG} says; set tie_word_embeddings to false there"
         )
     if _BIAS not in found:
         return None
     if found[_BIAS] != (sizes.vocabulary,):
         raise CheckpointError(
-            f"{file}: {_BIAS} is of shape {list(found[_BIAS])}; {CONFIG} makes it [{sizes.vocabulary}]"
+            f"{file}: {_BIAS} is of shape {list(found[_BIAS])}; expected [{sizes.vocabulary}], by {CONFIG}"
         )
     bias = tensors[_BIAS].to(torch.float32, copy=True)
     return bias if bool((bias != 0).any()) else None

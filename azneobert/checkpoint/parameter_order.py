@@ -20,12 +20,10 @@ Shape = tuple[int, ...]
 Groups = Sequence[Sequence[Shape | None]]
 
 _REMEDY = (
-    "--parameter-names FILE, with the optimizer's parameters, one name a line in the order of "
-    "model.named_parameters(), would do"
+    "use --parameter-names FILE, with the optimizer's parameters, one name a line in the order of "
+    "model.named_parameters()"
 )
-_NAMED_REMEDY = (
-    "naming only what the optimizer holds, in the model's order, or building it from named parameters, would do"
-)
+_NAMED_REMEDY = "name only what the optimizer holds, in the model's order, or build it from named parameters"
 _MOST_STEPS = 50_000  # about a second; real networks take a thousand, or have too many orders in any case
 # What torch.nn.MultiheadAttention registers, in its order; the projection that follows is a module of its own.
 _ATTENTION = (
@@ -64,6 +62,12 @@ class _Module:
                 yield f"{child}.{name}", full, shape
 
 
+# An optimizer holds parameters of the shapes (2, 3), (2) and (2, 2), in this order and without names. The model's
+# tensors, which safetensors has sorted, are down.weight (2, 2), norm.weight (2) and up.weight (2, 3): by the shapes the
+# optimizer has up, norm, down. If up.weight were (2, 2) as well, it could as well be down, norm, up, and both would
+# fit: refused as ambiguous. With the model's order known, as of a .bin, or --parameter-names, there is one answer
+# again: of up.weight, up.bias, down.weight and down.bias in two groups, (2, 2) twice and (2) twice, the weights are one
+# and the biases the other.
 def name_parameters(groups: Groups, tensors: Mapping[str, Shape], *, in_order: bool) -> list[list[str]]:
     """The name of each parameter in each group of an optimizer.
 
@@ -86,10 +90,10 @@ def match_names(groups: Groups, tensors: Mapping[str, Shape], names: Sequence[st
     """
     unknown = [name for name in names if name not in tensors]
     if unknown:
-        raise CheckpointError(f"{unknown[0]} is not in the model; one name a line of its parameters would do")
+        raise CheckpointError(f"{unknown[0]} is not in the model; expected its parameters, one name a line")
     repeated = [name for name, times in Counter(names).items() if times > 1]
     if repeated:
-        raise CheckpointError(f"{repeated[0]} is named twice; once would do")
+        raise CheckpointError(f"{repeated[0]} is named twice; name it once")
     search = _Search(groups, {name: tensors[name] for name in names}, _NAMED_REMEDY)
     return search.result(search.in_order())
 
@@ -102,15 +106,19 @@ def check_names(groups: Groups, tensors: Mapping[str, Shape], names: Sequence[Se
     """
     repeated = [name for name, times in Counter(name for each in names for name in each).items() if times > 1]
     if repeated:
-        raise CheckpointError(f"{repeated[0]} is named twice: files of two models")
+        raise CheckpointError(f"{repeated[0]} is named twice: files of two models; use those of one")
     for group, of_group in zip(groups, names, strict=True):
         if len(group) != len(of_group):
-            raise CheckpointError(f"a group of {len(group)} parameters has {len(of_group)} names")
+            raise CheckpointError(
+                f"a group of {len(group)} parameters has {len(of_group)} names; expected a name for each"
+            )
         for shape, name in zip(group, of_group, strict=True):
             if name not in tensors:
-                raise CheckpointError(f"{name} is not in the model: files of two models")
+                raise CheckpointError(f"{name} is not in the model: files of two models; use those of one")
             if shape not in (None, tensors[name]):
-                raise CheckpointError(f"{name} is {shape}, in the model {tensors[name]}: files of two models")
+                raise CheckpointError(
+                    f"{name} is {shape}, in the model {tensors[name]}: files of two models; use those of one"
+                )
 
 
 class _Search:
@@ -133,7 +141,9 @@ class _Search:
             of_shape = f" of shape {short[0]}" if short else ""
             there = wanted[short[0]] if short else len(shapes)
             here = there + (self.surplus[short[0]] if short else self.spare)
-            raise CheckpointError(f"{there} parameters{of_shape}, the model has {here}: files of two models")
+            raise CheckpointError(
+                f"{there} parameters{of_shape}, the model has {here}: files of two models; use those of one"
+            )
         self.steps = 0
         self._memory: dict[tuple[int, _State], _Namings] = {}
 

@@ -54,7 +54,9 @@ def load_pickle(file: Path) -> Any:
         with open_regular(file) as stream:
             torn = stream.read(2) in (b"", b"PK")
         if not zipfile.is_zipfile(file):
-            reason = "truncated; copy it again" if torn else "not a file of torch.save (torch 1.6 or later would do)"
+            reason = (
+                "truncated; copy it again" if torn else "not a file of torch.save; expected one of torch 1.6 or later"
+            )
             raise CheckpointError(f"{file}: {reason}")
         _check_sums(file)
         with torch.serialization.safe_globals(_ALLOWED):
@@ -66,7 +68,7 @@ def load_pickle(file: Path) -> Any:
     except FileNotFoundError:
         raise CheckpointError(f"{file}: is missing; copy it beside the others") from None
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{file}: {_refused(error)}; nothing of it was run") from None
+        raise CheckpointError(f"{file}: {_refused(error)}, nothing of it was run; use another file") from None
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror or error}); copy it again") from None
     # Whatever a changed pickle makes of torch's own reader.
@@ -133,9 +135,11 @@ def _check_values(file: Path, content: Any) -> None:
 
 def _check_tensor(file: Path, tensor: torch.Tensor) -> None:
     if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-        raise CheckpointError(f"{file}: holds a tensor that is not dense; one of plain numbers would do")
+        raise CheckpointError(f"{file}: holds a tensor that is not dense; expected plain numbers")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise CheckpointError(f"{file}: a tensor of shape {tuple(tensor.shape)} is larger than what is stored of it")
+        raise CheckpointError(
+            f"{file}: a tensor of shape {tuple(tensor.shape)} is larger than what is stored of it; copy it again"
+        )
 
 
 def _refused(error: Exception) -> str:

@@ -87,7 +87,7 @@ def read_plain(folder: Path, parameter_names: list[list[str]] | None = None) -> 
     """
     second = sorted(file.name for file in folder.iterdir() if _SECOND.fullmatch(file.name))
     if second:
-        raise CheckpointError(f"{folder}: {second[0]} is of a second model or optimizer; a folder of one would do")
+        raise CheckpointError(f"{folder}: {second[0]} is of a second model or optimizer; use a folder of one")
     processes = len(list(folder.glob("random_states_*.pkl")))
     model = _open_model(folder, several=processes > 1)
     optimizer = _open_optimizer(folder / _OPTIMIZER) if os.path.lexists(folder / _OPTIMIZER) else None
@@ -154,7 +154,7 @@ def _open_safe(file: Path, several: bool) -> _Model:
 def _open_pickled(file: Path, several: bool) -> _Model:
     content = load_pickle(file)
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise CheckpointError(f"{file}: holds no state dict of tensors")
+        raise CheckpointError(f"{file}: holds no state dict of tensors; expected one")
     prefix = _prefix(content, several)
     own: dict[str, torch.Tensor] = {}
     owners: dict[Any, str] = {}
@@ -182,17 +182,17 @@ def _prefix(names: Iterable[str], several: bool) -> str:
 def _open_optimizer(file: Path) -> _Optimizer:
     content = load_pickle(file)
     if not isinstance(content, dict) or not {"state", "param_groups"} <= content.keys():
-        raise CheckpointError(f"{file}: holds no state of a torch optimizer")
+        raise CheckpointError(f"{file}: holds no state of a torch optimizer; expected its state dict")
     groups = content["param_groups"]
     states = [[content["state"].get(number, {}) for number in group["params"]] for group in groups]
     present = [state for group in states for state in group if state]
     if any(set(state) != {"step", *MOMENTS} for state in present) or not all("betas" in group for group in groups):
         keys = ", ".join(sorted({str(key) for state in present for key in state})) or "nothing"
-        raise CheckpointError(f"{file}: the optimizer keeps {keys}; one that keeps {' and '.join(MOMENTS)} would do")
+        raise CheckpointError(f"{file}: the optimizer keeps {keys}; expected {' and '.join(MOMENTS)}")
     step = single_step(state["step"] for state in present)
     if step is None:
         steps = ", ".join(map(str, sorted({int(state["step"]) for state in present})[:4]))
-        raise CheckpointError(f"{file}: parameters at different steps ({steps}); one step for all would do")
+        raise CheckpointError(f"{file}: parameters at different steps ({steps}); expected one step for all")
     return _Optimizer(file, groups, states, step)
 
 
@@ -211,7 +211,10 @@ def _names(model: _Model, optimizer: _Optimizer, given: list[list[str]] | None) 
             if len(owned) == 1:
                 return match_names(shapes, candidates, owned[0]), "given"
             if len(owned) != len(shapes):
-                raise CheckpointError(f"{len(shapes)} groups, {len(owned)} in the file of names; as many would do")
+                raise CheckpointError(
+                    f"--parameter-names: {len(owned)} groups of names, the optimizer has {len(shapes)}; "
+                    "expected as many, with a blank line between them"
+                )
             check_names(shapes, candidates, owned)
             return owned, "given"
         return name_parameters(shapes, candidates, in_order=in_order), "of the model" if in_order else "inferred"

@@ -119,7 +119,9 @@ class CheckpointFolder:
             CheckpointError: there is no whole checkpoint, so nothing may go.
         """
         if not self.path.is_dir():
-            raise CheckpointError(f"{self.path}: holds no whole checkpoint; nothing is removed")
+            raise CheckpointError(
+                f"{self.path}: holds no whole checkpoint, so nothing is removed; expected one or more"
+            )
         with locked(self.path):
             whole: list[Path] = []
             staying: list[Path] = []
@@ -134,7 +136,9 @@ class CheckpointFolder:
                 except CheckpointError as error:
                     log.warning("%s", error)
             if not whole:
-                raise CheckpointError(f"{self.path}: holds no whole checkpoint; nothing is removed")
+                raise CheckpointError(
+                    f"{self.path}: holds no whole checkpoint, so nothing is removed; expected one or more"
+                )
             staying += [folder for folder in self.steps() if self._is_milestone(folder)]
             removed = [folder for folder in self._readable() if folder not in (*whole, *staying)]
             self._prepare_latest(whole[0].name, whole[0])
@@ -154,12 +158,14 @@ class CheckpointFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         if not os.access(self.path, os.W_OK, effective_ids=True):
-            raise CheckpointError(f"{self.path}: no permission to write there")
+            raise CheckpointError(f"{self.path}: no permission to write there; allow it")
         try:
             with locked(self.path):  # now, and not hours later at the first save
                 pass
         except OSError as error:
-            raise CheckpointError(f"{self.path}: cannot be locked: {error.strerror}") from None
+            raise CheckpointError(
+                f"{self.path}: cannot be locked ({error.strerror}); use a file system with locks"
+            ) from None
         kept = [folder for folder in self._readable() if not self._is_milestone(folder)]
         missing = max(1, self.keep + 1 - len(kept)) + milestones
         free, needed = shutil.disk_usage(self.path).free, missing * size

@@ -170,10 +170,14 @@ def _check_names(folder: Path, tensors: dict[str, Mapping[str, torch.Tensor]], s
     for kind, of_kind in tensors.items():
         for name, shape in shapes_of(of_kind).items():
             if weights.get(name) != shape:
-                raise CheckpointError(f"{folder}: {kind} hold {name} of shape {list(shape)}, the weights do not")
+                raise CheckpointError(
+                    f"{folder}: {kind} hold {name} of shape {list(shape)}, the weights do not; use another checkpoint"
+                )
     named = {name for group in state["optimizer"]["groups"] for name in group["names"]} | set(state["tied"].values())
     if unknown := sorted(named - weights.keys()):
-        raise CheckpointError(f"{folder / STATE}: names {unknown[0]}, which the weights do not hold")
+        raise CheckpointError(
+            f"{folder / STATE}: names {unknown[0]}, which the weights do not hold; use another checkpoint"
+        )
 
 
 def all_weights(state: TrainState) -> dict[str, torch.Tensor]:

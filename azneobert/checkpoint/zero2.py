@@ -81,7 +81,9 @@ class _Shards:
         same = master.to(saved.dtype) == saved
         drop_pages(saved)
         if not bool((same | master.isnan()).all()):
-            raise CheckpointError(f"{MODEL_STATES}: its {name} is not what the shards hold: files of two steps")
+            raise CheckpointError(
+                f"{MODEL_STATES}: its {name} is not what the shards hold: files of two steps; use those of one"
+            )
 
 
 def find_tag(folder: Path) -> Path | None:
@@ -105,7 +107,7 @@ def _named(latest: Path) -> str:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{latest}: {error}; expected the name of a folder beside it") from None
     if name in ("", ".", "..") or "/" in name or not name.isprintable():
-        raise CheckpointError(f"{latest}: holds {name[:40]!r}, expected the name of a folder beside it")
+        raise CheckpointError(f"{latest}: holds {name[:40]!r}; expected the name of a folder beside it")
     return name
 
 
@@ -117,7 +119,9 @@ def read_zero2(folder: Path) -> Foreign:
     """
     tag = find_tag(folder)
     if tag is None:
-        raise CheckpointError(f"{folder}: no DeepSpeed checkpoint there: {MODEL_STATES} is missing")
+        raise CheckpointError(
+            f"{folder}: no DeepSpeed checkpoint there, {MODEL_STATES} is missing; use the folder that DeepSpeed wrote"
+        )
     model = load_pickle(tag / MODEL_STATES)
     world = _checked_world(tag, model)
     files = [_shard_file(tag, rank) for rank in range(world)]
@@ -130,7 +134,9 @@ def read_zero2(folder: Path) -> Foreign:
     saved = {clean_name(name): tensor for name, tensor in model["module"].items()}
     missing = [name for group in groups for name in group.shapes if name not in saved]
     if missing:
-        raise CheckpointError(f"{tag / MODEL_STATES}: {missing[0]} is trained, and not in the model: files of two runs")
+        raise CheckpointError(
+            f"{tag / MODEL_STATES}: {missing[0]} is trained, and not in the model: files of two runs; use those of one"
+        )
     shards = _Shards(partitions, groups, saved)
     trained = shards.tensors("weights")
     tied = _tied(model, trained)
@@ -172,7 +178,9 @@ def write_zero2(folder: Path, foreign: Foreign, engine: EngineLayout, *, prefix:
     """
     state = foreign.state
     if not state.groups:
-        raise CheckpointError("the source has no optimizer state, which a ZeRO folder is made of; plain would do")
+        raise CheckpointError(
+            "--to zero2: the source lacks the optimizer state that a ZeRO folder is made of; use --to plain"
+        )
     world = engine.world
     shapes = shapes_of(state.weights)
     orders = [dealt(group["names"], world) if engine.round_robin else group["names"] for group in state.groups]
@@ -208,11 +216,11 @@ def _round_robin(model: dict[str, Any], optimizer: dict[str, Any]) -> bool:
 
 def _checked_world(tag: Path, model: Any) -> int:
     if not isinstance(model, dict) or not {"module", "dp_world_size", "param_shapes", "global_steps"} <= model.keys():
-        raise CheckpointError(f"{tag / MODEL_STATES}: holds no DeepSpeed model states")
+        raise CheckpointError(f"{tag / MODEL_STATES}: holds no DeepSpeed model states; copy it again")
     if model["param_shapes"] is None:
-        raise CheckpointError(f"{tag / MODEL_STATES}: written without ZeRO; stages 1 and 2 would do")
+        raise CheckpointError(f"{tag / MODEL_STATES}: written without ZeRO; expected stage 1 or 2")
     if model.get("mp_world_size", 1) != 1:
-        raise CheckpointError(f"{tag / MODEL_STATES}: of {model['mp_world_size']} model-parallel ranks; one would do")
+        raise CheckpointError(f"{tag / MODEL_STATES}: of {model['mp_world_size']} model-parallel ranks; expected one")
     return int(model["dp_world_size"])
 
 
@@ -232,7 +240,9 @@ def _optimizer_state(file: Path) -> dict[str, Any]:
     content = load_pickle(file)
     state = content.get("optimizer_state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or "single_partition_of_fp32_groups" not in state:
-        raise CheckpointError(f"{file}: holds no ZeRO-1 or ZeRO-2 optimizer state (ZeRO-3 is another layout)")
+        raise CheckpointError(
+            f"{file}: holds no ZeRO optimizer state of stage 1 or 2; expected one of them, not stage 3"
+        )
     return state
 
 
@@ -243,7 +253,7 @@ def _groups(tag: Path, model: dict[str, Any], optimizer: dict[str, Any], world: 
     if len(shapes) != len(optimizer["single_partition_of_fp32_groups"]):
         raise CheckpointError(
             f"{tag}: {MODEL_STATES} has {len(shapes)} parameter groups, the shards "
-            f"{len(optimizer['single_partition_of_fp32_groups'])}: files of two runs"
+            f"{len(optimizer['single_partition_of_fp32_groups'])}: files of two runs; use those of one"
         )
     return [
         FlatGroup({clean_name(name): tuple(shape) for name, shape in group.items()}, world, tuple(gap))
@@ -265,7 +275,7 @@ def _steps(file: Path, optimizer: dict[str, Any]) -> list[int]:
     states = [state for state in _group_states(optimizer) if state]
     if any(set(state) - {"step", *MOMENTS} or not set(MOMENTS) <= set(state) for state in states):
         keys = ", ".join(sorted({key for state in states for key in state}))
-        raise CheckpointError(f"{file}: the optimizer keeps {keys}; one that keeps {' and '.join(MOMENTS)} would do")
+        raise CheckpointError(f"{file}: the optimizer keeps {keys}; expected {' and '.join(MOMENTS)}")
     return [int(state["step"]) for state in states if "step" in state] or [int(step) for step in kept]
 
 
@@ -278,6 +288,10 @@ def _partitions(
     files: list[Path], optimizers: list[dict[str, Any]], groups: list[FlatGroup]
 ) -> dict[str, list[list[torch.Tensor]]]:
     """Every rank's partitions, checked to hold as much as the shapes ask for."""
+    # A group of a (3,) and b (2, 2) is 7 numbers laid end to end. Cut for two ranks, a partition has 4 of them, with
+    # one of padding at the end, which DeepSpeed may have left out: rank 1 may hold 3 numbers or 4.
+    #
+    #     rank 0   a0 a1 a2 b0        rank 1   b1 b2 b3 (0)
     partitions: dict[str, list[list[torch.Tensor]]] = {kind: [[] for _ in groups] for kind in ("weights", *MOMENTS)}
     for rank, (file, optimizer) in enumerate(zip(files, optimizers, strict=True)):
         states = _group_states(optimizer)
@@ -288,12 +302,14 @@ def _partitions(
                 if partition.ndim != 1 or not group.held(rank) <= partition.numel() <= group.partition:
                     raise CheckpointError(
                         f"{file}: {partition.numel()} elements of {kind} in group {number}, {group.held(rank)} "
-                        f"expected by {MODEL_STATES}: of another model or world size"
+                        f"expected by {MODEL_STATES}: of another model or world size; use the files of one run"
                     )
                 partitions[kind][number].append(partition)
     for kind, of_kind in partitions.items():
         if any(of_group and len(of_group) != len(files) for of_group in of_kind):
-            raise CheckpointError(f"{files[0].parent}: {kind} are in some shards and not in others: files of two runs")
+            raise CheckpointError(
+                f"{files[0].parent}: {kind} are in some shards and not in others: files of two runs; use those of one"
+            )
     return partitions
 
 

@@ -77,7 +77,7 @@ def resume(
     from azneobert.bench.resume import bench_resume, cases
 
     if not all(world.strip().isdecimal() and int(world) for world in worlds.split(",")):
-        raise AzNeoBertError(f"--worlds {worlds}: numbers of ranks with commas between them would do, such as 1,2,4")
+        raise AzNeoBertError(f"--worlds {worlds}: expected numbers of ranks with commas between them, as 1,2,4")
     numbers = tuple(int(world) for world in worlds.split(","))
     _run("Resume: an interrupted run against the uninterrupted one", bench_resume(list(cases(numbers))), output)
 
@@ -242,7 +242,9 @@ def _needs_a_gpu(command: str, quick: bool) -> None:
     import torch
 
     if not quick and not torch.cuda.is_available():
-        raise AzNeoBertError(f"{command} measures a GPU, and torch sees none here; --quick shows on a CPU that it runs")
+        raise AzNeoBertError(
+            f"{command}: measures a GPU, and torch sees none here; use --quick to see on a CPU that it runs"
+        )
 
 
 def _chosen(option: str, given: str, known: tuple[_Known, ...]) -> list[_Known]:
@@ -250,7 +252,7 @@ def _chosen(option: str, given: str, known: tuple[_Known, ...]) -> list[_Known]:
     names = [name.strip() for name in given.split(",") if name.strip()]
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise AzNeoBertError(f"{option}: {', '.join(unknown)} is none of {', '.join(known)}")
+        raise AzNeoBertError(f"{option}: found {', '.join(unknown)}; expected some of {', '.join(known)}")
     return [by_name[name] for name in names]
 
 

@@ -52,7 +52,7 @@ def check(name: RecipeName = None) -> None:
             )
     count = len(files) + len(lists)
     if damaged:
-        raise DataError(f"{folder}: {len(damaged):,} of {count:,} objects were damaged, as said above")
+        raise DataError(f"{folder}: {len(damaged):,} of {count:,} objects were damaged; see the lines above")
     console.print(f"{folder}: what the outputs of recipe {recipe.name} stand on is whole, {count:,} objects")
 
 

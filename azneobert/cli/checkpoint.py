@@ -116,7 +116,7 @@ def convert(
 
     pairs = [pair.partition("=") for pair in tied or ()]
     if not all(alias and owner for alias, _, owner in pairs):
-        raise CheckpointError("--tied: ALIAS=OWNER would do, such as head.weight=embed.weight")
+        raise CheckpointError("--tied: expected ALIAS=OWNER, as head.weight=embed.weight")
     convert_checkpoint(
         source,
         target,
@@ -144,7 +144,7 @@ def prune(
 
     checkpoints = CheckpointFolder(folder, keep, keep_every)
     if not checkpoints.steps():
-        raise CheckpointError(f"{folder}: holds no checkpoints; a folder with step-... in it would do")
+        raise CheckpointError(f"{folder}: holds no checkpoints; expected a folder with step-... in it")
     removed = checkpoints.prune()
     for old in removed:
         console.print(f"removed {old.name}")

@@ -66,7 +66,7 @@ def finetune(
     if register and not re.match(MODEL_NAME, register):
         raise RecipeError(f"--register-as: found {register!r}; expected letters, digits, `.`, `_` and `-`")
     if encoder_name is None:
-        raise RecipeError("no --model, and no recipe here that names one; use --model models:/azneobert@champion")
+        raise RecipeError("--model: not given, and no recipe here names one; use --model models:/azneobert@champion")
     of_task = {
         "kind": kind,
         "text_field": _one_or_all(text_field),
@@ -170,7 +170,9 @@ def _task(task: str, recipe: Recipe | None, changes: dict[str, Any]) -> tuple[st
         return called, _checked(TaskFiles, {"path": task} | changes)
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", task):
         tasks = f"no task of the recipe ({', '.join(known)})" if known else "no task of a recipe"
-        raise RecipeError(f"{task}: no such file or folder, and {tasks}; of the hub, expected OWNER/NAME")
+        raise RecipeError(
+            f"{task}: no such file or folder, and {tasks}; expected one of these, or OWNER/NAME of the hub"
+        )
     return called, _checked(TaskOfHub, {"dataset": task} | changes)
 
 

@@ -168,7 +168,7 @@ def push_checkpoint(
 
     _, recipe = store_of(name, tracking_uri)
     if recipe is None:
-        raise RegistryError(f"{PARAMS}: no such file; a version has its recipe: run this in the project's folder")
+        raise RegistryError(f"{PARAMS}: no such file, and a version has its recipe; run this in the project's folder")
     layout, pictures, counts = Layout(recipe.name), [], None
     if checkpoint in PHASES:
         folder = layout.finished(checkpoint) / CHECKPOINT

@@ -42,7 +42,7 @@ def set_remote(
     """Have `dvc push` and `dvc pull` use this place, every object verified; it is asked before anything is changed."""
     if without_secrets(url) != url:
         raise RemoteError(
-            f"{_CONFIG} is in git, and the address holds a password: leave it out, and use AWS_ACCESS_KEY_ID and "
+            f"{_CONFIG}: is in git, and the address holds a password; leave it out, and use AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, an SSH key, or `dvc remote modify --local`"
         )
     former = _CONFIG.read_bytes()
@@ -70,7 +70,9 @@ def check(name: RecipeName = None) -> None:
     for output, missing in lacking.items():
         _say_why(output, missing, refused)
     if lacking:
-        raise RemoteError(f"{place(repo)}: lacks objects of {len(lacking)} of {len(outputs)} outputs, as said above")
+        raise RemoteError(
+            f"{place(repo)}: lacks objects of {len(lacking)} of {len(outputs)} outputs; see the lines above"
+        )
     console.print(f"{place(repo)}: has all {len(outputs)} outputs of recipe {recipe.name}")
 
 
@@ -91,7 +93,9 @@ def pull(
         for output, missing in lacking.items():
             _say_why(output, missing, refused)
         if lacking:
-            raise RemoteError(f"{place(repo)}: {len(lacking)} of {len(asked)} outputs did not come, as said above")
+            raise RemoteError(
+                f"{place(repo)}: {len(lacking)} of {len(asked)} outputs did not come; see the lines above"
+            )
         if isinstance(fetched, Exception):
             raise fetched
     what = ", ".join(targets) if targets else f"all {len(asked)} outputs of recipe {recipe.name}"
@@ -166,7 +170,9 @@ def probe(repo: Repo) -> Any:
         if not storage.fs.exists(storage.path) and storage.fs.protocol == "local":
             complaints.print(f"{storage.path}: is not there yet; the first `dvc push` makes it")
     except NoRemoteError:
-        raise RemoteError("no remote: use `azneobert remote set URL`, a folder, ssh://... or s3://...") from None
+        raise RemoteError(
+            "dvc: no remote is set; use `azneobert remote set URL`, with a folder, ssh://... or s3://..."
+        ) from None
     except Exception as error:  # whatever the transport of the day raises: of botocore, asyncssh, or the file system
         raise RemoteError(f"{place(repo)}: {_remedy(error)}") from error
     return storage

@@ -57,7 +57,7 @@ def compared(others: dict[str, str]) -> dict[str, CountTokens]:
     """
     taken = sorted(others.keys() & {"azneobert", "qwen3.5", "deepseek-v4", "words", "unknown"})
     if taken:
-        raise DataError(f"tokenizer.compare: {taken[0]!r} is the name of another figure; any other name would do")
+        raise DataError(f"tokenizer.compare: {taken[0]!r} is the name of another figure; use any other name")
     own = {name: count_with(read_tokenizer(Path(path))) for name, path in others.items()}
     return {"qwen3.5": _qwen(), "deepseek-v4": _deepseek()} | own
 

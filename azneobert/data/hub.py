@@ -32,7 +32,9 @@ class HubReader:
             self._builder = self._make_builder()
         splits = list(self._builder.config.data_files or [])
         if source.split not in splits:
-            raise DataError(f"{source.name}: no split {source.split!r}, found {', '.join(map(str, splits))}")
+            raise DataError(
+                f"{source.name}: no split {source.split!r}; expected one of {', '.join(map(str, splits))} as `split`"
+            )
 
     def state(self) -> Any:
         """The files behind the split, with their commit, ETag or date, and how they are read."""

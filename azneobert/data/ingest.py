@@ -135,7 +135,7 @@ def _check_malformed(source: Source, cleaning: Cleaning, report: CleaningReport,
     if report.dropped["malformed"] > allowed:
         raise DataError(
             f"{report.first_malformed}; {report.dropped['malformed']} of {report.documents} records of {source.name} "
-            f"cannot be read, more than data.cleaning.max_malformed ({cleaning.max_malformed:.1%}): mend the source"
+            f"cannot be read, more than data.cleaning.max_malformed ({cleaning.max_malformed:.1%}); mend the source"
         )
 
 

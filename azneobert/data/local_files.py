@@ -51,9 +51,9 @@ def source_files(path: Path) -> list[Path]:
         DataError: the path is missing, holds no readable file, or holds something that cannot be read: an empty file, a
             link to nowhere or in a circle, a pipe or a device, a folder that this user may not look into.
     """
-    readable = "a .jsonl, .csv or .txt file (or one of them as .gz or .zst), or a .parquet file, would do"
+    readable = "expected a .jsonl, .csv or .txt file (or one of them as .gz or .zst), or a .parquet file"
     if not os.path.lexists(path):
-        raise DataError(f"{path}: no such source file or folder; change its `path`, or put it there: {readable}")
+        raise DataError(f"{path}: no such source file or folder; change its `path`, or put it there; {readable}")
     if stat.S_ISDIR(_stat(path).st_mode):
         files = sorted(_files_below(path))
     else:
@@ -61,7 +61,7 @@ def source_files(path: Path) -> list[Path]:
     for file in files:
         found = _stat(file)
         if not stat.S_ISREG(found.st_mode):
-            raise DataError(f"{file}: is a {_kind(found.st_mode)}, expected a file or folder; {readable}")
+            raise DataError(f"{file}: is a {_kind(found.st_mode)}, no file or folder; {readable}")
         if file_format(file) and found.st_size == 0:
             raise DataError(f"{file}: is empty; remove it, or fetch it again")
     files = [file for file in files if file_format(file)]

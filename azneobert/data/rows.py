@@ -270,9 +270,7 @@ def _plan_pool(
     """The windows of one pool in row order, the number of windows of each of its rows, and its facts."""
     store, start, length, spare = _cut(list(stores.values()), sequence_length - FRAME, min_tokens)
     if min_tokens and spare.all():
-        raise DataError(
-            f"mixture: no document has {min_tokens} tokens or more; the longest fit into a smaller min_tokens"
-        )
+        raise DataError(f"mixture: no document has {min_tokens} tokens or more; use a smaller min_tokens")
     order, windows_per_row = _pack(length + FRAME, spare, sequence_length, rng)
     arrays = {"store": store[order], "start": start[order], "length": length[order], "windows_per_row": windows_per_row}
     filler = int(length[order[spare[order]]].sum(dtype=np.int64)) if min_tokens else 0
@@ -337,6 +335,13 @@ def _pack(
     return np.concatenate(order), np.concatenate(sizes)
 
 
+# Rows of 10, and windows of 7, 6, 4, 3, 3, 3, 2 and 2 tokens. 7 and 6 open a row each; 4 fits behind 6 and the first 3
+# behind 7, so both rows are full. The other two 3s open a row together, and the 2s fill it:
+#
+#     (6, 4)   (7, 3)   (3, 3, 2, 2)
+#
+# Equal rows are one entry with a count, so the work grows with the number of lengths and not of windows: three windows
+# of 6, two of 4 and five of 3 become 2 x (6, 4), 1 x (6, 3), 1 x (3, 3, 3) and 1 x (3).
 def _pack_histogram(histogram: np.ndarray, spare: np.ndarray, capacity: int) -> list[tuple[int, tuple[int, ...]]]:
     """How many rows of each composition (a tuple of kinds): longest windows first, tightest row first.
 
@@ -362,6 +367,11 @@ def _pack_histogram(histogram: np.ndarray, spare: np.ndarray, capacity: int) -> 
     return [entry for rows in open_rows.values() for entry in rows]
 
 
+# Two rows (6) of 10, so both have room for 4, and spare windows of 3, 2 and 2 tokens, whose kinds are 14, 13 and 13:
+# the length beyond the capacity, plus 1. The longest that fits goes first: one row takes the 3 and has room for 1,
+# which no spare window fits; the other takes a 2, and then, when the turn comes to rows with room for 2, the other 2:
+#
+#     2 x (6)   ->   (6, 14)   (6, 13, 13)
 def _fill(open_rows: dict[int, list[tuple[int, tuple[int, ...]]]], spare: list[int], capacity: int) -> None:
     for space in range(capacity - 1, 0, -1):
         rows, open_rows[space] = open_rows[space], []

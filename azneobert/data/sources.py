@@ -12,6 +12,6 @@ def open_source(source: Source) -> SourceReader:
     """The reader of a source: of a hub data set or of local files.
 
     Raises:
-        DataError: there is nothing to read; the message says what would do.
+        DataError: there is nothing to read; the message says what to do.
     """
     return FileReader(source) if isinstance(source, FileSource) else HubReader(source)

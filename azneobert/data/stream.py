@@ -205,6 +205,9 @@ class Stream:
 
     def _masked_positions(self, samples: np.ndarray, rows: _Rows) -> np.ndarray:
         """`masks_per_row` positions in each row, ascending, (rows, K) int64: those with the smallest random numbers."""
+        # The example at `mask_keys` has a row of enough tokens. Of a row of 6 with 3 eligible tokens, at positions 3, 4
+        # and 5 with the numbers 5, 4 and 6, two masks would leave one token to guess them by: half of 3, which is 1,
+        # is masked, and stands there twice. The answer is 4 and 4.
         numbers = random_uint32(_key(self.seed, _MASKS), samples, self.plan.meta.sequence_length)
         return smallest_positions(mask_keys(numbers, rows.unmaskable), rows.eligible, self.masks_per_row)
 
@@ -227,6 +230,14 @@ class Mixture:
     The pools take turns in a fixed pattern in which each has exactly its share, spread as evenly as it goes.
     """
 
+    # Shares of 0.2, 0.4 and 0.4 have a pattern of 5 turns, in which the pools have 1, 2 and 2. A pool with n turns has
+    # them at 1/2n, 3/2n, ... of the pattern: pool 0 at 1/2, pools 1 and 2 at 1/4 and 3/4, the lower pool first.
+    #
+    #     sample               0  1  2  3  4    5  6  7  8  9
+    #     pool                 1  2  0  1  2    1  2  0  1  2
+    #     number in its pool   0  0  0  1  1    2  2  1  3  3
+    #
+    # Sample 8 is turn 3 of the second pattern: pool 1 had 2 turns in the first pattern, and 1 before it in this one.
     def __init__(self, shares: Sequence[float], rows: Sequence[int]):
         fractions = [Fraction(share).limit_denominator(SHARE_DENOMINATOR) for share in shares]
         period = math.lcm(*(fraction.denominator for fraction in fractions))
@@ -326,8 +337,8 @@ def lost_worker(error: RuntimeError) -> TrainingError | None:
 
 def _without_worker(said: str) -> TrainingError:
     return TrainingError(
-        f"a worker of the data loader has ended ({said.strip().rstrip('.')}), perhaps killed for want of memory; start "
-        "again to go on from the last checkpoint, with fewer runtime.workers if it comes again"
+        f"runtime.workers: a worker of the data loader has ended ({said.strip().rstrip('.')}), perhaps killed for want "
+        "of memory; start again to go on from the last checkpoint, with fewer workers if it comes again"
     )
 
 
@@ -346,6 +357,14 @@ def epoch_order(places: np.ndarray, rows: int, seed: int, pool: int, epoch: int)
     return permute(places, rows, _key(seed, _ORDER, pool, epoch))
 
 
+# Of 7 there is a grid of 3 x 3, whose 9 places the Feistel network permutes; with the key 5:
+#
+#     index         0  1  2  3  4  5  6  7  8
+#     in the grid   6  0  2  5  4  3  7  1  8
+#     walked        6  0  2  5  4  3  1
+#
+# 6 lands on 7, which is outside of the range, and goes on from there to 1. Nobody else ends on 1: the only other way
+# there begins at 7, which is no index.
 def permute(indices: np.ndarray, size: int, key: np.uint64) -> np.ndarray:
     """A keyed permutation of range(size), evaluated for these indices only: O(1) memory, (n,) uint64 -> int64.
 

@@ -39,7 +39,7 @@ def train_tokenizer(texts: Iterator[list[str]], algorithm: str, vocab_size: int,
             raise
         raise DataError(
             f"tokenizer.vocab_size: {vocab_size} asked for, but the bytes, the special tokens and the documents' "
-            f"alphabet alone are more; {2 * vocab_size} for tokenizer.vocab_size and model.vocab_size may do"
+            f"alphabet alone are more; try {2 * vocab_size} for tokenizer.vocab_size and model.vocab_size"
         ) from None
     if algorithm == "unigram":
         tokenizer = _with_byte_fallback(tokenizer)
@@ -47,15 +47,14 @@ def train_tokenizer(texts: Iterator[list[str]], algorithm: str, vocab_size: int,
     if found > vocab_size:
         raise DataError(
             f"tokenizer.vocab_size: {vocab_size} asked for, but the alphabet and the special tokens alone are {found}; "
-            f"{-(-found // 64) * 64} or more for tokenizer.vocab_size and model.vocab_size would do"
+            f"use {-(-found // 64) * 64} or more for tokenizer.vocab_size and model.vocab_size"
         )
     if found < vocab_size:
-        would_do = found // 64 * 64
-        enough = would_do >= _smallest(tokenizer, algorithm)
-        advice = f"{would_do} for tokenizer.vocab_size and model.vocab_size" if enough else "more documents"
+        smaller = found // 64 * 64
+        enough = smaller >= _smallest(tokenizer, algorithm)
+        advice = f"{smaller} for tokenizer.vocab_size and model.vocab_size" if enough else "more documents"
         raise DataError(
-            f"tokenizer.vocab_size: {vocab_size} asked for, but the documents give only {found} pieces; "
-            f"{advice} would do"
+            f"tokenizer.vocab_size: {vocab_size} asked for, but the documents give only {found} pieces; use {advice}"
         )
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{CLS} $A {SEP}",
@@ -74,15 +73,13 @@ def load_tokenizer(path: Path, vocab_size: int | None = None) -> Tokenizer:
     tokenizer = read_tokenizer(path)
     missing = [token for token in SPECIAL_TOKENS if tokenizer.token_to_id(token) is None]
     if missing:
-        raise DataError(f"{path}: lacks {', '.join(missing)}; a tokenizer with {', '.join(SPECIAL_TOKENS)} would do")
+        raise DataError(f"{path}: lacks {', '.join(missing)}; expected {', '.join(SPECIAL_TOKENS)}")
     found = tokenizer.get_vocab_size()
     if vocab_size is not None and found != vocab_size:
         raise DataError(f"{path}: has {found} tokens, model.vocab_size is {vocab_size}; set it to {found} or retrain")
     highest = max(tokenizer.get_vocab().values())
     if highest >= found:
-        raise DataError(
-            f"{path}: numbers its {found} tokens up to {highest}; one that numbers them 0 to {found - 1} would do"
-        )
+        raise DataError(f"{path}: numbers its {found} tokens up to {highest}; expected 0 to {found - 1}")
     return tokenizer
 
 

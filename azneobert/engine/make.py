@@ -40,7 +40,7 @@ def make_accelerator(
         from azneobert.engine.zero2 import deepspeed_plugin
 
         if on_cpu and torch.cuda.is_available():
-            raise TrainingError("runtime.engine: zero2 takes a GPU where one is visible; hide it, or plain would do")
+            raise TrainingError("runtime.engine: zero2 takes a GPU where one is visible; hide it, or use plain")
         options["deepspeed_plugin"] = deepspeed_plugin(on_cpu)
     # With a backend named, Accelerate takes a single process for one of several; under DeepSpeed it always is one.
     if launched > 1 or engine == "zero2":
@@ -51,7 +51,7 @@ def make_accelerator(
     joined = dist.get_world_size() if dist.is_initialized() else 1
     if not wanted == launched == accelerator.num_processes == joined:
         raise TrainingError(
-            f"{wanted} processes were asked for, the launcher started {launched}, Accelerate sees "
+            f"launcher: {wanted} processes were asked for, it started {launched}, Accelerate sees "
             f"{accelerator.num_processes}, {joined} have joined; start with pipelines/launch.py"
         )
     return accelerator

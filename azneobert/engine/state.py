@@ -53,10 +53,12 @@ def take_over_model(model: torch.nn.Module, state: TrainState) -> None:
     names = found.keys() ^ expected.keys() | state.buffers.keys() ^ persistent_buffers(model).keys()
     if names or state.tied != tied_parameters(model):
         named = ", ".join(sorted(names)[:3]) or "the tied names"
-        raise CheckpointError(f"the checkpoint is of another model: {named} do not match")
+        raise CheckpointError(f"checkpoint: is of another model, {named} do not match; use another checkpoint")
     for name, shape in expected.items():
         if found[name] != shape:
-            raise CheckpointError(f"the checkpoint is of another model: {name} is {found[name]}, not {shape}")
+            raise CheckpointError(
+                f"checkpoint: is of another model, {name} is {found[name]}, not {shape}; use another checkpoint"
+            )
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(state.weights[name])

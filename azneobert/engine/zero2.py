@@ -189,6 +189,9 @@ class Zero2Engine:
         self.guard.restore(state.guard)
         optimizer = self._zero.optimizer
         optimizer.state.clear()
+        # With a = [1, 2, 3] and b = [[10, 20], [30, 40]] in one group of two ranks, `cut` gives rank 0 [1, 2, 3, 10]
+        # and rank 1 [20, 30, 40, 0]. Each rank takes its part of the weights and of both moments in the same way, so a
+        # checkpoint of any number of ranks is read by any other.
         step_device = self.world.device if optimizer.defaults["fused"] else torch.device("cpu")
         for group, master in zip(self._groups, self._zero.single_partition_of_fp32_groups, strict=True):
             master.data.copy_(cut(group, state.weights, self.world.rank))

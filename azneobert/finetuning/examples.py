@@ -96,7 +96,7 @@ def _text(where: str, name: str, value: Any) -> str:
 def _words(where: str, record: dict[str, Any], settings: TaskSettings) -> tuple[str, ...]:
     name, *others = settings.text_fields
     if others:
-        raise DataError(f"`text_field` names {len(others) + 1} fields; expected one, with the words of a tokens task")
+        raise DataError(f"text_field: names {len(others) + 1} fields; expected one, with the words of a tokens task")
     words = _field(where, record, name, "text_field")
     if not isinstance(words, list):
         return tuple(_text(where, name, words).split())

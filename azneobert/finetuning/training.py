@@ -72,7 +72,9 @@ def check_length(encoder: Path, task: Task, max_length: int) -> Any:
     tokenizer = load_tokenizer(encoder, split_words=task.kind == "tokens")
     longest = longest_text(encoder)
     if max_length > longest:
-        raise TrainingError(f"max_length is {max_length:,}, and this model reads {longest:,} tokens; use at most that")
+        raise TrainingError(
+            f"max_length: found {max_length:,}, and this model reads {longest:,} tokens; use at most that"
+        )
     return tokenizer
 
 

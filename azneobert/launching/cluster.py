@@ -92,7 +92,7 @@ def submit(script: Path) -> str:
         said = _last_line(error.stderr) or "no answer"
         raise TrainingError(f"sbatch: took no job within {_SUBMIT_SECONDS:.0f} s ({said}); try again later") from None
     if done.returncode:
-        raise TrainingError(f"sbatch refused the job: {_said(done)}{_remedy(done.stderr)}")
+        raise TrainingError(f"sbatch: refused the job: {_said(done)}{_remedy(done.stderr)}")
     return done.stdout.strip().split(";")[0]
 
 

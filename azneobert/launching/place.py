@@ -34,7 +34,7 @@ def join_launcher(run: RunFolder) -> None:
         # The kernel ends this rank, by SIGTERM and so behind a checkpoint, when the process that launched it dies.
         end_with_parent(signal.SIGTERM)
         if os.getppid() != int(launcher):  # it died before the kernel was asked
-            raise TrainingError("the launcher has died; start the phase again")
+            raise TrainingError("launcher: has died; start the phase again")
 
 
 def ask_former_start_to_stop(run: RunFolder) -> None:
@@ -79,7 +79,7 @@ def _join_slurm() -> None:
         )
         address = os.environ["MASTER_ADDR"]
     except (KeyError, ValueError) as error:
-        raise TrainingError(f"SLURM does not say this rank's place ({error}); start it with slurm/submit") from None
+        raise TrainingError(f"SLURM: does not say this rank's place ({error}); start it with slurm/submit") from None
     cores = len(os.sched_getaffinity(0))
     os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", str(cores)))
     if world_size > 1:

@@ -90,8 +90,8 @@ def find(wanted: PhaseJob) -> Job | None:
         job = next(iter(cluster.jobs_called(wanted.name)), None)
     if job and record and record.identity != wanted.identity:
         raise TrainingError(
-            f"job {job.id} ({job.state}) trains {wanted.phase} of another recipe or other data; "
-            f"`scancel {job.id}`, or put back what it was submitted with: {wanted.folder.recipe}"
+            f"job {job.id}: is {job.state} and trains {wanted.phase} of another recipe or other data; "
+            f"use `scancel {job.id}`, or put back what it was submitted with, {wanted.folder.recipe}"
         )
     if job and record and record.job_id != job.id:  # whoever submitted it was killed before it was noted
         write_json(wanted.folder.record, asdict(replace(record, job_id=job.id)))

@@ -24,6 +24,11 @@ def fused_weights(encoder: Encoder, head: torch.Tensor) -> dict[str, torch.Tenso
     if not encoder.config.tie_embeddings:
         weights["head"] = head
     for number, block in enumerate(cast("list[Block]", encoder.blocks)):
+        # A norm's weight goes into the matrix that follows: with W = [[1, 2]], a weight [10, 100] and x = [3, 4], W
+        # times (weight * x) is 830, and so is (W * weight) = [[10, 200]] times x. Then the rows change their places. Of
+        # a model of hidden size 4 with one head, and of a feed-forward of 3, by the number that each row had before:
+        #
+        #     qkv       Q 0 2 1 3   K 4 6 5 7   V 8 9 10 11        gate_up   0 3 1 4 2 5
         qkv, gate_up = block.qkv.weight * block.attention_norm.weight, block.gate_up.weight * block.ffn_norm.weight
         weights |= {
             f"{number}.qkv": in_rotated_pairs(qkv, block.heads),

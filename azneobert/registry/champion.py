@@ -71,16 +71,16 @@ def _why(version: Version, former: Version | None, alias: str, *, force: bool) -
     if reason := differing(version, former):
         if force:
             return f"not compared, since {reason}"
-        raise RegistryError(f"{version.uri} is not compared to {former.uri}, @{alias}: {reason}; or use --force")
+        raise RegistryError(f"{version.uri}: is not compared to {former.uri}, @{alias}: {reason}; use --force")
     mine, theirs = held_out_loss(version), held_out_loss(former)
     if mine is None or theirs is None:
         unknown = version if mine is None else former
         if force:
             return f"{unknown.uri} has no held-out loss"
-        raise RegistryError(f"{unknown.uri} has no held-out loss; use --force to move @{alias} all the same")
+        raise RegistryError(f"{unknown.uri}: has no held-out loss; use --force to move @{alias} all the same")
     said = f"held-out loss {mine:.4f} against {theirs:.4f} of {former.uri}"
     if mine < theirs:
         return said
     if force:
         return f"{said}, which is not better"
-    raise RegistryError(f"{version.uri} is not better than @{alias}: {said}; use --force to move it all the same")
+    raise RegistryError(f"{version.uri}: is not better than @{alias}: {said}; use --force to move it all the same")

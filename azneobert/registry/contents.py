@@ -58,9 +58,11 @@ def read_contents(uri: str, folder: Path, manifest_sha256: str | None = None) ->
         if not files:
             raise ValueError("no files")
     except (AttributeError, OSError, KeyError, TypeError, ValueError):
-        raise RegistryError(f"{uri}: has no readable manifest.json; it was not made by `azneobert`") from None
+        raise RegistryError(f"{uri}: has no readable manifest.json; use a version that `azneobert` made") from None
     if not isinstance(format_version, int) or format_version > FORMAT_VERSION:
-        raise RegistryError(f"{uri}: of format {format_version}, this program knows {FORMAT_VERSION}; update it")
+        raise RegistryError(
+            f"{uri}: of format {format_version}, this program knows {FORMAT_VERSION}; update this program"
+        )
     for name in files:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or not name.isprintable():

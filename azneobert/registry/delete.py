@@ -22,7 +22,7 @@ def delete(uri: str, tracking: Tracking, *, force: bool = False) -> Version:
     version = find_version(uri, tracking)
     if version.aliases and not force:
         aliases = ", ".join(f"@{alias}" for alias in version.aliases)
-        raise RegistryError(f"{version.uri} is {aliases}; move that first, or use --force")
+        raise RegistryError(f"{version.uri}: is {aliases}; move that alias first, or use --force")
     others = [v for v in list_versions(tracking, version.name) if v.number != version.number]
     with mlflow_errors(tracking_uri(tracking)):
         client = mlflow_client(tracking)

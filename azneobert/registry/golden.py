@@ -121,6 +121,8 @@ def _read(uri: str, folder: Path) -> list[dict[str, Any]]:
                 raise ValueError("a sentence with ids, a masked position in them, and top logits expected")
         return list(entries)
     except FileNotFoundError:
-        raise RegistryError(f"{uri}: holds no {GOLDEN}; it was registered before there were golden ids") from None
+        raise RegistryError(
+            f"{uri}: holds no {GOLDEN}, as it was registered before there were golden ids; use a newer version"
+        ) from None
     except (KeyError, OSError, TypeError, ValueError) as error:
         raise RegistryError(f"{uri}: {GOLDEN} cannot be read ({error}); use another version") from None

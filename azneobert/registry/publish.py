@@ -100,7 +100,7 @@ def upload(folder: Path, repository: str) -> str:
     except (HTTPError, OSError, ValueError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
         raise RegistryError(
-            f"{repository}: not uploaded ({reason}); the folder is whole: use `hf upload {repository} {folder}`"
+            f"{repository}: not uploaded ({reason}), but the folder is whole; use `hf upload {repository} {folder}`"
         ) from None
 
 
@@ -125,8 +125,8 @@ def _license(asked: str | None, facts: dict[str, Any]) -> str:
         place, found = "registry.license", facts.get("recipe", {}).get("registry", {}).get("license")
     if not found:
         raise RegistryError(
-            f"no licence is stated; use --license apache-2.0, or another one of {_LICENSES}, or registry.license of "
-            "the recipe"
+            f"--license: no licence is stated; use --license apache-2.0, or another one of {_LICENSES}, or "
+            "registry.license of the recipe"
         )
     if not _LICENSE.fullmatch(lowered := str(found).lower()):
         raise RegistryError(f"{place} {str(found)[:60]}: no identifier; expected one such as apache-2.0: {_LICENSES}")
@@ -155,7 +155,9 @@ def _write(version: Path, folder: Path, facts: dict[str, Any], dtype: Dtype, lic
     # A version that was put together by hand: its hashes are right, its content is not.
     except (AttributeError, IndexError, KeyError, SafetensorError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__} {error}"[:200]
-        raise RegistryError(f"{version}: is not laid out as `azneobert` makes a version ({reason})") from None
+        raise RegistryError(
+            f"{version}: is not laid out as `azneobert` makes a version ({reason}); pull it again"
+        ) from None
     (folder / "README.md").write_text(card, encoding="utf-8")
     sums = "".join(f"{sha256_file(file)}  {file.name}\n" for file in sorted(folder.iterdir()))
     (folder / SUMS).write_text(sums, encoding="utf-8")
@@ -175,7 +177,7 @@ def _write_weights(source: Path, target: Path, dtype: Dtype) -> str:
     def rounded(name: str) -> torch.Tensor:
         tensor = weights[name].to(torch.bfloat16)
         if not tensor.isfinite().all():
-            raise CheckpointError(f"{name} holds numbers that are not finite in bf16; use --dtype fp32")
+            raise CheckpointError(f"{name}: holds numbers that are not finite in bf16; use --dtype fp32")
         return tensor
 
     written = write_safetensors(

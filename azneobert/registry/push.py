@@ -90,7 +90,7 @@ def push(
         if expected not in (None, digest):
             raise RegistryError(
                 f"{checkpoint}: makes another version ({digest[:12]}) than the one that was registered "
-                f"({expected[:12]}); the recipe or the code has changed since: use `dvc repro register`"
+                f"({expected[:12]}), since the recipe or the code has changed; use `dvc repro register`"
             )
         tracking, name = recipe.tracking, recipe.registry.name
         with mlflow_errors(tracking_uri(tracking)):
@@ -204,7 +204,7 @@ def _check_aliases(recipe: Recipe, aliases: list[str]) -> None:
         owner = version.tags.get(RECIPE_TAG, "unknown")
         if owner != recipe.name and (taken := sorted(set(aliases) & set(version.aliases))):
             raise RegistryError(
-                f"models:/{version.name}@{taken[0]} is {version.uri} of recipe {owner}, this is recipe {recipe.name}; "
+                f"models:/{version.name}@{taken[0]}: is {version.uri} of recipe {owner}, this is recipe {recipe.name}; "
                 "use another registry.name, or move it with `python pipelines/register.py --force`"
             )
 

@@ -53,10 +53,12 @@ def relocate(tracking: Tracking) -> Relocation | None:
     database = database_file(tracking)
     if database is None:
         raise RegistryError(
-            f"{tracking_uri(tracking)}: a server keeps its own artifacts, expected a store in an SQLite file"
+            f"{tracking_uri(tracking)}: a server keeps its own artifacts; expected a store in an SQLite file"
         )
     if not database.is_file():
-        raise RegistryError(f"{tracking_uri(tracking)}: {database}: no such file; there is nothing to mend")
+        raise RegistryError(
+            f"{tracking_uri(tracking)}: {database}: no such file; use the tracking.mlflow_uri of a store that is there"
+        )
     with sqlite_errors(tracking, database), closing(open_database(database, write=True)) as connection:
         connection.execute("BEGIN IMMEDIATE")  # nobody else writes from here on, until the connection closes
         former = _former_roots(connection, database)

@@ -100,14 +100,19 @@ def find_version(uri: str, tracking: Tracking) -> Version:
     """
     match = _URI.fullmatch(uri)
     if match is None:
-        raise RegistryError(f"{uri}: not a registry URI; models:/azneobert@phase2 or models:/azneobert/1 would do")
+        raise RegistryError(
+            f"{uri}: not a registry URI; expected one as models:/azneobert@phase2 or models:/azneobert/1"
+        )
     versions = list_versions(tracking, match["name"])
     for version in versions:
         if match["alias"] in version.aliases or match["number"] == str(version.number):
             return version
     known = [f"@{alias}" for version in versions for alias in version.aliases] + [f"/{v.number}" for v in versions]
-    there = f"{match['name']} has {', '.join(known)}" if known else f"no model {match['name']} is registered"
-    raise RegistryError(f"{uri}: not in {tracking_uri(tracking)}: {there}")
+    if not known:
+        raise RegistryError(f"{uri}: not in {tracking_uri(tracking)}, which has no model {match['name']}; register one")
+    raise RegistryError(
+        f"{uri}: not in {tracking_uri(tracking)}, {match['name']} has {', '.join(known)}; use one of them"
+    )
 
 
 def place_of(client: MlflowClient, version: Version, contents: Contents | None = None) -> str:

@@ -72,7 +72,10 @@ def sent_apart(tracking: Tracking, run_id: str, spool: Spool) -> Iterator[tuple[
             yield answer["points"], answer["mark"]
         if process.wait():
             where = f"MLflow at {tracking_uri(tracking)}"
-            raise RegistryError(f"{where}: the process that delivers has ended with exit code {process.returncode}")
+            raise RegistryError(
+                f"{where}: the process that delivers has ended with exit code {process.returncode}; "
+                "use `azneobert runs deliver`"
+            )
     finally:
         process.kill()
         process.wait()

@@ -85,20 +85,20 @@ class RunGuards:
         )
         if wrong := [said for said in gathered(mine) if said]:
             raise TrainingError(
-                f"{self._name}: {'; '.join(wrong)}. That device computes wrong now and then: "
+                f"{self._name}: {'; '.join(wrong)}, so that device computes wrong now and then; "
                 f"take the machine out, then start again; {self._last_good()}"
             )
         if self._worn_out:
             raise TrainingError(
                 f"{self._name}: step {self._worn_out.step}: {self._worn_out.in_a_row} updates in a row were not finite "
-                f"({_figures(self._worn_out)}) and were not made; {self._last_good()}. Look at "
+                f"({_figures(self._worn_out)}) and were not made; {self._last_good()}; look at "
                 f"{self._name}.peak_learning_rate and at the data from there on"
             )
         assert self._spike is not None  # or nobody would have sounded an alarm
         if self._rewinds >= self._settings.rewinds:
             raise TrainingError(
                 f"{self._name}: step {self._spike.step}: a spike ({_figures(self._spike)}), after {self._rewinds} that "
-                f"the run was rewound for; guards.rewinds allows no more; {self._last_good()}"
+                f"the run was rewound for, which is all that guards.rewinds allows; {self._last_good()}"
             )
         return Rewind(self._spike.step, f"spike at step {self._spike.step}: {_figures(self._spike)}")
 
@@ -115,8 +115,8 @@ class RunGuards:
         if not (loss <= 10 * guessing and isfinite(grad_norm)):
             raise TrainingError(
                 f"{self._name}: step {step}: loss {loss:.4g} and gradient norm {grad_norm:.4g} on rows that are always "
-                f"the same, where a model that guesses has a loss of {guessing:.1f}: not saved; {self._last_good()}. "
-                f"Look at {self._name}.peak_learning_rate"
+                f"the same, where a model that guesses has a loss of {guessing:.1f}: not saved; {self._last_good()}; "
+                f"look at {self._name}.peak_learning_rate"
             )
 
     def _take(self, found: Judgement, say: Callable[[str], None]) -> None:

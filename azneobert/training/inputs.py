@@ -78,7 +78,7 @@ def open_streams(inputs: Inputs) -> tuple[Stream, dict[str, Stream]]:
         for store in opened.values():
             if store.meta.tokenizer_sha256 != sha256:
                 raise DataError(
-                    f"{store.path}: made with another tokenizer than {inputs.tokenizer}; `dvc repro tokens`"
+                    f"{store.path}: made with another tokenizer than {inputs.tokenizer}; run `dvc repro tokens`"
                 )
         return opened
 

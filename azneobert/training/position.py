@@ -176,7 +176,7 @@ def _resumed(
     changed = changes(manifest.identity, identity, accept_changed)
     if changed:
         raise CheckpointError(
-            f"{folder} is of another run: {'; '.join(changed)}. Train in an empty folder, "
+            f"{folder}: is of another run: {'; '.join(changed)}; train in an empty folder, "
             f"or insist with --accept-changed {changed[0].split(':')[0]}"
         )
     return Position(
@@ -209,7 +209,9 @@ def _carried_over(
     assert carry is not None  # the recipe has `start_from` and `carry` together
     changed = differences(with_defaults(manifest.identity)["model"], identity["model"])
     if changed or manifest.identity["tokenizer"] != identity["tokenizer"]:
-        raise CheckpointError(f"{folder} is of another model: {'; '.join(changed) or 'another tokenizer'}")
+        raise CheckpointError(
+            f"{folder}: is of another model: {'; '.join(changed) or 'another tokenizer'}; use another checkpoint"
+        )
     if carry.moments and not manifest.moments:
         raise CheckpointError(
             f"{folder}: holds no moments; use another checkpoint, or {inputs.phase}.carry.moments: false"

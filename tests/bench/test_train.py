@@ -384,15 +384,15 @@ def test_without_a_gpu_the_command_says_in_one_line_what_would_do(command: str, 
     assert (code, printed) == (1, "")
     assert errors.count("\n") == 1
     assert errors.startswith("error: ")
-    assert f"bench {command} measures a GPU, and torch sees none here; --quick" in errors.replace("\n", " ")
+    assert f"bench {command}: measures a GPU, and torch sees none here; use --quick" in errors.replace("\n", " ")
 
 
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["train", "--variants", "fused,fa5"], ["--variants: fa5 is none of eager, compile"]),
-        (["train", "--rows", "free,8192,x", "--quick"], ["--rows: 8192, x is none of free, packed, 4096"]),
-        (["loss", "--variants", "slow"], ["--variants: slow is none of divided, wrong"]),
+        (["train", "--variants", "fused,fa5"], ["--variants: found fa5; expected some of eager, compile"]),
+        (["train", "--rows", "free,8192,x", "--quick"], ["--rows: found 8192, x; expected some of free, packed, 4096"]),
+        (["loss", "--variants", "slow"], ["--variants: found slow; expected some of divided, wrong"]),
     ],
 )
 def test_a_name_that_is_not_known_is_refused_in_one_line(arguments: list[str], parts: list[str]) -> None:

@@ -291,12 +291,12 @@ def test_the_command_goes_there_and_back_and_says_what_it_finds(source: Path, of
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"num_attention_heads": 3}, "hidden_size 32 over 3 heads"),
-        ({"num_attention_heads": None}, "num_attention_heads is None; expected a whole number"),
-        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; expected a whole number from 1 to 1,000"),
+        ({"num_attention_heads": 3}, "hidden_size: 32 over 3 heads"),
+        ({"num_attention_heads": None}, "num_attention_heads: found None; expected a whole number"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers: found 1000000000; expected a whole number from 1 to 1,000"),
         ({"num_hidden_layers": 3}, "model.transformer_encoder.2.attention_norm.weight is missing"),
         ({"num_hidden_layers": 1}, "model.transformer_encoder.1.attention_norm.weight is no tensor"),
-        ({"intermediate_size": 128}, "ffn.w12.weight is of shape [96, 32]; config.json makes it [176, 32]"),
+        ({"intermediate_size": 128}, "ffn.w12.weight is of shape [96, 32]; expected [176, 32], by config.json"),
         ({"norm_eps": "small"}, "norm_eps is small; expected a number above 0"),
         ({"hidden_act": "gelu"}, "hidden_act is gelu; expected swiglu"),
         ({"rope": False}, "rope is False; expected True"),
@@ -333,7 +333,7 @@ def test_weights_that_are_not_whole_are_refused(untied: Path, tmp_path: Path) ->
 def test_what_the_official_code_cannot_compute_is_not_written(toy_corpus: Path, tmp_path: Path) -> None:
     tokenizer = toy_corpus / "tokenizer.json"
     other = universal(lively(toy_recipe({"model": {"rope_theta": 5e5}}).model), tokenizer, tmp_path / "theta")
-    with refused(CheckpointError, "rope_theta is 500000.0", "rotates by 10000 alone"):
+    with refused(CheckpointError, "rope_theta: found 500000.0; expected 10000"):
         convert(other, tmp_path / "official", "neobert")
     plain = universal(lively(toy_recipe().model), tokenizer, tmp_path / "source")
     convert(plain, tmp_path / "plain", "plain")

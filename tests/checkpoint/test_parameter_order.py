@@ -114,7 +114,7 @@ def test_networks_with_exchangeable_parts_are_refused_with_a_pair_of_names(
 ) -> None:
     net = build()
     _, held = live_optimizer(net, groups)
-    with pytest.raises(CheckpointError, match="could be swapped; --parameter-names FILE") as refused:
+    with pytest.raises(CheckpointError, match="could be swapped; use --parameter-names FILE") as refused:
         name_parameters(held, by_name(shapes(net)), in_order=False)
     assert swapped in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -135,7 +135,7 @@ def test_given_names_may_leave_out_or_hold_what_is_frozen() -> None:
     net[4].requires_grad_(False)  # type: ignore[operator]
     trained = [name for name in trained if not name.startswith("4.")]
     held = [[shapes(net)[name] for name in trained]]
-    with pytest.raises(CheckpointError, match="naming only what the optimizer holds"):
+    with pytest.raises(CheckpointError, match="name only what the optimizer holds"):
         match_names(held, by_name(shapes(net)), list(shapes(net)))
     assert match_names(held, by_name(shapes(net)), trained) == [trained]
 

@@ -78,7 +78,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning_that_says_why
     with caplog.at_level(logging.WARNING):
         assert newest_step(folder) == 3
     assert len(caplog.records) == 2
-    assert "step-00000009/weights.safetensors: 4 bytes found" in caplog.text
+    assert "step-00000009/weights.safetensors: truncated (4 bytes found" in caplog.text
     assert "step-00000006: no whole checkpoint there" in caplog.text
     assert "trying the one before it" in caplog.text
     assert steps(folder) == [3, 6, 9], "looking must not remove anything"
@@ -215,14 +215,14 @@ def test_pruning_counts_whole_checkpoints_and_removes_damaged_ones(
     assert steps(folder) == [3, 9]
     assert [path.name for path in removed] == ["step-00000006", "step-00000012"]
     assert (tmp_path / "latest").read_text().split()[0] == "step-00000009"
-    assert "step-00000012/weights.safetensors: 4 bytes found" in caplog.text
+    assert "step-00000012/weights.safetensors: truncated (4 bytes found" in caplog.text
 
 
 def test_pruning_removes_nothing_where_no_checkpoint_is_whole(maker: CheckpointMaker, tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path, 1)
     for step in (3, 6):
         damage(maker.publish(CheckpointFolder(tmp_path, 9), step))
-    prune_in_vain(folder, "holds no whole checkpoint; nothing is removed")
+    prune_in_vain(folder, "holds no whole checkpoint, so nothing is removed")
 
 
 def test_pruning_an_empty_folder_is_refused(tmp_path: Path) -> None:

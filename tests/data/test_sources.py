@@ -357,13 +357,13 @@ def test_a_missing_path_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["README.md", "a.json", "a.parquet.zst", ".a.jsonl"])
 def test_a_folder_without_a_source_is_refused(tmp_path, name):
     (tmp_path / name).write_text("x")
-    with refused(DataError, f"{tmp_path}: holds no source", "would do"):
+    with refused(DataError, f"{tmp_path}: holds no source", "expected a .jsonl"):
         source_files(tmp_path)
 
 
 def test_a_file_of_no_format_that_can_be_read_is_refused(tmp_path):
     (tmp_path / "a.docx").write_text("x")
-    with refused(DataError, f"{tmp_path}/a.docx: holds no source", "would do"):
+    with refused(DataError, f"{tmp_path}/a.docx: holds no source", "expected a .jsonl"):
         source_files(tmp_path / "a.docx")
 
 
@@ -814,9 +814,9 @@ def test_a_pipe_or_a_device_is_refused_and_not_waited_for(tmp_path):
     write(tmp_path / "b.jsonl", [(1, "bir")])
     os.mkfifo(tmp_path / "a.jsonl")
     for path in (tmp_path, tmp_path / "a.jsonl"):
-        with refused(DataError, f"{tmp_path}/a.jsonl: is a pipe, expected a file"):
+        with refused(DataError, f"{tmp_path}/a.jsonl: is a pipe, no file or folder; expected a .jsonl"):
             source_files(path)
-    with refused(DataError, "/dev/null: is a device, expected a file"):
+    with refused(DataError, "/dev/null: is a device, no file or folder"):
         source_files(Path("/dev/null"))
 
 

@@ -177,7 +177,7 @@ def steps_with_a_device_id(inputs: Inputs) -> list[list[float]]:
     ],
 )
 def test_a_state_of_another_model_is_refused_in_one_line(overrides: dict, named: str, toy: Toy) -> None:
-    with refused(CheckpointError, "the checkpoint is of another model", named):
+    with refused(CheckpointError, "checkpoint: is of another model", named):
         run_ranks(scatter_into, toy.inputs(), toy.with_(overrides).inputs(), folder=toy.folder)
 
 

@@ -324,7 +324,7 @@ def test_a_state_of_another_model_is_refused_by_zero2_in_one_line_and_changes_no
         others.append(TrainState(weights, {}, {}, 0, [], tied=tied_parameters(model)))
     for messages in run_ranks(scattered, toy.inputs(), others, processes=2, folder=toy.folder):
         for message, expected in zip(messages, changes, strict=True):
-            assert message.startswith("the checkpoint is of another model: ")
+            assert message.startswith("checkpoint: is of another model, ")
             assert expected in message
             assert "\n" not in message
 
@@ -340,7 +340,7 @@ def accelerate_among_two(engine: EngineName) -> None:
 def test_ranks_that_each_take_themselves_for_the_only_one_are_refused_in_one_line(engine: str, tmp_path: Path) -> None:
     with pytest.raises(
         TrainingError,
-        match=r"^2 processes were asked for, the launcher started 2, Accelerate sees 1, 1 have joined; .*$",
+        match=r"^launcher: 2 processes were asked for, it started 2, Accelerate sees 1, 1 have joined; .*$",
     ):
         run_ranks(accelerate_among_two, engine, folder=tmp_path)
 

@@ -247,7 +247,7 @@ def test_inputs_need_no_label_and_are_refused_as_examples_are(tmp_path, kind):
 
 
 def test_a_tokens_task_has_one_field_of_words(tmp_path):
-    with refused(DataError, "`text_field` names 2 fields; expected one"):
+    with refused(DataError, "text_field: names 2 fields; expected one"):
         unlabelled("here", GOOD["tokens"], TaskSettings(kind="tokens", text_field=("tokens", "tags")))
 
 

@@ -113,7 +113,7 @@ def test_a_loss_that_is_no_number_is_one_line(encoder, make):
 
 
 def test_a_length_that_the_model_does_not_take_is_refused(encoder):
-    with refused(TrainingError, "max_length is 65", "reads 64 tokens", "use at most that"):
+    with refused(TrainingError, "max_length: found 65", "reads 64 tokens", "use at most that"):
         prepare(encoder, learnable.classification(FEW), 65)
 
 

@@ -67,7 +67,7 @@ def test_slurm_s_variables_count_for_its_own_launcher_alone(tmp_path: Path, monk
 
 def test_without_a_place_the_line_says_what_to_start(tmp_path: Path) -> None:
     done = joined(tmp_path, **(PLACE | {"SLURM_PROCID": ""}))
-    assert "SLURM does not say this rank's place" in done.stderr
+    assert "SLURM: does not say this rank's place" in done.stderr
     assert "slurm/submit" in done.stderr
 
 

@@ -125,7 +125,7 @@ def test_a_version_without_a_readable_manifest_is_refused(content: str | None, t
     "uri", ["toybert", "models:/toybert", "runs:/abc/model", "models:/toybert@", "models:/toybert/latest", "../toybert"]
 )
 def test_a_uri_of_another_form_is_refused_with_one_that_would_do(uri: str, toy: Toy) -> None:
-    refuse_pull(toy, uri, "not a registry URI", "would do")
+    refuse_pull(toy, uri, "not a registry URI", "expected one as")
 
 
 def test_an_alias_or_number_that_is_not_there_is_refused_with_those_that_are(toy: Toy) -> None:
@@ -183,7 +183,7 @@ def test_a_folder_of_something_else_was_not_made_by_this_project(toy: Toy) -> No
     shutil.rmtree(place)
     place.mkdir()
     (place / "MLmodel").write_text("flavors: {}\n")
-    refuse_pull(toy, "models:/toybert/1", "was not made by `azneobert`")
+    refuse_pull(toy, "models:/toybert/1", "use a version that `azneobert` made")
 
 
 @pytest.mark.parametrize(

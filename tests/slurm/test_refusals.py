@@ -64,7 +64,7 @@ def test_a_full_queue(scene: Scene) -> None:
     scene.launch(nodes=1)
     scene.cluster.run("sbatch", "--wrap=sleep 300", "--output=/dev/null")
     line = error_of(scene.ask("slurm/submit", "phase1"))
-    assert "try again later" in line or "sbatch refused the job" in line, line
+    assert "try again later" in line or "sbatch: refused the job" in line, line
 
 
 def test_a_login_node_without_slurm(scene: Scene, tmp_path: Path) -> None:
