@@ -53,6 +53,11 @@ class Plan:
     folder: Path
     toy: bool = False
 
+    @property
+    def micro_batch(self) -> int:
+        """Rows that a GPU computes at a time: the published run's."""
+        return 4 if self.toy else Shape().micro_batch
+
 
 def cases_of(engines: list[EngineName], gpus: list[int]) -> tuple[tuple[EngineName, int], ...]:
     """Each engine on each number of GPUs; without numbers, on one and on all.
@@ -93,7 +98,7 @@ def inputs_of(plan: Plan, engine: EngineName, world: int, scratch: Path) -> Inpu
     published = load_recipe(_RECIPE)
     model = small_model() if plan.toy else published_model()
     model = model.model_copy(update={"vocab_size": plan.vocab_size})
-    length, rows = (64, 4) if plan.toy else (published.phase1.sequence_length, published.runtime.max_micro_batch)
+    length, rows = 64 if plan.toy else published.phase1.sequence_length, plan.micro_batch
     sources = sources_of(list(plan.corpus)) or dict(load_recipe(_SAMPLE).data.files)
     cleaning = published.data.cleaning.model_copy(update={"validation_fraction": 0.1})
     prepare(Wanted(sources, cleaning, plan.vocab_size, length), plan.folder)
@@ -164,7 +169,7 @@ def _step_rate(plan: Plan, world: int, inputs: Inputs) -> float:
         engine=runtime.engine,
         exact=inputs.recipe.training.compute_dtype == "float32",
     )
-    shape = Shape(phase.sequence_length, runtime.max_micro_batch, plan.micro_steps, packed=True)
+    shape = Shape(phase.sequence_length, plan.micro_batch, plan.micro_steps, packed=True)
     steps = max(3, plan.steps // 5)
     found = measure(Job(variant, shape, steps, inputs.recipe.model, world=world, text=inputs))
     return float(found["tokens_per_second"])
