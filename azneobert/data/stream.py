@@ -39,7 +39,8 @@ class Batch:
 
     input_ids (T,), position_ids (T,): int64; positions restart in each window
     cu_seqlens (windows + 1, or a few more): int32; where windows begin, the padding of each row as a window of its own;
-        the last entry repeats up to a multiple of 16. Not up to a bound that every batch keeps: an empty window costs
+        the last entry repeats up to a multiple of 16, unless each row is one window: an attention kernel that knows no
+        windows is faster, and is told by this length. Not up to a bound that every batch keeps: an empty window costs
         an attention kernel nearly as much as a short one
     max_seqlen: the sequence length, which no window exceeds
     masked_indices (M,): int64 positions in T; targets (M,): int64, the tokens that stood there
@@ -120,7 +121,8 @@ class Stream:
         targets = rows.ids[flat]
         rows.ids[flat] = self._special[MASK]
         entries = len(rows.starts) + 1
-        cu_seqlens = np.full(entries + -entries % _WINDOWS_STEP, rows.ids.size, dtype=np.int32)
+        repeated = 0 if entries == count + 1 else -entries % _WINDOWS_STEP
+        cu_seqlens = np.full(entries + repeated, rows.ids.size, dtype=np.int32)
         cu_seqlens[: len(rows.starts)] = rows.starts
         parts = (cu_seqlens, rows.ids, rows.positions, flat.astype(np.int32), targets)
         sizes = tuple(len(part) for part in parts)

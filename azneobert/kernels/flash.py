@@ -112,7 +112,10 @@ def _deterministic() -> bool:
 
 
 def full_rows(tokens: int, cu_seqlens: torch.Tensor, max_seqlen: int) -> int | None:
-    """How many rows there are if each is one window of the greatest length, told by counts alone; otherwise None."""
+    """How many rows there are if each is one window of the greatest length, told by counts alone; otherwise None.
+
+    A row that is not full has two windows at least, its padding being one: 3 rows with 4 entries are full, with 5 not.
+    """
     rows, rest = divmod(tokens, max_seqlen)
     return rows if rest == 0 and cu_seqlens.shape[0] == rows + 1 else None
 

@@ -28,6 +28,7 @@ from azneobert.data.stream import (
 )
 from azneobert.data.tokenizer import SPECIAL_TOKENS
 from azneobert.errors import DataError
+from azneobert.kernels.flash import full_rows
 
 PAD, _, CLS, SEP, MASK = range(5)
 LENGTH = 32
@@ -550,7 +551,7 @@ def test_cu_seqlens_ascends_to_the_total_in_the_smallest_multiple_of_16_that_hol
             batch = source.batch(start, count)
             entries = len(starts_of(batch))  # windows + 1
             assert entries <= len(batch.cu_seqlens) < entries + 16
-            assert len(batch.cu_seqlens) % 16 == 0
+            assert len(batch.cu_seqlens) % 16 == 0 or entries == count + 1
             assert batch.cu_seqlens.dtype == torch.int32
             assert (batch.cu_seqlens[:entries].diff() > 0).all()
             assert (batch.cu_seqlens[entries - 1 :] == count * LENGTH).all()
@@ -564,9 +565,22 @@ def test_fifteen_windows_fill_sixteen_entries_and_one_more_takes_sixteen_more(ma
     assert len(batch.cu_seqlens) == length
 
 
-def test_a_batch_of_exactly_fifteen_windows_repeats_nothing(make_stream):
-    batch = make_stream([FULL] * 20).batch(0, 15)
-    assert batch.cu_seqlens.tolist() == list(range(0, 15 * LENGTH + 1, LENGTH))
+@pytest.mark.parametrize("rows", [1, 8, 15, 16, 48])
+def test_a_batch_of_full_rows_repeats_nothing_and_is_known_by_that(make_stream, rows):
+    batch = make_stream([FULL] * 20).batch(0, rows)
+    assert batch.cu_seqlens.tolist() == list(range(0, rows * LENGTH + 1, LENGTH))
+    assert full_rows(len(batch.input_ids), batch.cu_seqlens, batch.max_seqlen) == rows
+
+
+@pytest.mark.parametrize("rows", [2, 7, 15, 16, 31, 48])
+def test_rows_of_which_one_is_not_full_are_not_taken_for_full_ones(make_stream, rows):
+    stream = make_stream([FULL] * 60 + [FULL - 1])
+    found = {len(starts_of(batch)) for batch in (stream.batch(start, rows) for start in range(61))}
+    assert found == {rows + 1, rows + 2}
+    for start in range(61):
+        batch = stream.batch(start, rows)
+        full = len(starts_of(batch)) == rows + 1
+        assert (full_rows(len(batch.input_ids), batch.cu_seqlens, batch.max_seqlen) == rows) == full
 
 
 # Damage
