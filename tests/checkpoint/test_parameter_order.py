@@ -206,10 +206,10 @@ def test_hopeless_cases_of_real_size_are_refused_within_seconds(deal: str, in_or
         "all unknown": [names[1::2], names[::2]],
     }[deal]
     held: Groups = [[None if deal == "all unknown" else shapes(net)[name] for name in group] for group in dealt]
-    start = time.monotonic()
+    start = time.process_time()  # not the clock's: other processes have the cores too
     with pytest.raises(CheckpointError, match=r"ambiguous|too many orders"):
         name_parameters(held, shapes(net) if in_order else by_name(shapes(net)), in_order=in_order)
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_a_flat_module_of_many_alike_tensors_is_refused_at_once() -> None:
