@@ -1,4 +1,4 @@
-"""A user's own corpus, three collections in five formats, by the six commands of docs/data.md; and back to the sample."""
+"""A user's own corpus, three collections in five formats, by the commands of docs/data.md; and back to the sample."""
 
 from __future__ import annotations
 

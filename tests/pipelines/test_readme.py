@@ -15,14 +15,16 @@ import pytest
 from project import ROOT, Project, Reproduced, environment
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# Of the sample's project, in this order; docs/data.md and docs/cluster.md have tests of their own.
+EXECUTED = [ROOT / "README.md", ROOT / "docs/recipes.md"]
 # `make repro` has run when `reproduced` is ready; `make test` is this; activating is what the test's environment does;
 # a server runs until it is ended.
 ELSEWHERE = {"make repro", "make test", ". .venv/bin/activate", "azneobert ui"}
 
 
 def commands() -> list[str]:
-    """What stands in blocks of `bash`, the README's first; `console` marks what a test cannot run as it stands."""
-    texts = [page.read_text(encoding="utf-8") for page in PAGES]
+    """What stands in blocks of `bash`; `console` marks what a test cannot run as it stands."""
+    texts = [page.read_text(encoding="utf-8") for page in EXECUTED]
     blocks = [block for text in texts for block in re.findall(r"^```bash\n(.*?)^```", text, re.M | re.S)]
     return [line for block in blocks for line in block.splitlines() if line]
 
