@@ -186,7 +186,7 @@ def loss(
 def masked(
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MODEL]...", help="models:/NAME@ALIAS, a finished phase's folder or a checkpoint."),
+        typer.Argument(metavar="MODEL", help="models:/NAME@ALIAS, a finished phase's folder or a checkpoint."),
     ] = None,
     phase: Annotated[PhaseName, typer.Option(help="Whose held-out rows, and whose checkpoints.")] = "phase1",
     examples: Annotated[
