@@ -64,9 +64,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "provenance": {"environment"},
     "pace": set(),
     "locks": set(),
-    "pictures": set(),
     "scratch": set(),
     "files": {"errors"},
+    "pictures": {"files"},
     "yaml_files": {"files"},
     "dvc_files": {"files", "yaml_files", "errors"},
     "settings": set(),
@@ -88,6 +88,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"errors", "files", "dotted", "locks"},
     "tracking": {"mlflow_place", "mlflow_store", "recipe", "errors", "files", "dotted", "locks", "pictures"},
     "layout": {"checkpoint", "tracking", "errors", "files"},
+    "history": {"layout", "checkpoint", "tracking", "recipe", "errors", "pictures"},
     "engine": {"model", "data", "checkpoint", "recipe", "errors", "environment", "files"},
     "training": {
         *("engine", "model", "data", "checkpoint", "course", "layout", "tracking"),
