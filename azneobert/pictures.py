@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from azneobert.files import sha256_of_json
 
 HASH = "Drawn-From"  # the keyword under which a picture keeps the hash of what it shows
-MEAN_OF = 20  # points of a running mean
+MEAN_OF = 20  # points of a running mean, where nothing else is said
 
 
 class Picture(Protocol):
@@ -52,12 +52,12 @@ def hash_of(picture: Any) -> str:
     return sha256_of_json(asdict(picture))
 
 
-def running_mean(values: list[float]) -> list[float]:
-    """The mean of the last `MEAN_OF` values at each: of fewer at the beginning."""
+def running_mean(values: list[float], width: int = MEAN_OF) -> list[float]:
+    """The mean of the last `width` values at each: of fewer at the beginning."""
     import numpy as np
 
     sums = np.concatenate([[0.0], np.cumsum(values)])
     ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(0, ends - MEAN_OF)
+    starts = np.maximum(0, ends - width)
     means: list[float] = ((sums[ends] - sums[starts]) / (ends - starts)).tolist()
     return means

@@ -8,9 +8,11 @@ The clock of a phase runs from its first point to its last. Between two points i
 - *evaluation and saving* is the rest, where the run went on.
 - *stopped* is the rest, where it did not: the end of one process, the time until the next, its start, and the steps
   since its checkpoint, which it makes anew without a second point. The run did not go on where its history or its
-  points have another segment begin; or, since a stop after which nothing has changed leaves no other trace, where the
-  rest is more than `UNEXPLAINED_SECONDS` above what is usual. Before a held-out point usual is the median of all rests
-  before held-out points, which counts as evaluation; before a point of training usual is nothing.
+  points have another segment begin. A stop after which nothing has changed leaves no such trace: it is where the memory
+  of the process is less than before, of which the trainer logs the most so far; or where the rest is more than
+  `UNEXPLAINED_SECONDS` above what is usual. Before a held-out point usual is the median of all rests before held-out
+  points, which counts as evaluation; before a point of training usual is nothing. A stop that leaves neither trace
+  counts as evaluation and saving.
 
 The three sum to the clock. Not in it: what comes before the first point and after the last, so the start of the first
 process, and the last save.
@@ -26,7 +28,7 @@ from itertools import pairwise
 from azneobert.history.record import HeldOutPoint, PhaseRecord, TrainingPoint, tokens_at
 from azneobert.recipe import PhaseName
 
-UNEXPLAINED_SECONDS = 60.0  # a save, or an evaluation beyond the usual, may take so long; what takes longer is a stop
+UNEXPLAINED_SECONDS = 30.0  # a save, or an evaluation beyond the usual, may take so long; what takes longer is a stop
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,13 @@ def intervals(record: PhaseRecord) -> list[Interval]:
     evaluations = [rest for rest, after in zip(rests, points[1:], strict=True) if isinstance(after, HeldOutPoint)]
     usual = statistics.median(evaluations) if evaluations else 0.0
     changed = [step for step, _ in record.changes]
-    found = []
+    found, memory = [], 0.0
     for (before, after), part, rest in zip(pairwise(points), trained, rests, strict=True):
+        memory = (before.memory or memory) if isinstance(before, TrainingPoint) else memory
+        other_process = isinstance(after, TrainingPoint) and after.memory is not None and after.memory < memory
         ordinary = min(usual, rest) if isinstance(after, HeldOutPoint) else 0.0
-        went_on = rest - ordinary <= UNEXPLAINED_SECONDS and not any(before.step <= s < after.step for s in changed)
-        stopped = 0.0 if went_on else rest - ordinary
+        ended = other_process or any(before.step <= step < after.step for step in changed)
+        stopped = rest - ordinary if ended or rest - ordinary > UNEXPLAINED_SECONDS else 0.0
         found.append(Interval(before.step, after.step, before.seconds, after.seconds, part, rest - stopped, stopped))
     return found
 

@@ -15,14 +15,18 @@ from azneobert.errors import DataError
 from azneobert.history.clock import Account, Seam, account, intervals, seams
 from azneobert.history.record import PhaseRecord, read_phases
 from azneobert.layout import HELD_OUT_FIGURE, Layout, read_report
-from azneobert.pictures import MEAN_OF, Picture, pyplot, running_mean, save_pictures
+from azneobert.pictures import Picture, pyplot, running_mean, save_pictures
 from azneobert.recipe import PHASES, PhaseName
 
 _DPI = 120
+_LEAST_MEAN = 5  # points of a running mean
+_DOTTED = 300  # points of a curve, at most, that each have a dot
 _COLOURS: Mapping[PhaseName, str] = {"phase1": "tab:blue", "phase2": "tab:orange"}
-_SEAM_COLOURS = ("tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan")
+# Seven colours and three styles: 21 kinds of seam before two look alike.
+_SEAM_COLOURS = ("tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan", "tab:green")
 _SEAM_STYLES = ("--", ":", "-.")
-_TIMES = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+_TIMES = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
+_SHORT = {"seconds": "s", "minutes": "min", "hours": "h", "days": "d"}
 _COUNTS = {"": 1, "thousand ": 1e3, "million ": 1e6, "billion ": 1e9}
 
 
@@ -59,8 +63,9 @@ class Losses:
             places, losses = [tokens / size for tokens, _ in curve.training], [loss for _, loss in curve.training]
             colour = _COLOURS[curve.phase]
             axes.plot(places, losses, color=colour, alpha=0.25, linewidth=0.8, label=f"{curve.phase}, training")
-            label = f"{curve.phase}, training (mean of {MEAN_OF} points)"
-            axes.plot(places, running_mean(losses), color=colour, label=label)
+            width = max(_LEAST_MEAN, len(losses) // 100)  # where there are few, a wide mean lags far behind
+            label = f"{curve.phase}, training (mean of {width} points)"
+            axes.plot(places, running_mean(losses, width), color=colour, label=label)
             held_out = [(tokens / size, loss) for tokens, loss in curve.held_out]
             if held_out:
                 label = f"{curve.phase}, held out"
@@ -117,7 +122,8 @@ class Rates:
             label = "" if stretch.phase in said else stretch.phase
             said.add(stretch.phase)
             places, rates = zip(*[(seconds / size, rate / tokens) for seconds, rate in stretch.points], strict=True)
-            axes.plot(places, rates, ".-", color=_COLOURS[stretch.phase], ms=3, lw=1, label=label)
+            style = ".-" if len(ends) <= _DOTTED else "-"
+            axes.plot(places, rates, style, color=_COLOURS[stretch.phase], ms=3, lw=1, label=label)
         for number, (start, end) in enumerate(self.gaps):
             label = "" if number else f"no step: {_duration(sum(end - start for start, end in self.gaps))} in all"
             axes.axvspan(start / size, end / size, color="0.88", lw=0, label=label)
@@ -150,14 +156,14 @@ class Times:
                 names.append(f"{each.phase}: {name}")
                 places.append(4 * number + place)
                 widths.append(seconds / size)
-                labels.append(f"{_duration(seconds)},  {seconds / each.clock:.1%}" if each.clock else "0 s")
+                labels.append(f"{_duration(seconds)},  {seconds / each.clock:.1%}" if each.clock else "0")
                 colours.append(_COLOURS[each.phase])
         axes.bar_label(axes.barh(places, widths, color=colours), labels, padding=4)
         axes.set_yticks(places, names)
         axes.invert_yaxis()
-        axes.set_xlim(0, 1.3 * max(widths) or 1)
+        axes.set_xlim(0, 1.35 * max(widths) or 1)
         clocks = ", ".join(f"{each.phase} {_duration(each.clock)}" for each in self.accounts)
-        axes.set(xlabel=unit, title=f"Where the time went, from the first point to the last: {clocks}")
+        axes.set(xlabel=unit, title=f"Where the time went, from the first point to the last\n{clocks}")
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)
         return figure
@@ -292,6 +298,7 @@ def _side_by_side(axes: Any, figures: Mapping[PhaseName, Mapping[str, float]]) -
         bars = axes.bar(places, list(each.values()), width=width, color=_COLOURS[phase], label=f"end of {phase}")
         axes.bar_label(bars, [f"{loss:.2f}" for loss in each.values()], padding=2, fontsize=7, rotation=90)
     axes.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8)
+    axes.set_xlim(-0.6, max(2, len(names) - 1) + 0.6)
     axes.margins(y=0.15)
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
@@ -322,4 +329,4 @@ def _unit(largest: float, units: Mapping[str, float]) -> tuple[str, float]:
 
 def _duration(seconds: float) -> str:
     unit, size = _unit(seconds, _TIMES)
-    return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds / size:,.1f} {_SHORT[unit]}"

@@ -19,13 +19,15 @@ from azneobert.tracking.points import POINTS, read_points, segment_starts
 class TrainingPoint:
     """What the trainer logged after a step. `tokens` are those of the phase so far, `rate` is tokens/s of all ranks.
 
-    seconds: since 1970. A loss that is not finite is None: the trainer records none.
+    seconds: since 1970. memory: the most that the process has held so far, in GiB. A loss that is not finite is None,
+    since the trainer records none; so is what an older point lacks.
     """
 
     step: int
     seconds: float
     tokens: float
     rate: float
+    memory: float | None
     loss: float | None
 
 
@@ -118,6 +120,7 @@ def _record(phase: PhaseName, folder: Path, manifest: Manifest | None) -> PhaseR
             point["seconds"],
             point["values"]["train/tokens"],
             point["values"]["train/tokens_per_second"],
+            point["values"].get("train/memory_gib"),
             point["values"].get("train/loss"),
         )
         for point in points

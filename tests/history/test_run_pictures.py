@@ -133,6 +133,16 @@ def test_a_stop_after_which_nothing_has_changed_is_known_by_the_clock(toy: Toy) 
     assert after.evaluation_and_saving + after.stopped == pytest.approx(before.evaluation_and_saving + 3600)
 
 
+def test_a_short_stop_is_known_by_a_process_that_has_held_less_memory(both: Toy) -> None:
+    _, record = read(both)
+    one, two, three, four = record.training
+    held = [(one, 2.0), (two, 2.5), (three, 2.25), (four, 2.25)]
+    record = replace(record, training=tuple(replace(point, memory=memory) for point, memory in held))
+    assert [(seam.step, seam.what) for seam in seams(record)] == [(2, "stop")]
+    unknown = replace(record, training=tuple(replace(point, memory=None) for point in record.training))
+    assert seams(unknown) == []
+
+
 def test_a_pause_as_short_as_a_save_is_none(toy: Toy) -> None:
     shift(toy.folder / "phase2" / "points.jsonl", 2, 20)
     _, record = read(toy)
