@@ -119,7 +119,7 @@ class Rates:
         count, tokens = _unit(highest, _COUNTS)
         said: set[str] = set()
         for stretch in self.stretches:
-            label = "" if stretch.phase in said else stretch.phase
+            label: str = "" if stretch.phase in said else stretch.phase
             said.add(stretch.phase)
             places, rates = zip(*[(seconds / size, rate / tokens) for seconds, rate in stretch.points], strict=True)
             style = ".-" if len(ends) <= _DOTTED else "-"
