@@ -34,6 +34,7 @@ LIGHT = [
     "azneobert.dotted",
     "azneobert.errors",
     "azneobert.files",
+    "azneobert.history.figures",
     "azneobert.launching.cluster",
     "azneobert.launching.container",
     "azneobert.launching.local",
