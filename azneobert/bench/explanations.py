@@ -10,11 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from azneobert.bench.speed_figures import HASH
 from azneobert.bench.synthetic import open_small_corpus, write_small_corpus
 from azneobert.data.stream import Stream
-from azneobert.files import sha256_of_json
-from azneobert.pictures import pyplot, save_picture
+from azneobert.pictures import HASH, hash_of, pyplot, save_picture
 
 _LENGTHS = (70, 41, 19, 19, 16, 13, 6, 3, 3, 3)  # of the documents, in tokens
 _ROW = 32
@@ -36,7 +34,7 @@ def draw_explanations(folder: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as scratch:
         write_small_corpus(Path(scratch), 512, _ROW, lengths=np.asarray(_LENGTHS))
         stream = open_small_corpus(Path(scratch))
-        drawn_from = {HASH: sha256_of_json(shown(stream))}
+        drawn_from = {HASH: hash_of(shown(stream))}
         for name, figure in (("packing.png", _draw_packing(stream)), ("samples.png", _draw_samples(stream))):
             save_picture(figure, folder / name, **drawn_from)
             yield folder / name

@@ -9,10 +9,9 @@ import pytest
 from PIL import Image
 
 from azneobert.bench.explanations import _LENGTHS, _ROW, draw_explanations, masked_positions, shown, windows_of
-from azneobert.bench.speed_figures import HASH
 from azneobert.bench.synthetic import open_small_corpus, write_small_corpus
 from azneobert.data.stream import Stream
-from azneobert.files import sha256_of_json
+from azneobert.pictures import HASH, hash_of
 
 FIGURES = Path(__file__).parents[2] / "docs" / "figures"
 
@@ -41,7 +40,7 @@ def test_two_epochs_mask_other_positions_of_the_same_rows(stream: Stream) -> Non
 
 
 def test_the_committed_pictures_show_what_the_code_does_today(stream: Stream, tmp_path: Path) -> None:
-    today = sha256_of_json(shown(stream))
+    today = hash_of(shown(stream))
     drawn = [file.name for file in draw_explanations(tmp_path / "drawn")]
     assert drawn == ["packing.png", "samples.png"]
     for file in (folder / name for folder in (tmp_path / "drawn", FIGURES) for name in drawn):

@@ -12,9 +12,10 @@ from refusals import refused
 from typer.testing import CliRunner
 
 from azneobert.bench.result_page import Page, Source, read_page
-from azneobert.bench.speed_figures import HASH, draw_speed, hash_of, pictures_of
+from azneobert.bench.speed_figures import draw_speed, pictures_of
 from azneobert.cli import app
 from azneobert.errors import AzNeoBertError
+from azneobert.pictures import HASH, hash_of
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs/results/train.md"
