@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,15 @@ class Window:
     length: int
 
 
+@dataclass(frozen=True)
+class Shown:
+    """Windows by row; row and masked positions by sample."""
+
+    windows: list[list[Window]]
+    rows: list[int]
+    masked: list[list[int]]
+
+
 def draw_explanations(folder: Path) -> Iterator[Path]:
     """Write packing.png and samples.png."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -40,12 +49,11 @@ def draw_explanations(folder: Path) -> Iterator[Path]:
             yield folder / name
 
 
-def shown(stream: Stream) -> list[Any]:
-    """All that the pictures show, as JSON has it: windows by row, then rows and masked positions by sample."""
+def shown(stream: Stream) -> Shown:
+    """What the pictures of a stream show, over two epochs."""
     samples = range(2 * len(stream))
     rows = stream.row_numbers(np.asarray(samples, dtype=np.uint64)).tolist()
-    windows = [[asdict(window) for window in row] for row in windows_of(stream)]
-    return [windows, rows, [masked_positions(stream, sample) for sample in samples]]
+    return Shown(windows_of(stream), rows, [masked_positions(stream, sample) for sample in samples])
 
 
 def windows_of(stream: Stream) -> list[list[Window]]:
