@@ -11,7 +11,7 @@ ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 
-.PHONY: repro report lock test test-pipelines test-s3 test-faults test-slurm test-slurm-long test-containers test-browser test-long lint audit format type docs-check doctor ui setup constraints constraints-gpu clean help
+.PHONY: repro report lock test test-pipelines test-s3 test-faults test-slurm test-slurm-long test-containers test-browser test-long lint audit format type docs docs-check doctor ui setup constraints constraints-gpu clean help
 
 help: ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -78,6 +78,9 @@ format: setup ## rewrite the code in the one format
 	ruff format .
 	ruff check --fix .
 
+docs: setup ## the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=true mkdocs build --strict --quiet
+
 docs-check: setup ## every link and every command of the documentation
 	python -m pytest tests/pipelines/test_readme.py
 
@@ -89,7 +92,7 @@ ui: setup ## MLflow's page of the runs: prints its address
 
 constraints: setup ## pin what pyproject.toml needs; what is pinned stays where it can (`UPGRADE=--upgrade` moves it)
 	sed 's/^torch==.*/torch==2.13.0+cpu/' constraints.txt > constraints.new  # or the CUDA build is taken, 2.9 GB
-	echo "torch==2.13.0" | uv pip compile --quiet --extra dev --extra wandb --extra s3 --extra ssh $(UPGRADE) \
+	echo "torch==2.13.0" | uv pip compile --quiet --extra dev --extra docs --extra wandb --extra s3 --extra ssh $(UPGRADE) \
 	  --no-annotate --no-header --output-file constraints.new pyproject.toml -
 	sed 's/+cpu$$//' constraints.new > constraints.txt
 	rm constraints.new
@@ -111,9 +114,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv || echo "uv cannot be had here: using pip"
 	@if test -x $(BIN)/uv; then \
-	  $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev,wandb,s3]'; \
+	  $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev,docs,wandb,s3]'; \
 	else \
-	  $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,wandb,s3]'; \
+	  $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,docs,wandb,s3]'; \
 	fi
 	@touch $@
 

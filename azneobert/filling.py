@@ -33,11 +33,11 @@ def fill_masks(model: Path, text: str, top: int) -> list[list[tuple[str, float]]
         probabilities = network(**encoded).logits[0, masks].softmax(-1)
     found = probabilities.topk(min(top, probabilities.shape[-1]))
     return [
-        [(_shown(tokenizer.decode([token])), float(p)) for token, p in zip(tokens, values, strict=True)]
+        [(shown_token(tokenizer.decode([token])), float(p)) for token, p in zip(tokens, values, strict=True)]
         for tokens, values in zip(found.indices.tolist(), found.values, strict=True)
     ]
 
 
-def _shown(token: str) -> str:
+def shown_token(token: str) -> str:
     """A token as a person can read it: white space by its escape."""
     return token.strip() or repr(token)[1:-1]

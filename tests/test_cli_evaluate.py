@@ -137,7 +137,7 @@ def test_a_damaged_result_is_named(project: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["none", "a"], ["none: no such suite", "azerbaijani, sample"]),
+        (["none", "a"], ["none: no such suite", "azerbaijani, legal, sample"]),
         (["own.yaml", "a", "a"], ["a: stands twice"]),
         (["own.yaml", "a", "models:/azneobert@none"], ["models:/azneobert@none: not in", "no model azneobert"]),
         (["own.yaml", "a", "empty"], ["empty: ", "transformers cannot load it"]),

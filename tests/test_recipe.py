@@ -13,6 +13,7 @@ from refusals import refused
 from azneobert.course import divide_batch
 from azneobert.dotted import flatten
 from azneobert.errors import RecipeError
+from azneobert.model.size import count_parameters
 from azneobert.recipe import PHASES, FileSource, HubSource, load_recipe, recipe_fingerprint
 from azneobert.yaml_files import read_yaml
 
@@ -50,8 +51,8 @@ def h200():
     return load_recipe(RECIPES / "h200.yaml")
 
 
-@pytest.mark.parametrize("name", ["sample", "h200"])
-def test_both_recipes_load(name):
+@pytest.mark.parametrize("name", ["sample", "h200", "legal"])
+def test_every_recipe_loads(name):
     assert load_recipe(RECIPES / f"{name}.yaml").name == name
 
 
@@ -59,7 +60,7 @@ def test_a_fresh_clone_runs_the_sample():
     assert load_recipe(RECIPES.parent / "params.yaml") == load_recipe(RECIPES / "sample.yaml")
 
 
-@pytest.mark.parametrize("name", ["sample", "h200", "template"])
+@pytest.mark.parametrize("name", ["sample", "h200", "legal", "template"])
 def test_a_recipe_is_written_as_dvc_writes_it_back(name, tmp_path):
     file = tmp_path / "params.yaml"
     file.write_bytes((RECIPES / f"{name}.yaml").read_bytes())
@@ -70,8 +71,16 @@ def test_a_recipe_is_written_as_dvc_writes_it_back(name, tmp_path):
     assert [line.split("#")[0].split() for line in changed] == [["seed:", "7"]]
 
 
-def test_the_sample_never_registers_under_the_published_model_s_name(h200):
-    assert load_recipe(RECIPES / "sample.yaml").registry.name != h200.registry.name
+@pytest.mark.parametrize("name", ["sample", "legal"])
+def test_no_other_recipe_registers_under_the_published_model_s_name(name, h200):
+    assert load_recipe(RECIPES / f"{name}.yaml").registry.name != h200.registry.name
+
+
+def test_the_small_model_has_the_published_proportions_and_no_more_than_five_million_parameters(h200):
+    small, published = load_recipe(RECIPES / "legal.yaml").model, h200.model
+    assert count_parameters(small) == 4_672_320
+    for key in ("num_hidden_layers", "num_attention_heads", "intermediate_size"):
+        assert getattr(small, key) / small.hidden_size == getattr(published, key) / published.hidden_size
 
 
 @pytest.mark.parametrize(

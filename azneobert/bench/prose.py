@@ -21,6 +21,7 @@ from azneobert.recipe import Cleaning, FileSource
 
 SIDES = ("train", "validation")
 _FACTS = "prose.json"  # comes last, and so says that the folder is whole
+_CHUNK = 1 << 22
 _SEED = 1  # of the row plans, and of the masks of what is held out
 
 
@@ -170,7 +171,7 @@ def _facts(folder: Path) -> Facts:
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     made = [sha256_file(folder / "tokenizer.json"), *(plan.meta.sha256 for plan in plans.values())]
     made += [store.meta.tokens_sha256 for side in SIDES for store in stores[side].values()]
-    counts = {side: _counts(stores[side], tokenizer.get_vocab_size()) for side in SIDES}
+    counts = {side: token_counts(stores[side], tokenizer.get_vocab_size()) for side in SIDES}
     return Facts(
         identity=sha256_of_json(made)[:16],
         documents={side: sum(map(len, stores[side].values())) for side in SIDES},
@@ -181,13 +182,20 @@ def _facts(folder: Path) -> Facts:
 
 
 def unigram_entropy(trained: np.ndarray, held_out: np.ndarray) -> float:
-    """The cross-entropy of counts (V,) under other counts, of which each token has one more than were found; nats."""
-    shares = (trained + 1) / (trained.sum() + len(trained))
-    return float(-(held_out * np.log(shares)).sum() / held_out.sum())
+    """The cross-entropy of counts (V,) under `unigram_shares` of other counts; nats a token."""
+    return float(-(held_out * np.log(unigram_shares(trained))).sum() / held_out.sum())
 
 
-def _counts(stores: dict[str, TokenStore], vocab_size: int) -> np.ndarray:
+def unigram_shares(counts: np.ndarray) -> np.ndarray:
+    """The probability of each token (V,) by its count, to which one is added."""
+    shares: np.ndarray = (counts + 1) / (counts.sum() + len(counts))
+    return shares
+
+
+def token_counts(stores: dict[str, TokenStore], vocab_size: int) -> np.ndarray:
+    """How often each token stands in these stores: int64 (V,)."""
     counts = np.zeros(vocab_size, dtype=np.int64)
     for store in stores.values():
-        counts += np.bincount(store.tokens, minlength=vocab_size)
+        for start in range(0, len(store.tokens), _CHUNK):  # bincount makes int64 of all that it is given
+            counts += np.bincount(store.tokens[start : start + _CHUNK], minlength=vocab_size)
     return counts

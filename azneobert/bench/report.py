@@ -44,10 +44,15 @@ def as_markdown(title: str, rows: list[Row]) -> str:
         "",
         "| what | figure | bar | met | note |",
         "|---|---|---|---|---|",
-        *(f"| {row.what} | {row.figure} | {row.bar} | {_word(row.met)} | {row.note} |" for row in rows),
+        *map(_line, rows),
         "",
     ]
     return "\n".join(lines)
+
+
+def _line(row: Row) -> str:
+    cells = [cell.replace("|", r"\|") for cell in (row.what, row.figure, row.bar, _word(row.met), row.note)]
+    return f"| {' | '.join(cells)} |"
 
 
 def _word(met: bool | None) -> str:

@@ -8,17 +8,14 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from azneobert.bench.result_page import Page, Source, Table, read_page
 from azneobert.errors import AzNeoBertError
-from azneobert.files import sha256_of_json
-from azneobert.pictures import pyplot, save_picture
-
-HASH = "Drawn-From"  # the keyword under which a picture keeps it
+from azneobert.pictures import Picture, pyplot, save_pictures
 
 _ABLATION = "From the seed project's way to ours"
 _PUBLISHED = "What the seed project publishes"
@@ -28,13 +25,6 @@ _RATE = "tokens/s"
 _ROWS_OF = re.compile(r"rows of ([0-9][0-9,]*)")
 _OURS, _THEIRS = "tab:blue", "tab:orange"
 _DPI = 120
-
-
-class Picture(Protocol):
-    """What a picture shows: a dataclass, and its drawing."""
-
-    def draw(self) -> Any:
-        """A figure of matplotlib's."""
 
 
 @dataclass(frozen=True)
@@ -179,18 +169,7 @@ def draw_speed(results: Path, folder: Path) -> list[Path]:
     Raises:
         AzNeoBertError: the page cannot be read, or a table, a column or a number is not there.
     """
-    pictures = pictures_of(read_page(results))
-    folder.mkdir(parents=True, exist_ok=True)
-    files = []
-    for name, picture in pictures.items():
-        save_picture(picture.draw(), folder / name, **{HASH: hash_of(picture)})
-        files.append(folder / name)
-    return files
-
-
-def hash_of(picture: Any) -> str:
-    """The sha256 of what a picture shows."""
-    return sha256_of_json(asdict(picture))
+    return save_pictures(pictures_of(read_page(results)), folder)
 
 
 def ablation(page: Page) -> Ablation:

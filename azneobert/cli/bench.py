@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from azneobert.cli.console import console
+from azneobert.cli.recipe import RecipeName
+from azneobert.cli.registry import restore_if_fresh
 from azneobert.errors import AzNeoBertError
-from azneobert.recipe import EngineName
+from azneobert.layout import Layout
+from azneobert.recipe import EngineName, PhaseName
+from azneobert.recipe_files import open_recipe
 
 if TYPE_CHECKING:
     from azneobert.bench.report import Row
@@ -132,10 +136,11 @@ def figures(
     results: Annotated[Path, typer.Option(help="The page whose tables are drawn.")] = Path("docs/results/train.md"),
     output: Annotated[Path, typer.Option(help="The folder of the pictures.")] = Path("docs/figures"),
 ) -> None:
-    """Draw the speed that a page of results has, without a GPU: ablation, parts of a step, sequence lengths."""
+    """Draw the speed that a page of results has, without a GPU; and how rows are packed, and what a sample is."""
+    from azneobert.bench.explanations import draw_explanations
     from azneobert.bench.speed_figures import draw_speed
 
-    for file in draw_speed(results, output):
+    for file in (*draw_speed(results, output), *draw_explanations(output)):
         console.print(str(file))
 
 
@@ -176,6 +181,39 @@ def loss(
         toy=quick,
     )
     _run("Neutrality: does it learn the same", bench_loss(experiment), output, without_bars=quick)
+
+
+@app.command()
+def masked(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MODEL", help="models:/NAME@ALIAS, a finished phase's folder or a checkpoint."),
+    ] = None,
+    phase: Annotated[PhaseName, typer.Option(help="Whose held-out rows, and whose checkpoints.")] = "phase1",
+    examples: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="So many sentences instead, and what the models, or the phase's checkpoints, put into them."
+        ),
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="The n-gram counts at most so many tokens.")] = 10_000_000,
+    name: RecipeName = None,
+    output: Output = None,
+) -> None:
+    """Masked tokens of held-out rows: guessed by a unigram, by an n-gram that sees both sides, and by models."""
+    from azneobert.bench.masked import bench_masked
+    from azneobert.bench.masked_examples import bench_examples
+    from azneobert.training.inputs import Inputs
+
+    recipe = open_recipe(name)[1]
+    if any(model.startswith("models:/") for model in models or ()):
+        restore_if_fresh(recipe)
+    inputs = Inputs.of(recipe, Layout(recipe.name), phase)
+    if examples is None:
+        rows = bench_masked(inputs, models or [], tokens)
+        _run(f"Masked tokens of held-out rows of {phase}", rows, output)
+    else:
+        _run(f"One masked word: {phase}", bench_examples(inputs, models or [], examples), output)
 
 
 @app.command()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    suite: Annotated[str, typer.Argument(help="azerbaijani, sample, or a YAML file that names tasks.")],
+    suite: Annotated[str, typer.Argument(help="azerbaijani, legal, sample, or a YAML file that names tasks.")],
     models: Annotated[
         list[str], typer.Argument(metavar="MODEL...", help="models:/NAME@ALIAS, folders, or names of the hub.")
     ],

@@ -1,4 +1,4 @@
-"""`azneobert runs`: what the runs of a recipe have recorded: brought to MLflow, and compared there."""
+"""`azneobert runs`: what the runs of a recipe have recorded: brought to MLflow, compared there, and drawn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from azneobert.layout import Layout
 from azneobert.recipe import Recipe
 from azneobert.recipe_files import open_recipe
 
-app = typer.Typer(no_args_is_help=True, help="Runs: their points on the way to MLflow, and two of them side by side.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Runs: their points on the way to MLflow, two of them side by side, pictures of a training.",
+)
 
 
 @app.command()
@@ -74,6 +77,31 @@ def compare(
         console.print(f"while `azneobert ui` runs; if that has another port, put it in the place of {PORT}")
     if output:
         console.print(f"{output}: both curves, against steps and against tokens")
+
+
+@app.command()
+def draw(
+    output: Annotated[
+        Path | None, typer.Option(help="The folder of the pictures; default: figures of outputs.")
+    ] = None,
+    name: RecipeName = None,
+) -> None:
+    """Draw a training from its own records: loss, seams, tokens/s, where the time went, held-out loss at the ends."""
+    from azneobert.history.figures import all_seams, draw_history
+
+    _, recipe = open_recipe(name)
+    layout = Layout(recipe.name)
+    drawn = draw_history(layout, output or layout.root / "figures")
+    for record in drawn.phases:
+        last = record.training[-1]
+        console.print(f"{record.folder}: {record.phase} up to step {last.step:,}, {last.tokens:,.0f} tokens")
+    for seam in all_seams(drawn.phases):
+        stopped = f", {seam.stopped:,.0f} s" if seam.stopped else ""
+        console.print(f"{seam.phase}, after step {seam.step:,}: {seam.what}{stopped}")
+    for file in drawn.files:
+        console.print(str(file))
+    for line in drawn.missing:
+        complaints.print(line)
 
 
 def _as_text(value: float | None) -> str:

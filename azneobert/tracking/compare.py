@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from azneobert.errors import RegistryError
 from azneobert.mlflow_place import tracking_uri
 from azneobert.mlflow_store import mlflow_client, mlflow_errors
-from azneobert.pictures import pyplot, save_picture
+from azneobert.pictures import MEAN_OF, pyplot, running_mean, save_picture
 from azneobert.recipe import Tracking
 from azneobert.tracking.names import LOSS, LOSS_BY_TOKENS, name_in_mlflow
 from azneobert.tracking.record import FINETUNING, RunInfo, tracking_of
@@ -23,7 +23,6 @@ Curve = list[tuple[int, float]]
 
 _FIGURES = ("train/loss", "eval/loss", "eval/accuracy", "train/tokens", "train/tokens_per_second", "train/mfu")
 _NAMED = 10  # runs, in a message
-_WIDTH = 20  # points of a running mean, as in the pictures of a phase
 
 
 @dataclass(frozen=True)
@@ -94,23 +93,12 @@ def draw_curves(picture: Path, runs: list[ComparedRun]) -> None:
         for number, (run, curve) in enumerate(zip(runs, curves, strict=True)):
             places, losses = [place for place, _ in curve], [loss for _, loss in curve]
             axes.plot(places, losses, color=f"C{number}", alpha=0.25, linewidth=0.8)
-            axes.plot(places, _running_mean(losses), color=f"C{number}", label=run.label)
+            axes.plot(places, running_mean(losses), color=f"C{number}", label=run.label)
         axes.set(xlabel=label)
         axes.grid(alpha=0.3)
     both[0].set(ylabel="masked cross-entropy (nats)")
-    both[0].legend(title=f"training loss, mean of {_WIDTH} points")
+    both[0].legend(title=f"training loss, mean of {MEAN_OF} points")
     save_picture(figure, picture)
-
-
-def _running_mean(values: list[float]) -> list[float]:
-    """The mean of the last so many points at each point: of fewer at the beginning."""
-    import numpy as np
-
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(0, ends - _WIDTH)
-    means: list[float] = ((sums[ends] - sums[starts]) / (ends - starts)).tolist()
-    return means
 
 
 def _runs(client: MlflowClient, tracking: Tracking) -> Iterator[Run]:

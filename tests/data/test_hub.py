@@ -423,7 +423,7 @@ def test_a_config_that_is_needed_is_asked_for(fineweb):
 
 
 def test_an_unknown_split_is_refused_with_those_there_are(fineweb):
-    with refused(DataError, f"{fineweb} azj_Latn: no split 'validation', found train, test"):
+    with refused(DataError, f"{fineweb} azj_Latn: no split 'validation'; expected one of train, test"):
         open_source(HubSource(dataset=str(fineweb), config="azj_Latn", split="validation"))
 
 

@@ -9,6 +9,7 @@ from toy import ROOT
 from azneobert.errors import DataError
 from azneobert.finetuning.reading import read_task
 from azneobert.finetuning.suites import load_suite
+from azneobert.recipe import load_recipe
 from azneobert.task_settings import TaskFiles, TaskOfHub
 
 TUNING = "tuning: {epochs: 1, patience: 1, batch_size: 8, learning_rate: 1.0e-3, max_length: 16, seeds: [1]}\n"
@@ -40,6 +41,13 @@ def test_the_sample_suite_has_its_tasks_in_the_projects_folder(monkeypatch):
     loaded = load_suite("sample")
     tasks = [read_task(name, settings) for name, settings in loaded.tasks.items()]
     assert [task.kind for task in tasks] == ["classification", "tokens"]
+
+
+def test_the_legal_suite_has_the_tasks_of_its_recipe_and_trains_as_it_does():
+    loaded, recipe = load_suite("legal"), load_recipe(ROOT / "recipes" / "legal.yaml")
+    assert list(loaded.tasks) == ["codes", "punctuation", "capitals"]
+    assert recipe.finetuning.tasks == {name: loaded.tasks[name] for name in ("codes", "punctuation")}
+    assert loaded.tuning.model_dump() == recipe.finetuning.model_dump(exclude={"model", "files", "hub"})
 
 
 def test_the_azerbaijani_suite_names_public_sets_of_the_hub():
@@ -75,7 +83,7 @@ def test_tuning_out_of_bounds_is_refused_by_its_key(suite):
 
 def test_an_unknown_suite_is_refused_with_those_that_there_are(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with refused(DataError, "smaple: no such suite", "azerbaijani, sample", ".yaml"):
+    with refused(DataError, "smaple: no such suite", "azerbaijani, legal, sample", ".yaml"):
         load_suite("smaple")
     with refused(DataError, "missing.yaml: no such suite"):
         load_suite("missing.yaml")

@@ -132,17 +132,17 @@ def test_a_backend_says_in_words_what_it_is() -> None:
     assert str(Backend("fa4", reference, fused=True)) == "attention fa4, blocks fused"
 
 
-def readme_rows() -> list[tuple[str, str, str]]:
-    """Compute capability, attention and blocks of each kind of GPU in the README's table."""
-    lines = Path(__file__).parents[2].joinpath("README.md").read_text(encoding="utf-8").splitlines()
+def documented_rows() -> list[tuple[str, str, str]]:
+    """Compute capability, attention and blocks of each kind of GPU in the table of docs/speed.md."""
+    lines = Path(__file__).parents[2].joinpath("docs/speed.md").read_text(encoding="utf-8").splitlines()
     first = next(number for number, line in enumerate(lines) if line.startswith("| GPU | compute capability |"))
     table = itertools.takewhile(lambda line: line.startswith("|"), lines[first + 2 :])
     rows = [[cell.strip().strip("`") for cell in line.split("|")[2:5]] for line in table]
     return [(number, attention, blocks) for numbers, attention, blocks in rows for number in numbers.split(", ")]
 
 
-def test_the_readme_says_which_kernels_each_generation_gets(gpu: MakeGpu) -> None:
-    rows = readme_rows()
+def test_the_documentation_says_which_kernels_each_generation_gets(gpu: MakeGpu) -> None:
+    rows = documented_rows()
     assert {number.split(".")[0] for number, *_ in rows if number} == {"8", "9", "10", "12"}
     for number, attention, blocks in rows:
         gpu(int(number.split(".")[0]) if number else 9)

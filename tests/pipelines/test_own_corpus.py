@@ -1,4 +1,4 @@
-"""A user's own corpus, of three collections in five formats, by the README's six commands; and back to the sample."""
+"""A user's own corpus, three collections in five formats, by the commands of docs/data.md; and back to the sample."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def write_corpus(folder: Path) -> None:
 
 
 def commands() -> list[str]:
-    block = re.search(r"^```bash own-corpus\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    page = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    block = re.search(r"^```bash own-corpus\n(.*?)^```", page, re.M | re.S)
     assert block
     return block[1].splitlines()
 
@@ -58,7 +59,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def both(pristine: Reproduced, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, dict[str, str], list[str]]:
-    """A project with a finished sample, then the README's commands on a corpus; what they print, and a whole remote."""
+    """A project with a finished sample, then those commands on a corpus; what they print, and a whole remote."""
     project = pristine.project.copy(tmp_path_factory.mktemp("own") / "project")
     project.run("dvc", "remote", "add", "-d", "store", str(project.folder.parent / "remote"))
     project.run("dvc", "push", "-q")

@@ -305,7 +305,7 @@ def test_a_number_that_bf16_does_not_hold_is_not_published(version: Path, tmp_pa
     weights = load_file(version / "model.safetensors")
     weights["model.norm.weight"][0] = torch.finfo(torch.float32).max
     save_file(weights, version / "model.safetensors", metadata={"format": "pt"})
-    with refused(RegistryError, "model.norm.weight holds numbers that are not finite in bf16", "--dtype fp32"):
+    with refused(RegistryError, "model.norm.weight: holds numbers that are not finite in bf16", "--dtype fp32"):
         publish(sealed(version), tmp_path / "hub", "bf16", "mit")
     assert nothing_left(tmp_path)
     publish(version, tmp_path / "hub", "fp32", "mit")

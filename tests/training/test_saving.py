@@ -402,8 +402,9 @@ def test_fifty_kills_at_any_moment_of_publishing_never_cost_a_checkpoint_that_st
     log.touch()
     folder = CheckpointFolder(path, 2)
     delays = random.Random(50)
-    newest_before, halves = 0, 0
-    for _ in range(50):
+    newest_before, halves, kills = 0, 0, 0
+    while kills < 50 or newest_before <= 50:  # on a busy machine a child hardly comes to publish before it is killed
+        kills += 1
         begun = log.read_bytes().count(b"\n")
         [(child, _connection)] = start_ranks(publish_on_and_on, maker, path, log, folder=tmp_path / "child")
         deadline = time.monotonic() + 60
@@ -426,7 +427,6 @@ def test_fifty_kills_at_any_moment_of_publishing_never_cost_a_checkpoint_that_st
         assert equal_states(read_checkpoint(newest[0])[0], maker.state())
         pointed = path / (path / "latest").read_text().split()[0]
         assert confirmed <= verify_checkpoint(pointed).step <= newest[1].step
-    assert newest_before > 50, "the children hardly came to publish"
     assert halves >= 3, "the kills hardly came in the middle of writing"
     maker.publish(folder, newest_before + 1)
     assert step_numbers(folder) == [newest_before, newest_before + 1]
