@@ -110,7 +110,7 @@ def test_experiments_in_the_queue_do_so_too_and_one_that_fails_leaves_its_log(cl
     clone.run("dvc", "exp", "run", "--queue", "-n", "smaller", "-S", "finetuning.batch_size=8")
     clone.run("dvc", "exp", "run", "--queue", "-n", "astray", "-S", "finetuning.model=models:/nobody@phase2")
     clone.run("dvc", "queue", "start", "-j", "1")
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 500
     while "Queued" in (status := clone.run("dvc", "queue", "status").stdout) or "Running" in status:
         assert time.monotonic() < deadline, status
         time.sleep(2)
