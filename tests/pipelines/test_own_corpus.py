@@ -117,7 +117,7 @@ def test_an_alias_of_another_recipe_s_version_moves_with_force_alone(
     project.change({"registry": {"name": "azneobert-sample"}})
     done = project.run("python", "pipelines/register.py", check=False)
     assert done.returncode == 1
-    assert "models:/azneobert-sample@phase1 is models:/azneobert-sample/1 of recipe sample" in done.stderr
+    assert "models:/azneobert-sample@phase1: is models:/azneobert-sample/1 of recipe sample" in done.stderr
     assert "--force" in done.stderr
     project.run("python", "pipelines/register.py", "--force")
     assert "models:/azneobert-sample/3" in project.run("azneobert", "registry", "list").stdout

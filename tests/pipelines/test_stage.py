@@ -88,6 +88,6 @@ def test_a_collection_that_the_recipe_does_not_have_is_refused_with_those_that_i
     with pytest.raises(SystemExit) as refusal:
         run_with("books")
     assert str(refusal.value).startswith(
-        "error: collection 'books' is not in recipe sample; expected one of wikipedia, "
+        "error: collection: 'books' is not in recipe sample; expected one of wikipedia, "
     )
     assert "\n" not in str(refusal.value)
