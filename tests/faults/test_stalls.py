@@ -269,7 +269,7 @@ def test_a_worker_that_is_killed_is_one_line(
     _, said = launcher.communicate(timeout=BOUND)
     assert "Traceback" not in said
     lines = [line for line in said.splitlines() if line.startswith("error: ")]
-    # One that dies with half a batch in its pipe leaves torch waiting for the other half: the watchdog ends the run then.
+    # With half a batch in its pipe torch waits for the other half, and it is the watchdog that ends the run.
     expected = "a worker of the data loader has ended (" if launcher.returncode == 1 else "no step"
     assert launcher.returncode in (1, 75)
     assert any(expected in line for line in lines), lines
