@@ -1,17 +1,23 @@
 """Flash attention over packed windows by the name of its kernel: fa4, fa3 and fa2, with forward and backward apart.
 
 fa4 and fa3 are Dao-AILab's packages (the CuTe DSL `flash_attn.cute`, and `flash_attn_interface` built from that
-repository's `hopper/`), fa2 is what torch ships. Each library is imported when its kernel is first used.
+repository's `hopper/`), fa2 is what torch ships. xformers' wheels of 0.0.33 and 0.0.34 carry a built fa3 too, made on
+torch's stable ABI and for CUDA 12. Each library is loaded when its kernel is first used.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import importlib
 import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+_FA3 = "flash_attn_interface"
 
 
 class FlashKernel(NamedTuple):
@@ -27,11 +33,22 @@ class FlashKernel(NamedTuple):
 
 def installed(name: str) -> bool:
     """Whether the library of this kernel can be imported."""
-    module = {"fa4": "flash_attn.cute", "fa3": "flash_attn_interface", "fa2": "torch"}[name]
+    module = {"fa4": "flash_attn.cute", "fa3": _FA3, "fa2": "torch"}[name]
+    return _is_there(module) or (name == "fa3" and _xformers_fa3() is not None)
+
+
+def _is_there(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # of the package that the module is in
         return False
+
+
+def _xformers_fa3() -> Path | None:
+    """The library in an installed xformers, which is not imported for it."""
+    spec = importlib.util.find_spec("xformers")
+    found = [Path(folder) / "flash_attn_3" / "_C.so" for folder in (spec and spec.submodule_search_locations) or ()]
+    return next((library for library in found if library.is_file()), None)
 
 
 @functools.cache
@@ -158,41 +175,43 @@ def _fa4() -> FlashKernel:
     return FlashKernel(forward, backward)
 
 
+def _load_fa3() -> Any:
+    """The operators `flash_attn_3::fwd` and `::bwd`, which either library registers as it is loaded."""
+    library = None if _is_there(_FA3) else _xformers_fa3()
+    if library is None:
+        importlib.import_module(_FA3)
+        return torch.ops.flash_attn_3
+    # Built for CUDA 12: beside a torch for CUDA 13 its runtime is another one, of the package nvidia-cuda-runtime-cu12.
+    if _is_there("nvidia.cuda_runtime"):
+        spec = importlib.util.find_spec("nvidia.cuda_runtime")
+        for folder in (spec and spec.submodule_search_locations) or ():
+            for runtime in Path(folder).glob("lib/libcudart.so.12"):
+                ctypes.CDLL(str(runtime), mode=ctypes.RTLD_GLOBAL)
+    torch.ops.load_library(str(library))
+    return torch.ops.flash_attn_3
+
+
 def _fa3() -> FlashKernel:
-    from flash_attn_interface import _flash_attn_backward, _flash_attn_forward
+    library = _load_fa3()
+
+    def windows(q: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int) -> dict[str, Any]:
+        return {
+            "cu_seqlens_q": cu_seqlens,
+            "cu_seqlens_k": cu_seqlens,
+            "max_seqlen_q": max_seqlen,
+            "max_seqlen_k": max_seqlen,
+            "softmax_scale": q.shape[-1] ** -0.5,
+        }
 
     def forward(q, k, v, cu_seqlens, max_seqlen):  # type: ignore[no-untyped-def]
-        out, lse, *_ = _flash_attn_forward(
-            q,
-            k,
-            v,
-            cu_seqlens_q=cu_seqlens,
-            cu_seqlens_k=cu_seqlens,
-            max_seqlen_q=max_seqlen,
-            max_seqlen_k=max_seqlen,
-            softmax_scale=q.shape[-1] ** -0.5,
-        )
+        # Splits are for decoding; left to itself the kernel asks how many.
+        out, lse, *_ = library.fwd(q, k, v, num_splits=1, **windows(q, cu_seqlens, max_seqlen))
         return out, lse
 
     def backward(dout, q, k, v, out, lse, cu_seqlens, max_seqlen, into):  # type: ignore[no-untyped-def]
         dq, dk, dv = into
-        _flash_attn_backward(
-            dout,
-            q,
-            k,
-            v,
-            out,
-            lse,
-            cu_seqlens_q=cu_seqlens,
-            cu_seqlens_k=cu_seqlens,
-            max_seqlen_q=max_seqlen,
-            max_seqlen_k=max_seqlen,
-            dq=dq,
-            dk=dk,
-            dv=dv,
-            softmax_scale=q.shape[-1] ** -0.5,
-            deterministic=_deterministic(),
-        )
+        where = windows(q, cu_seqlens, max_seqlen)
+        library.bwd(dout, q, k, v, out, lse, dq=dq, dk=dk, dv=dv, deterministic=_deterministic(), **where)
 
     return FlashKernel(forward, backward)
 

@@ -12,7 +12,11 @@ from azneobert.kernels.flash import flash_attention_op, installed
 
 FLASH = ("fa4", "fa3", "fa2")  # the fastest first
 _GENERATIONS = {"fa4": (9, 10, 11), "fa3": (9,), "fa2": (8, 9, 10, 11, 12)}  # major compute capabilities
-_PACKAGES = {"fa4": "flash-attn-4", "fa3": "hopper/ of the flash-attention repository", "fa2": "torch"}
+_PACKAGES = {
+    "fa4": "flash-attn-4",
+    "fa3": "xformers==0.0.34 without its needs, or hopper/ of the flash-attention repository",
+    "fa2": "torch",
+}
 
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
 

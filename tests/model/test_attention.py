@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -169,3 +170,17 @@ def test_torch_brings_fa2_and_a_package_that_is_absent_is_not_installed(monkeypa
     monkeypatch.setattr(sys, "meta_path", [])  # nothing else can be found
     assert not installed("fa4")
     assert not installed("fa3")
+
+
+def test_the_fa3_in_xformers_wheels_is_found_without_importing_xformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "xformers"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    assert not installed("fa3")  # newer wheels are without it
+    library = package / "flash_attn_3" / "_C.so"
+    library.parent.mkdir()
+    library.write_bytes(b"")
+    assert installed("fa3")
