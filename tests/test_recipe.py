@@ -51,7 +51,7 @@ def h200():
     return load_recipe(RECIPES / "h200.yaml")
 
 
-@pytest.mark.parametrize("name", ["sample", "h200", "legal"])
+@pytest.mark.parametrize("name", ["sample", "h200", "legal", "legal-28x768"])
 def test_every_recipe_loads(name):
     assert load_recipe(RECIPES / f"{name}.yaml").name == name
 
@@ -60,7 +60,7 @@ def test_a_fresh_clone_runs_the_sample():
     assert load_recipe(RECIPES.parent / "params.yaml") == load_recipe(RECIPES / "sample.yaml")
 
 
-@pytest.mark.parametrize("name", ["sample", "h200", "legal", "template"])
+@pytest.mark.parametrize("name", ["sample", "h200", "legal", "legal-28x768", "template"])
 def test_a_recipe_is_written_as_dvc_writes_it_back(name, tmp_path):
     file = tmp_path / "params.yaml"
     file.write_bytes((RECIPES / f"{name}.yaml").read_bytes())
