@@ -38,7 +38,7 @@ def test_a_recipe_is_found_by_its_name_or_by_its_path() -> None:
 
 @pytest.mark.parametrize("name", ["h300", "template", "recipes/template.yaml", "../x.yaml", "", "recipes", "kept"])
 def test_a_recipe_that_is_not_there_is_refused_with_those_that_are(name: str) -> None:
-    with refused(RecipeError, "recipes/: no recipe ", "found h200, legal, legal-28x768, sample"):
+    with refused(RecipeError, "recipes/: no recipe ", "found h200, legal-28x768, legal, sample"):
         find_recipe(name)
 
 
