@@ -85,10 +85,11 @@ def bench_masked(inputs: Inputs, models: Iterable[str], most_tokens: int) -> Ite
 def places_of(stream: Stream, rows: int, mask: int) -> Places:
     """The masked tokens of the first rows of a validation stream, with neighbours that are not masked."""
     batch = stream.batch(0, rows)
-    ids, at = batch.input_ids.numpy(), batch.masked_indices.numpy()
+    ids, repeated = batch.input_ids.numpy(), batch.masked_indices.numpy()
+    at, first = np.unique(repeated, return_index=True)  # a row with padding repeats its masks
     # A window is framed: its first and last token, which are never masked, are in the same row.
     left, right = (np.where(side == mask, HIDDEN, side) for side in (ids[at - 1], ids[at + 1]))
-    return Places(left, batch.targets.numpy(), right)
+    return Places(left, batch.targets.numpy()[first], right)
 
 
 def unigram_scores(counts: np.ndarray, places: dict[str, Places]) -> Scores:

@@ -77,7 +77,7 @@ class PackedBatch:
 
 
 class Stream:
-    """Batches of one row plan. `shuffle=False` gives the fixed order of a validation stream."""
+    """Batches of one row plan. `shuffle=False` gives a validation stream: in fixed order, masked by a row's tokens."""
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ class Stream:
         ramp = np.arange(length, dtype=np.int32)
         starts: list[int] = []
         unmaskable: list[int] = []
-        eligible = np.zeros(len(rows), dtype=np.int64)
+        filled, eligible = np.zeros((2, len(rows)), dtype=np.int64)
         for i, row in enumerate(rows.tolist()):
             at, row_end = i * length, (i + 1) * length
             low, high = self._row_offsets.read(row, 2).tolist()
@@ -175,13 +175,14 @@ class Stream:
                 unmaskable += (at, end - 1)
                 eligible[i] += size
                 at = end
+            filled[i] = at - i * length
             if at < row_end:
                 starts.append(at)
                 unmaskable += range(at, row_end)
                 positions[at:row_end] = ramp[: row_end - at]
         if ids.view(np.uint32).max() >= self._vocab_size:  # negative ones too
             self._refuse_outside(rows, ids)
-        return _Rows(ids, positions, starts, unmaskable, eligible)
+        return _Rows(ids, positions, starts, unmaskable, filled, eligible)
 
     def _damaged(self, row: int, found: str) -> DataError:
         place = (self._row_offsets.path or self._store.path or Path("plan")).parent
@@ -206,23 +207,33 @@ class Stream:
         )
 
     def _masked_positions(self, samples: np.ndarray, rows: _Rows) -> np.ndarray:
-        """`masks_per_row` positions in each row, ascending, (rows, K) int64: those with the smallest random numbers."""
-        # The example at `mask_keys` has a row of enough tokens. Of a row of 6 with 3 eligible tokens, at positions 3, 4
-        # and 5 with the numbers 5, 4 and 6, two masks would leave one token to guess them by: half of 3, which is 1,
-        # is masked, and stands there twice. The answer is 4 and 4.
-        numbers = random_uint32(_key(self.seed, _MASKS), samples, self.plan.meta.sequence_length)
-        return smallest_positions(mask_keys(numbers, rows.unmaskable), rows.eligible, self.masks_per_row)
+        """`masks_per_row` positions in each row, ascending, (rows, K) int64: those with the smallest random numbers.
+
+        At least half of a row's tokens stay visible. Of a validation row with padding only as large a share is masked
+        as of a full one, or a collection of a row and a bit would seem harder than it is. Masks are repeated up to K.
+        """
+        # The example at `mask_keys` has a full row. Of a validation row of 6 whose last 2 are padding, [CLS] a b [SEP],
+        # three masks become 3 x 4 / 6 = 2, which would leave nothing to guess by: one of the two tokens, say b, is
+        # masked and stands there three times. The answer is 2, 2 and 2.
+        length = self.plan.meta.sequence_length
+        numbers = random_uint32(_key(self.seed, _MASKS), samples, length)
+        distinct = np.minimum(self.masks_per_row, rows.eligible // 2)
+        if not self.shuffle:  # a training row has the masks that it has always had: it is full, or the last of its plan
+            distinct = np.minimum(distinct, (2 * self.masks_per_row * rows.filled + length) // (2 * length))
+        distinct = np.maximum(1, distinct)
+        return smallest_positions(mask_keys(numbers, rows.unmaskable), distinct, self.masks_per_row)
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows laid end to end: ids and positions int32 (T,), where windows start, which positions are never masked, and
-    how many tokens of each row may be."""
+    """Rows laid end to end: ids and positions int32 (T,), where windows start, which positions are never masked, how
+    many positions of each row are no padding, and how many of those may be masked."""
 
     ids: np.ndarray
     positions: np.ndarray
     starts: list[int]
     unmaskable: list[int]
+    filled: np.ndarray
     eligible: np.ndarray
 
 
@@ -416,14 +427,14 @@ def mask_keys(numbers: np.ndarray, unmaskable: Sequence[int]) -> np.ndarray:
     return keys
 
 
-def smallest_positions(keys: np.ndarray, eligible: np.ndarray, count: int) -> np.ndarray:
-    """The positions of the `count` smallest keys of each row, ascending, (rows, count) int64.
+def smallest_positions(keys: np.ndarray, distinct: np.ndarray, count: int) -> np.ndarray:
+    """The positions of the smallest keys of each row, as many as `distinct` says, ascending, (rows, count) int64.
 
-    A row of fewer than twice `count` eligible tokens keeps half of them visible and repeats its masks up to the count.
+    Where they are fewer than `count`, they are repeated in turn.
     """
     chosen = np.partition(keys, count - 1, axis=1)[:, :count]
-    for row in np.flatnonzero(eligible < 2 * count):
-        chosen[row] = np.resize(np.sort(keys[row])[: max(1, eligible[row] // 2)], count)
+    for row in np.flatnonzero(distinct < count):
+        chosen[row] = np.resize(np.sort(chosen[row])[: distinct[row]], count)
     return np.sort((chosen & _POSITIONS).astype(np.int64), axis=1)
 
 

@@ -22,26 +22,24 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics `eval/loss` (nats a masked token) and `eval/accuracy`, over at most `max_rows` rows of each collection.
 
-    Both also by collection, as `eval/loss/news`, where every row counts the same: each has the same number of masks.
-    And both by length, as `eval/loss_by_length/1024-2047`, over the masked tokens of all collections that have so many
-    tokens before them in their own document, [CLS] included. A row holds several documents, and neither attention nor
-    positions reach from one into another, so it is not the place in the row. A document longer than a row is cut into
-    windows, and each counts as a document, since that is all that the model sees. A length without a token is left out.
+    Every masked token counts once. Both also by collection, as `eval/loss/news`, and by length, as
+    `eval/loss_by_length/1024-2047`, over the masked tokens of all collections that have so many tokens before them in
+    their own document, [CLS] included. A row holds several documents, and neither attention nor positions reach from
+    one into another, so it is not the place in the row. A document longer than a row is cut into windows, and each
+    counts as a document, since that is all that the model sees. A length without a token is left out.
 
     Ranks take rows in turn; every rank gets the result.
     """
-    by_collection = torch.zeros(len(streams), 3, dtype=torch.float64)
+    by_collection = torch.zeros(len(streams), 3, dtype=torch.float64, device=world.device)
     by_length = torch.zeros(len(LENGTHS), 3, dtype=torch.float64, device=world.device)
     for number, stream in enumerate(streams.values()):
         rows = min(len(stream), max_rows)
         for start in range(world.rank * micro_batch, rows, world.size * micro_batch):
             # The last batch keeps the fixed shape; its surplus rows are read and left out.
-            losses, hits, positions = _token_scores(model, stream, start, micro_batch, world.device)
-            inside = min(micro_batch, rows - start)
-            row_losses, row_accuracies = (scores.mean(1).double().cpu()[:inside] for scores in (losses, hits))
-            by_collection[number] += torch.tensor([row_losses.sum(), row_accuracies.sum(), inside])
-            by_length += _sums_by_length(losses[:inside], hits[:inside], positions[:inside])
-    sums = torch.cat([by_collection.to(world.device), by_length])
+            scores, positions = _token_scores(model, stream, start, micro_batch, min(micro_batch, rows - start), world)
+            by_collection[number] += scores.sum(0)
+            by_length += _sums_by_length(scores, positions)
+    sums = torch.cat([by_collection, by_length])
     if world.size > 1:
         dist.all_reduce(sums)
     return _as_metrics(list(streams), sums.cpu())
@@ -57,23 +55,28 @@ def masked_perplexity(loss: float) -> float:
 
 
 def _token_scores(
-    model: MaskedLM, stream: Stream, start: int, rows: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of each masked token, (rows, masks of a row): its loss, whether it was found, its position in its document."""
-    batch = stream.packed_batch(start, rows).to(device)
+    model: MaskedLM, stream: Stream, start: int, micro_batch: int, rows: int, world: World
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the masks of the first `rows` rows, (masks, 3) in fp64: its loss, whether it was found, 1; and its position.
+
+    A row with padding repeats its masks: the second of a kind has a row of zeros, so that sums have each token once.
+    """
+    batch = stream.packed_batch(start, micro_batch).to(world.device)
     logits_MV = logits_of(model, batch)
     losses = F.cross_entropy(logits_MV, batch.targets, reduction="none")
-    hits = (logits_MV.argmax(-1) == batch.targets).float()
-    positions = batch.position_ids[batch.masked_indices]
-    return losses.view(rows, -1), hits.view(rows, -1), positions.view(rows, -1)
+    hits = logits_MV.argmax(-1) == batch.targets
+    places = batch.masked_indices.long()
+    new = torch.ones_like(hits)
+    new[1:] = places[1:] != places[:-1]
+    scores = torch.stack([losses.double(), hits.double(), torch.ones_like(losses).double()], dim=-1) * new[:, None]
+    inside = rows * stream.masks_per_row
+    return scores[:inside], batch.position_ids[places][:inside]
 
 
-def _sums_by_length(losses: torch.Tensor, hits: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+def _sums_by_length(scores: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Loss, hits and number of the tokens of each length: (lengths, 3), in fp64."""
     beginnings = torch.tensor(_LATER_BEGINNINGS, device=positions.device)
-    lengths = torch.bucketize(positions.flatten(), beginnings, right=True)
-    scores = torch.stack([losses, hits, torch.ones_like(losses)], dim=-1).double().flatten(0, 1)
-    return scores.new_zeros(len(LENGTHS), 3).index_add_(0, lengths, scores)
+    return scores.new_zeros(len(LENGTHS), 3).index_add_(0, torch.bucketize(positions, beginnings, right=True), scores)
 
 
 def _as_metrics(collections: list[str], sums: torch.Tensor) -> dict[str, float]:
