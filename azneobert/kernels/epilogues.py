@@ -34,6 +34,15 @@ def _gated_backward(acc, c, rstd):  # type: ignore[no-untyped-def]
     return {"D": pack(dgate * rstd, dup * rstd), "root": dgate * gate + dup * up}
 
 
+# A token x = [1, 7] has a mean square of 25, so rstd is 0.2 (without eps). With W = [[3, 1]], the raw product W x is 10
+# and the normed one 0.2 * 10 = 2. Say that the gradient of the normed one is 5, and that the residual brings [10, 20].
+# The gradient of x has three parts:
+#
+#     through W x     dproduct is 5 * 0.2 = 1; acc is 1 * W                                         [ 3.0,  1.0]
+#     through rstd    dL/d(rstd) is 5 * 10 = 50; correction is -0.2^3 * 50 / 2 = -0.2; times x      [-0.2, -1.4]
+#     beside both     c                                                                             [10.0, 20.0]
+#
+# Together [12.8, 19.6]. Without c it is [2.8, -0.4], whose product with x is 0: a longer x has the same normed product.
 @gemm_epilogue(ops={"x": TileLoad("x"), "correction": ColVecLoad("correction")})
 def _norm_backward(acc, c, x, correction):  # type: ignore[no-untyped-def]
     return {"D": acc + c + x * correction}

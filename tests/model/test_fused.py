@@ -211,6 +211,20 @@ def test_flash_attention_s_gradient_is_that_of_the_reference(monkeypatch: pytest
     torch.testing.assert_close(gradients, expected_gradients)
 
 
+def test_the_worked_example_beside_the_gradient_of_the_norm_is_right() -> None:
+    x, weight = torch.tensor([[1.0, 7.0]]).double().requires_grad_(), torch.tensor([[3.0, 1.0]]).double()
+    beside, dnormed = torch.tensor([[10.0, 20.0]]).double(), 5.0
+    rstd = x.square().mean(1).rsqrt()
+    product = x @ weight.T
+    (exact,) = torch.autograd.grad(dnormed * (rstd[:, None] * product).sum() + (beside * x).sum(), x)
+    assert exact.tolist() == [pytest.approx([12.8, 19.6])]
+    correction = plain_kernels.norm_correction(dnormed * product.detach(), rstd.detach(), 2)
+    assert correction.tolist() == [pytest.approx(-0.2)]
+    found = plain_kernels.norm_backward(dnormed * rstd.detach()[:, None], weight, beside, x.detach(), correction)
+    assert found.tolist() == [pytest.approx([12.8, 19.6])]
+    assert ((found - beside) @ x.T).item() == pytest.approx(0.0, abs=1e-12)
+
+
 # The order of rows
 
 
