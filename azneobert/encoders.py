@@ -33,6 +33,11 @@ class Encoder:
     sha256: str
 
 
+def is_registered(name: str) -> bool:
+    """Whether a name is that of a registered version."""
+    return name.startswith(_REGISTERED)
+
+
 @contextmanager
 def open_encoder(name: str, tracking: Tracking | None, expect: Expect = in_silence) -> Iterator[Encoder]:
     """The encoder while this lasts: a `models:/` URI is pulled, a folder is used as it is, another name is the hub's.
@@ -42,7 +47,7 @@ def open_encoder(name: str, tracking: Tracking | None, expect: Expect = in_silen
         AzNeoBertError: there is no such model, or transformers cannot read it.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        if name.startswith(_REGISTERED):
+        if is_registered(name):
             assert tracking is not None, "a registry is in an MLflow store"
             name = find_version(name, tracking).uri
             folder = pull(name, Path(scratch) / "model", tracking, expect)
@@ -61,7 +66,7 @@ def check_encoder(name: str, tracking: Tracking) -> None:
         RegistryError: the registry does not have the version, or does not answer.
         AzNeoBertError: there is no such model, or transformers cannot read it.
     """
-    if name.startswith(_REGISTERED):
+    if is_registered(name):
         find_version(name, tracking)
     else:
         with open_encoder(name, tracking) as encoder:

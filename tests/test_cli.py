@@ -269,6 +269,15 @@ def test_fill_mask_shows_candidates_for_each_mask(invoke: Callable[..., str]) ->
     assert shown.count("%") == 6
 
 
+def test_fill_mask_takes_a_folder_too(invoke: Callable[..., str], tmp_path: Path) -> None:
+    folder = tmp_path / "encoder"
+    invoke("registry", "pull", "models:/toybert@phase2", folder)
+    shown = invoke("fill-mask", "bakı [MASK] gözəl", "--model", folder)
+    registered = invoke("fill-mask", "bakı [MASK] gözəl")
+    assert shown.count("%") == 5
+    assert shown.splitlines()[-7:] == registered.splitlines()[-7:]
+
+
 def test_fill_mask_refuses_a_text_without_a_mask(project: Project) -> None:
     line = project.refuses("fill-mask", "bakı gözəl şəhər")
     assert "no [MASK] in 'bakı gözəl şəhər'" in line

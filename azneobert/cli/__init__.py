@@ -67,19 +67,22 @@ def main() -> None:
 @app.command(name="fill-mask")
 def fill_mask(
     text: Annotated[str, typer.Argument(help="A sentence with one or more [MASK].")],
-    model: Annotated[str | None, typer.Option(help="A registry URI; default: phase 2 of the recipe's model.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="models:/NAME@ALIAS, a folder, or a hub name; default: phase 2 of the recipe's model."),
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="How many candidates for each mask.")] = 5,
 ) -> None:
-    """What a registered model puts in the place of [MASK]."""
+    """What a model puts in the place of [MASK]."""
+    from azneobert.encoders import is_registered, open_encoder
     from azneobert.filling import fill_masks
-    from azneobert.registry.pull import pull
 
     loaded = load_recipe()
-    restore_if_fresh(loaded)
     uri = model or f"models:/{loaded.registry.name}@phase2"
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = pull(uri, Path(scratch) / "model", loaded.tracking)
-        candidates = fill_masks(folder, text, top)
+    if is_registered(uri):
+        restore_if_fresh(loaded)
+    with open_encoder(uri, loaded.tracking) as encoder:
+        candidates = fill_masks(encoder.folder, text, top)
     for number, row in enumerate(candidates, start=1):
         table = Table("token", "probability", title=f"[MASK] {number} of {len(candidates)}, {uri}")
         for token, probability in row:
