@@ -69,7 +69,7 @@ class ShownGroup:
 
 
 @dataclass(frozen=True)
-class Layout:
+class ShownCheckpoint:
     """What the picture shows of the checkpoint with this name."""
 
     name: str
@@ -82,8 +82,8 @@ def draw_checkpoint(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = write_tiny_checkpoint(Path(scratch))
-        layout = layout_of(checkpoint)
-    save_picture(_draw(layout), folder / PICTURE, **{HASH: hash_of(layout)})
+        shown = read_shown(checkpoint)
+    save_picture(_draw(shown), folder / PICTURE, **{HASH: hash_of(shown)})
     return folder / PICTURE
 
 
@@ -118,7 +118,7 @@ def _after_one_step() -> TrainState:
     return TrainState(weights, exp_avg, exp_avg_sq, 1, described_groups(optimizer), tied_parameters(model))
 
 
-def layout_of(checkpoint: Path) -> Layout:
+def read_shown(checkpoint: Path) -> ShownCheckpoint:
     """What the files of a checkpoint say of it."""
     names = [MANIFEST, *(f"{kind}.safetensors" for kind in KINDS), STATE, "tokenizer.json"]
     state = open_checkpoint(checkpoint)
@@ -132,7 +132,7 @@ def layout_of(checkpoint: Path) -> Layout:
         )
         for name in names
     ]
-    return Layout(checkpoint.name, files, [_group(group, state) for group in state.groups])
+    return ShownCheckpoint(checkpoint.name, files, [_group(group, state) for group in state.groups])
 
 
 def _held(checkpoint: Path, name: str) -> str:
@@ -156,27 +156,27 @@ def _group(group: dict[str, Any], state: TrainState) -> ShownGroup:
     return ShownGroup(group["weight_decay"], flat.shapes, flat.partition, pieces)
 
 
-def _draw(layout: Layout) -> Any:
+def _draw(shown: ShownCheckpoint) -> Any:
     plt = pyplot()
     figure, axes = plt.subplots(3, 1, figsize=(10, 7.2), dpi=_DPI, height_ratios=[1.25, 1, 1])
-    _draw_files(axes[0], layout)
+    _draw_files(axes[0], shown)
     colours = iter(plt.get_cmap("Set3").colors)
-    for below, group in zip(axes[1:], layout.groups, strict=True):
+    for below, group in zip(axes[1:], shown.groups, strict=True):
         _draw_group(below, group, colours)
     return figure
 
 
-def _draw_files(axes: Any, layout: Layout) -> None:
+def _draw_files(axes: Any, shown: ShownCheckpoint) -> None:
     columns = ((-0.11, "left"), (0.23, "right"), (0.41, "right"), (0.44, "left"))
     rows = [("file", "bytes here", "published model", "what it holds")]
-    for file in layout.files:
+    for file in shown.files:
         large = "" if file.published is None else f"{file.published / 1e9:.2f} GB"
         rows.append((file.name, f"{file.size:,}", large, file.holds))
     for number, row in enumerate(rows):
         for (place, side), text in zip(columns, row, strict=True):
             axes.text(place, number, text, ha=side, va="center", fontsize=9, weight="normal" if number else "bold")
     bare(axes, 1, len(rows), "")
-    axes.text(-0.11, -1, f"{layout.name}/ of a model with one layer of hidden size 2", va="center", fontsize=10)
+    axes.text(-0.11, -1, f"{shown.name}/ of a model with one layer of hidden size 2", va="center", fontsize=10)
 
 
 def _draw_group(axes: Any, group: ShownGroup, colours: Any) -> None:

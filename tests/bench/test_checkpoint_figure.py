@@ -11,10 +11,10 @@ from PIL import Image
 from azneobert.bench.checkpoint_figure import (
     PICTURE,
     WORLD,
-    Layout,
+    ShownCheckpoint,
     _draw,
     draw_checkpoint,
-    layout_of,
+    read_shown,
     write_tiny_checkpoint,
 )
 from azneobert.checkpoint.flat import FlatGroup, cut
@@ -35,23 +35,23 @@ def state(checkpoint: Path) -> TrainState:
 
 
 @pytest.fixture(scope="module")
-def layout(checkpoint: Path) -> Layout:
-    return layout_of(checkpoint)
+def shown(checkpoint: Path) -> ShownCheckpoint:
+    return read_shown(checkpoint)
 
 
-def test_every_file_of_the_folder_is_shown_with_its_size(checkpoint: Path, layout: Layout) -> None:
-    assert {file.name: file.size for file in layout.files} == {
+def test_every_file_of_the_folder_is_shown_with_its_size(checkpoint: Path, shown: ShownCheckpoint) -> None:
+    assert {file.name: file.size for file in shown.files} == {
         file.name: file.stat().st_size for file in checkpoint.iterdir()
     }
 
 
 def test_the_pieces_are_what_each_rank_holds_and_every_number_is_in_one_of_them(
-    state: TrainState, layout: Layout
+    state: TrainState, shown: ShownCheckpoint
 ) -> None:
     for kind in KINDS:
         tensors = getattr(state, kind)
         taken = {name: torch.zeros(tensor.numel()) for name, tensor in tensors.items()}
-        for group in layout.groups:
+        for group in shown.groups:
             partitions = [cut(FlatGroup(group.shapes, WORLD), tensors, rank) for rank in range(WORLD)]
             assert {len(partition) for partition in partitions} == {group.partition}
             for piece in group.pieces:
@@ -63,16 +63,16 @@ def test_the_pieces_are_what_each_rank_holds_and_every_number_is_in_one_of_them(
         assert all((times == 1).all() for times in taken.values())
 
 
-def test_one_parameter_lies_on_both_ranks_and_each_group_ends_in_padding(layout: Layout) -> None:
-    ranks = {(piece.name, piece.rank) for group in layout.groups for piece in group.pieces}
+def test_one_parameter_lies_on_both_ranks_and_each_group_ends_in_padding(shown: ShownCheckpoint) -> None:
+    ranks = {(piece.name, piece.rank) for group in shown.groups for piece in group.pieces}
     names = [name for name, _ in ranks]
     assert {name for name in names if names.count(name) == 2} == {"encoder.blocks.0.gate_up.weight"}
-    for group in layout.groups:
+    for group in shown.groups:
         assert sum(piece.size for piece in group.pieces) < WORLD * group.partition
 
 
-def test_no_text_leaves_the_picture(layout: Layout) -> None:
-    figure = _draw(layout)
+def test_no_text_leaves_the_picture(shown: ShownCheckpoint) -> None:
+    figure = _draw(shown)
     figure.tight_layout()
     renderer = figure.canvas.get_renderer()
     texts = [text for axes in figure.axes for text in (*axes.texts, *axes.get_yticklabels())]
@@ -84,9 +84,9 @@ def test_no_text_leaves_the_picture(layout: Layout) -> None:
     pyplot().close(figure)
 
 
-def test_the_committed_picture_shows_what_the_code_does_today(layout: Layout, tmp_path: Path) -> None:
+def test_the_committed_picture_shows_what_the_code_does_today(shown: ShownCheckpoint, tmp_path: Path) -> None:
     drawn = draw_checkpoint(tmp_path / "drawn")
     assert drawn.name == PICTURE
     for file in (drawn, FIGURES / PICTURE):
         with Image.open(file) as picture:
-            assert picture.text[HASH] == hash_of(layout), f"{file}: use `azneobert bench figures`"
+            assert picture.text[HASH] == hash_of(shown), f"{file}: use `azneobert bench figures`"
