@@ -85,7 +85,7 @@ def _draw_packing(stream: Stream) -> Any:
     for document, length in enumerate(_LENGTHS):
         _block(above, place, 0, length, colours[document], f"{length}")
         place += length + 2
-    _bare(above, place, 1, f"{len(_LENGTHS)} documents, with their tokens")
+    bare(above, place, 1, f"{len(_LENGTHS)} documents, with their tokens")
     for number, row in enumerate(rows):
         for window in row:
             _block(below, window.first, number, window.length, colours[window.document], f"{window.length - 2}+2")
@@ -93,7 +93,7 @@ def _draw_packing(stream: Stream) -> Any:
         if left:
             below.barh(number, left, left=_ROW - left, height=0.8, color="white", edgecolor="gray", hatch="////")
     title = f"{len(rows)} rows of {_ROW}: each window has two tokens more, [CLS] and [SEP]; hatched is padding"
-    _bare(below, _ROW, len(rows), title)
+    bare(below, _ROW, len(rows), title)
     below.set_yticks(range(len(rows)), [f"row {number}" for number in range(len(rows))])
     return figure
 
@@ -114,9 +114,7 @@ def _draw_samples(stream: Stream) -> Any:
             va="center",
         )
     axes.axhline(len(stream) - 0.5, color="black", linewidth=0.8)
-    _bare(
-        axes, _ROW, count, f"Each sample is a row and its masked positions (orange), {stream.masks_per_row} of {_ROW}"
-    )
+    bare(axes, _ROW, count, f"Each sample is a row and its masked positions (orange), {stream.masks_per_row} of {_ROW}")
     axes.set_yticks([])
     return figure
 
@@ -127,7 +125,8 @@ def _block(axes: Any, left: float, number: float, width: float, colour: Any, tex
         axes.text(left + width / 2, number, text, ha="center", va="center", fontsize=8)
 
 
-def _bare(axes: Any, width: float, rows: int, title: str) -> None:
+def bare(axes: Any, width: float, rows: int, title: str) -> None:
+    """Give axes a title and room for so many rows of this width, and take their frame and ticks away."""
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_xlim(0, width)
     axes.set_ylim(rows - 0.5, -0.5)

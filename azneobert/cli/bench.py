@@ -136,11 +136,12 @@ def figures(
     results: Annotated[Path, typer.Option(help="The page whose tables are drawn.")] = Path("docs/results/train.md"),
     output: Annotated[Path, typer.Option(help="The folder of the pictures.")] = Path("docs/figures"),
 ) -> None:
-    """Draw the speed that a page of results has, without a GPU; and how rows are packed, and what a sample is."""
+    """Draw the speed that a page of results has, without a GPU; and what rows, samples and checkpoints are."""
+    from azneobert.bench.checkpoint_figure import draw_checkpoint
     from azneobert.bench.explanations import draw_explanations
     from azneobert.bench.speed_figures import draw_speed
 
-    for file in (*draw_speed(results, output), *draw_explanations(output)):
+    for file in (*draw_speed(results, output), *draw_explanations(output), draw_checkpoint(output)):
         console.print(str(file))
 
 

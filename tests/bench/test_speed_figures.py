@@ -125,7 +125,7 @@ def test_the_command_draws_equal_files_from_equal_tables(tmp_path: Path) -> None
         )
         assert done.exit_code == 0, done.output
     names = {file.name for file in (tmp_path / "one").iterdir()}
-    assert names == {*PICTURES, "packing.png", "samples.png"}
+    assert names == {*PICTURES, "packing.png", "samples.png", "checkpoint.png"}
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     assert pyplot.get_fignums() == []
