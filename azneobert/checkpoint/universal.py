@@ -126,7 +126,7 @@ def copy_without_moments(source: Path, target: Path) -> Manifest:
 
 
 def open_checkpoint(folder: Path, *, moments: bool = True) -> TrainState:
-    """The state of a checkpoint that was verified, its tensors mapped into memory when they are asked for.
+    """The state of a checkpoint, its tensors mapped into memory when asked for; `verify_checkpoint` reads their bytes.
 
     Raises:
         CheckpointError: a file cannot be read, or there are no moments where they are asked for.

@@ -1,8 +1,8 @@
 """The data stream: a pure function from (seed, sample index) to a row, its masked positions and its targets.
 
-There is no state. Sample i belongs to epoch i // rows; the order within an epoch is a keyed permutation evaluated for
-each index by itself; the masks come from a counter-based generator keyed by (seed, i). Rank, worker and micro-batch are
-arithmetic on i, so they cannot change what a step trains on.
+There is no state. Sample i belongs to epoch i // rows (in a mixture i is the sample's number in its pool); the order
+within an epoch is a keyed permutation evaluated for each index by itself; the masks come from a counter-based generator
+keyed by (seed, i). Rank, worker and micro-batch are arithmetic on i, so they cannot change what a step trains on.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Batch:
     cu_seqlens (windows + 1, or a few more): int32; where windows begin, the padding of each row as a window of its own;
         the last entry repeats up to a multiple of 16, unless each row is one window: an attention kernel that knows no
         windows is faster, and is told by this length. Not up to a bound that every batch keeps: an empty window costs
-        an attention kernel nearly as much as a short one
+        an attention kernel nearly as much as a short one. Two rows of 8 with windows of 5, 3 and 8 have 0, 5, 8, 16 and
+        twelve times 16 more; with windows of 8 and 8 they have 0, 8, 16
     max_seqlen: the sequence length, which no window exceeds
     masked_indices (M,): int64 positions in T; targets (M,): int64, the tokens that stood there
     """
@@ -77,7 +78,10 @@ class PackedBatch:
 
 
 class Stream:
-    """Batches of one row plan. `shuffle=False` gives a validation stream: in fixed order, masked by a row's tokens."""
+    """Batches of one row plan.
+
+    `shuffle=False` gives a validation stream: rows in their order, and fewer masks in a row with padding.
+    """
 
     def __init__(
         self,
@@ -109,7 +113,7 @@ class Stream:
         return self.packed_batch(start, count).to(torch.device("cpu"))
 
     def packed_batch(self, start: int, count: int) -> PackedBatch:
-        """The same, ready to travel.
+        """The samples of `batch`, as one tensor that is ready to go to another process or a GPU.
 
         Raises:
             DataError: the plan or a token store is damaged where these samples lie.

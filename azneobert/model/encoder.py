@@ -39,8 +39,8 @@ class MaskedLM(nn.Module):
         """Logits (M, V) of the tokens at `masked_indices` (M,), in fp32; with `targets` (M,) their mean loss instead.
 
         The mean cross-entropy is a scalar in fp64: each token's loss is fp32, their mean is not, so that it hardly
-        depends on how a global batch is divided. The other arguments are as for `Encoder`; `weights` are those of
-        `weights`, cast already where `cast_names` says so.
+        depends on how a global batch is divided. The other arguments are as for `Encoder`; `weights` are what
+        `MaskedLM.weights` gives, cast already where `cast_names` says so.
         """
         inputs = (input_ids, position_ids, cu_seqlens, max_seqlen, masked_indices, targets)
         if self.encoder.backend.fused:

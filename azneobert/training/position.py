@@ -25,7 +25,7 @@ from azneobert.training.inputs import Inputs
 
 @dataclass(frozen=True)
 class Position:
-    """The checkpoint to take over, if any, the step to go on from, and what carries over from an earlier phase.
+    """The checkpoint to take over, if any, the step to go on from, and what an earlier phase hands on (`carry`).
 
     `identity` is the run's, as its checkpoints record it, and `segments` its history, of which the last is about to
     begin or to go on. `resumed` is the manifest of the checkpoint if that is of this run.
