@@ -103,7 +103,9 @@ def test_rates_are_ordered_by_length_and_packing_and_coloured_by_run(tmp_path: P
     assert [(rate.length, rate.packed) for rate in rates.rates] == [(1024, False)] * 8 + [(1024, True)] * 3 + [
         (4096, False)
     ] * 2
-    assert {rate.source for rate in rates.rates} == {Source("NVIDIA H200", c) for c in ("7350ce0", "e6ff847", "c673254")}
+    assert {rate.source for rate in rates.rates} == {
+        Source("NVIDIA H200", c) for c in ("7350ce0", "e6ff847", "c673254")
+    }
     figure = rates.draw()
     (axes,) = figure.axes
     bars = axes.patches[: len(rates.rates)]
