@@ -33,8 +33,11 @@ lock: setup ## bring dvc.lock, which is in git, up to date: what `make repro` ma
 report: setup ## what the change since BASE does to the numbers: report/report.md
 	python .github/report.py "$(or $(BASE),origin/main)"
 
+# What has targets of its own.
+LIBRARY = --ignore tests/pipelines --ignore tests/faults --ignore tests/slurm --ignore tests/containers --ignore tests/browser
+
 test: setup ## run the tests
-	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long" --ignore tests/pipelines --ignore tests/faults --ignore tests/slurm --ignore tests/containers --ignore tests/browser
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long" $(LIBRARY)
 
 test-pipelines: setup ## whole projects at toy size, by the commands that a user types
 	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not s3" tests/pipelines
@@ -54,8 +57,8 @@ test-slurm-long: setup ## the same with every case
 test-containers: setup ## the CPU image, which is built once, and jobs whose ranks run in it
 	python -m pytest tests/containers
 
-test-long: setup ## those of the library that take minutes: trainings that are compared, MLflow's server with a password
-	python -m pytest -n 2 --dist loadfile -m long --ignore tests/slurm tests
+test-long: setup ## those of the library that take long: trainings that are compared, whole commands, kills at any moment, MLflow's server with a password
+	python -m pytest -n 2 --dist loadfile -m long $(LIBRARY)
 
 test-browser: setup ## MLflow's pages in a headless Chromium, where one is installed
 	python -m pytest tests/browser

@@ -19,6 +19,8 @@ from azneobert.errors import DataError
 from azneobert.recipe import PARAMS
 from azneobert.yaml_files import write_yaml
 
+pytestmark = pytest.mark.long  # whole commands, or a model that is trained for them
+
 STAGES = {
     "stages": {
         "tokens": {

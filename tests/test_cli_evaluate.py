@@ -18,6 +18,8 @@ from azneobert.errors import AzNeoBertError, DataError, TrainingError
 from azneobert.finetuning import trials
 from azneobert.model.export import export_transformers
 
+pytestmark = pytest.mark.long  # whole commands, or a model that is trained for them
+
 SUITE = """
 tuning: {epochs: 1, patience: 1, batch_size: 8, learning_rate: 1.0e-3, max_length: 16, seeds: [1, 2]}
 tasks:

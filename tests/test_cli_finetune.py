@@ -21,6 +21,8 @@ from azneobert.errors import AzNeoBertError, TrainingError
 from azneobert.finetuning.task import Task
 from azneobert.yaml_files import write_yaml
 
+pytestmark = pytest.mark.long  # whole commands, or a model that is trained for them
+
 QUICK = ["--epochs", "1", "--seeds", "1", "--batch-size", "8", "--max-length", "32"]
 
 

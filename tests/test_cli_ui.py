@@ -24,6 +24,7 @@ def project(uri: str) -> None:
     write_yaml(Path("params.yaml"), recipe.model_dump(mode="json"))
 
 
+@pytest.mark.long
 def test_a_store_that_is_a_server_already_is_an_address_alone(mlflow_uri: str, tmp_path: Path) -> None:
     tracking = toy_recipe({"tracking": {"mlflow_uri": mlflow_uri}}).tracking
     Tracker(tmp_path / "run", tracking, RunInfo("phase1")).finish("FINISHED")

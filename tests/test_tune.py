@@ -23,6 +23,8 @@ from azneobert.tracking.points import read_points
 from azneobert.tracking.record import read_run_id
 from azneobert.tune import Tuning, said_seeds, tune
 
+pytestmark = pytest.mark.long  # whole commands, or a model that is trained for them
+
 DOWN = "http://127.0.0.1:9"  # nobody listens there
 SETTINGS = learnable.LEARNING.model_copy(update={"epochs": 2, "seeds": (1, 2)})
 RUN = "toy_task models:/toybert/2 seeds 1, 2"

@@ -58,6 +58,7 @@ def test_documents_have_the_size_asked_for_and_carry_damage_and_repeats(tmp_path
     assert any("ә" in text for text in texts)
 
 
+@pytest.mark.long
 def test_memory_and_time_are_those_of_the_work() -> None:
     small, large = in_child(touch, 1), in_child(touch, 200)
     assert large.peak - small.peak > 150 * 2**20

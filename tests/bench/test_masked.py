@@ -30,6 +30,8 @@ from azneobert.registry.push import push
 from azneobert.training.inputs import Inputs, open_streams
 from azneobert.yaml_files import write_yaml
 
+pytestmark = pytest.mark.long  # whole commands, or a model that is trained for them
+
 IDS = {token: number for number, token in enumerate(SPECIAL_TOKENS)}
 MOST = 10**6
 

@@ -8,6 +8,7 @@ from project import ROOT
 from azneobert.bench.registry import bench_registry
 
 
+@pytest.mark.long
 def test_every_row_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # so that it is put back

@@ -89,6 +89,7 @@ def assert_same(read: Any, truth: Tensors) -> None:
         assert read[name].dtype == torch.float32
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("world", "options"),
     [

@@ -423,10 +423,12 @@ def check_killed(source: Source, tmp_path: Path, step: int = 1) -> None:
         assert not (place / "partial").exists()
 
 
+@pytest.mark.long
 def test_killed_at_any_moment_and_run_again_it_ends_with_the_same_bytes(tmp_path, small_parts):
     check_killed(FileSource(path=str(write_source(tmp_path / "source", shards=2, documents_each=5))), tmp_path)
 
 
+@pytest.mark.long
 def test_a_stream_killed_at_any_moment_and_run_again_ends_with_the_same_bytes(tmp_path, small_parts, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     shards = sorted(write_source(tmp_path / "source", shards=2, documents_each=5).iterdir())

@@ -290,6 +290,7 @@ def finished(collection: Collection) -> dict[str, tuple[int, int]]:
     return {n: (f.st_ino, f.st_mtime_ns) for n, f in files.items() if n.split(".")[0] in whole}
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_killed_run_leaves_no_worker_and_goes_on_to_the_same_bytes(collection: Collection) -> None:
     parts = 12

@@ -117,6 +117,7 @@ def test_a_zero2_run_of_one_process_goes_on_bit_for_bit(curves: Callable[[Side],
     assert_same_end(train(cut_at(whole, CUT, make_toy), ("zero2", 1)), whole, CUT)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("side", "settings"),
     [
@@ -386,6 +387,7 @@ def lineage_in_mlflow(toy: Toy, manifest: Manifest) -> dict[str, Any]:
 # torch.compile
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler: there is no g++")
 def test_a_compiled_run_goes_on_bit_for_bit(make_toy: MakeToy) -> None:
     small = {"model": {"num_hidden_layers": 1}, "phase1": {"steps": 4, "warmup_steps": 1}, "runtime": {"compile": True}}

@@ -28,6 +28,8 @@ from azneobert.pictures import HASH, hash_of
 from azneobert.tracking.points import encode_point, read_points
 from azneobert.yaml_files import write_yaml
 
+pytestmark = pytest.mark.long  # whole commands, or a model that is trained for them
+
 MakeToy = Callable[..., Toy]
 STEP_1, STEP_2 = 8 * 32, 4 * 64  # tokens of a step in phase 1 and in phase 2
 PICTURES = ["held_out.png", "loss.png", "rate.png", "time.png"]

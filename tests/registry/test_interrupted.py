@@ -24,6 +24,8 @@ from azneobert.registry.push import push
 from azneobert.registry.stored import Stored
 from azneobert.registry.versions import list_versions
 
+pytestmark = pytest.mark.long  # whole commands, or a model that is trained for them
+
 URI = "models:/toybert@phase1"
 
 

@@ -393,6 +393,7 @@ def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedPr
     )
 
 
+@pytest.mark.long
 def test_the_command_uploads_when_asked_to_and_with_a_token_alone(version: Path, hub: str, tmp_path: Path) -> None:
     asked = ("version", "hub", "--license", "mit", "--upload", "owner/model")
     done = run(tmp_path, *asked, HF_ENDPOINT=hub, HF_HUB_OFFLINE="0")
@@ -416,6 +417,7 @@ def test_the_command_uploads_when_asked_to_and_with_a_token_alone(version: Path,
     assert "use `hf upload owner/model again`" in again.stderr
 
 
+@pytest.mark.long
 def test_the_command_takes_a_registry_uri_and_asks_no_hub(toy: Toy, hub: str, tmp_path: Path) -> None:
     push_newest(toy, ["phase1"])
     write_json(tmp_path / "params.yaml", toy.recipe.model_dump(mode="json"))  # JSON is YAML

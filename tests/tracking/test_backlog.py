@@ -62,6 +62,7 @@ def test_a_backlog_reaches_mlflow_once_and_no_thread_of_the_training_sends_it(
     assert deliver_folder(folder, tracking_at(mlflow_uri)) == 0
 
 
+@pytest.mark.long
 def test_a_process_that_is_killed_is_one_line_and_the_next_delivery_goes_on(
     folder: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

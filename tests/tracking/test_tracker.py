@@ -308,6 +308,7 @@ def wandb_history(folder: Path) -> list[dict[str, float]]:
     return rows
 
 
+@pytest.mark.long
 def test_wandb_offline_gets_the_same_keys_at_the_same_steps_each_once(mlflow_uri: str, tmp_path: Path) -> None:
     pytest.importorskip("wandb", reason="needs wandb: pip install 'azneobert[wandb]'")
     folder = tmp_path / "run"

@@ -395,6 +395,7 @@ def publish_on_and_on(maker: CheckpointMaker, path: Path, log: Path) -> None:
             notes.write(f"{step}\n".encode())
 
 
+@pytest.mark.long
 def test_fifty_kills_at_any_moment_of_publishing_never_cost_a_checkpoint_that_stood(
     maker: CheckpointMaker, tmp_path: Path
 ) -> None:
