@@ -72,6 +72,8 @@ def cases(worlds: tuple[int, ...]) -> Iterator[Case]:
                     yield Case(f"{engine} {world} -> {engine} {world}{name}", setting, setting)
             accumulated = Setting(engine, world, accumulation=3)
             yield Case(f"{engine} {world} -> {engine} {world}, 3 micro-steps", accumulated, accumulated)
+        for world in sorted(world for world in set(worlds) if world > 2):  # where the order of a sum over ranks tells
+            yield Case(f"{engine} {world} -> {engine} {world}", Setting(engine, world), Setting(engine, world))
     switches: tuple[tuple[EngineName, int, EngineName, int], ...] = (
         ("plain", 1, "zero2", 1),
         ("zero2", 1, "plain", 1),

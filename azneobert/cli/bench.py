@@ -132,6 +132,24 @@ def trainer(
 
 
 @app.command()
+def scaling(
+    engines: Annotated[str, typer.Option(help="Engines, in this order.")] = ",".join(_ENGINES),
+    gpus: Annotated[int | None, typer.Option(min=2, help="On how many; default: all.")] = None,
+    ahead: Annotated[int, typer.Option(min=2, help="Predict a step on so many.")] = 8,
+    steps: Annotated[int, typer.Option(min=2, help="Steps timed for each row.")] = 10,
+    quick: Quick = False,
+    output: Output = None,
+) -> None:
+    """What a step loses on several GPUs: predicted from the links between them, measured, and predicted for more."""
+    from azneobert.bench.scaling import bench_scaling, full_plan, toy_plan
+
+    names = _chosen("--engines", engines, _ENGINES)
+    _needs_a_gpu("bench scaling", quick)
+    planned = toy_plan() if quick else full_plan(names, gpus, ahead, steps)
+    _run("Several GPUs: a step predicted and measured", bench_scaling(planned), output, without_bars=quick)
+
+
+@app.command()
 def figures(
     results: Annotated[Path, typer.Option(help="The page whose tables are drawn.")] = Path("docs/results/train.md"),
     output: Annotated[Path, typer.Option(help="The folder of the pictures.")] = Path("docs/figures"),

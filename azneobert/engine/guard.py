@@ -65,11 +65,11 @@ class UpdateGuard:
     def judge(self, loss: torch.Tensor, norm: torch.Tensor, differing: torch.Tensor | None = None) -> torch.Tensor:
         """Whether to withhold the update of a step: a scalar of bool, the same on every rank.
 
-        loss, norm: scalars, of all ranks together; a negative norm is DeepSpeed's word for one that is not finite.
+        loss, norm: scalars, of all ranks together.
         differing: see `Judgement`, of this rank.
         """
         figures = torch.stack([loss.detach().double(), norm.detach().double()])
-        finite = figures.isfinite().all() & (figures[1] >= 0)
+        finite = figures.isfinite().all()
         measured = torch.stack([figures[0], figures[1].clamp(min=1e-300).log()])
         scores = self._scores(measured, finite)
         spike = (scores > self._settings.spike_score).any()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from azneobert.engine.gpu import prepare_gpu
 from azneobert.engine.interface import Engine
@@ -35,6 +35,11 @@ def make_accelerator(
         prepare_gpu()
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     wanted = int(os.environ.get(PROCESSES, launched))
+    # For DDP: buffers of the model never change, so nobody needs rank 0's; all gradients come at once, so buckets are
+    # large; and gradients that lie in them need not be copied out of them.
+    handlers: list[Any] = [
+        DistributedDataParallelKwargs(broadcast_buffers=False, bucket_cap_mb=200, gradient_as_bucket_view=True)
+    ]
     options: dict[str, Any] = {}
     if engine == "zero2":
         from azneobert.engine.zero2 import deepspeed_plugin
@@ -44,8 +49,9 @@ def make_accelerator(
         options["deepspeed_plugin"] = deepspeed_plugin(on_cpu)
     # With a backend named, Accelerate takes a single process for one of several; under DeepSpeed it always is one.
     if launched > 1 or engine == "zero2":
-        options["kwargs_handlers"] = [InitProcessGroupKwargs("gloo" if on_cpu else "nccl", timeout=timeout)]
+        handlers.append(InitProcessGroupKwargs("gloo" if on_cpu else "nccl", timeout=timeout))
     # Told to use the CPU, Accelerate would leave DeepSpeed out without a word.
+    options["kwargs_handlers"] = handlers
     accelerator = Accelerator(cpu=on_cpu and engine == "plain", mixed_precision="no", **options)
     # DeepSpeed may run as many ranks while Accelerate takes each for the only one, and the other way round.
     joined = dist.get_world_size() if dist.is_initialized() else 1

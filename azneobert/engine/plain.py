@@ -16,6 +16,7 @@ from azneobert.engine.micro_batches import MicroBatches, Weights
 from azneobert.engine.optim import build_optimizer
 from azneobert.engine.staging import Staging
 from azneobert.engine.state import described_groups, persistent_buffers, take_over_model, tied_parameters
+from azneobert.engine.weights import deliver
 from azneobert.model.encoder import MaskedLM
 from azneobert.recipe import Guards, Runtime, Training
 
@@ -40,6 +41,19 @@ class PlainEngine:
         self._weights = accelerator.prepare_model(Weights(self.model))
         self._optimizer = build_optimizer(self.model, training)
         self.guard = UpdateGuard(guards, self.world.device, self.world.size)
+        if self.world.size > 1:
+            self._settle_buckets()
+
+    def _settle_buckets(self) -> None:
+        """Have DDP lay out its buckets as they will stay, by a backward of zeros: a resumed run needs them so.
+
+        After the first backward DDP puts gradients into buckets anew, in the order in which they came. Where a gradient
+        lies decides in which order the ranks' values are added: (a + b) + c or (b + c) + a. The first step after a
+        start would be added otherwise than the same step of a run that was not interrupted, from three ranks on.
+        """
+        made = self._weights(None)
+        deliver([torch.zeros_like(weight) for weight in made.values()], made).backward()
+        self._optimizer.zero_grad()
 
     def step(
         self, micro_batches: Iterator[PackedBatch], rate: float, *, repeat: bool = False

@@ -30,8 +30,12 @@ class StepWeights:
 
     def deliver(self) -> torch.Tensor:
         """A scalar whose backward, from 1, gives the parameters the gradients that the leaves have gathered."""
-        gradients = [leaf.grad for leaf in self.leaves.values()]
-        return cast(torch.Tensor, _Deliver.apply(gradients, *self._made.values()))
+        return deliver([leaf.grad for leaf in self.leaves.values()], self._made)
+
+
+def deliver(gradients: list[torch.Tensor | None], made: dict[str, torch.Tensor]) -> torch.Tensor:
+    """A scalar whose backward, from 1, gives `made`, in its order, these gradients."""
+    return cast(torch.Tensor, _Deliver.apply(gradients, *made.values()))
 
 
 def _leaf(weight: torch.Tensor) -> torch.Tensor:
@@ -42,7 +46,7 @@ def _leaf(weight: torch.Tensor) -> torch.Tensor:
 
 class _Deliver(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gradients: list[torch.Tensor], *made: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, gradients: list[torch.Tensor | None], *made: torch.Tensor) -> torch.Tensor:
         ctx.gradients = gradients
         return made[0].new_zeros((), requires_grad=True)
 

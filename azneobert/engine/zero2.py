@@ -49,14 +49,19 @@ def deepspeed_plugin(on_cpu: bool) -> DeepSpeedPlugin:
     zero = {
         "stage": 2,
         "contiguous_gradients": True,
-        "overlap_comm": not on_cpu,
-        "reduce_scatter": True,
+        # All gradients are there before the first of them crosses to other ranks, so there is nothing to overlap with.
+        # With either of these two DeepSpeed has the host wait for the GPU, and with the latter it copies each gradient
+        # twice more; what crosses is the same.
+        "overlap_comm": False,
+        "reduce_scatter": False,
         "round_robin_gradients": False,
+        "compute_grad_norm": False,  # it reads the norm on the host: the engine computes and clips by itself
     }
     return DeepSpeedPlugin(
         hf_ds_config={
             "zero_optimization": zero,
             "zero_allow_untested_optimizer": True,
+            "gradient_clipping": 0.0,  # named, or Accelerate sets one
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
             "steps_per_print": float("inf"),
@@ -80,26 +85,21 @@ class Zero2Engine:
         self.world = world_of(accelerator)
         self.model = model.to(self.world.device)
         self.accumulation = accumulation
+        self._clip_norm = training.clip_norm
         self._micro_batches = MicroBatches(self.model, runtime, self.world.device, accumulation)
         parameters = sum(p.numel() for p in model.parameters())
         config: dict[str, Any] = accelerator.deepspeed_plugin.deepspeed_config
-        config |= {
-            # To DeepSpeed a step is one micro-batch: its gradients come, and cross to other ranks, once.
-            "train_micro_batch_size_per_gpu": micro_batch * accumulation,
-            "gradient_clipping": training.clip_norm,
-        }
+        # To DeepSpeed a step is one micro-batch: its gradients come, and cross to other ranks, once.
+        config["train_micro_batch_size_per_gpu"] = micro_batch * accumulation
         bucket = min(_BUCKET, parameters)
         config["zero_optimization"] |= {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
         accelerator.deepspeed_engine_wrapped = None  # of an engine before this one, which has its own backward
-        optimizer = build_optimizer(self.model, training)
+        self._optimizer = build_optimizer(self.model, training)
         # AdamW, which it knows; of a class that it does not know it would warn at every start.
-        zero_utils.ZERO_SUPPORTED_OPTIMIZERS.append(type(optimizer))
-        self._engine, _ = accelerator.prepare(Weights(self.model), optimizer)
+        zero_utils.ZERO_SUPPORTED_OPTIMIZERS.append(type(self._optimizer))
+        self._engine, _ = accelerator.prepare(Weights(self.model), self._optimizer)
         self._zero = self._engine.optimizer
         self.guard = UpdateGuard(guards, self.world.device, self.world.size)
-        optimizer.withheld = self._withheld
-        self._loss = torch.zeros((), device=self.world.device)
-        self._verdict: torch.Tensor | None = None
         self._groups = self._flat_groups()
 
     def _flat_groups(self) -> list[FlatGroup]:
@@ -122,19 +122,22 @@ class Zero2Engine:
             dist.all_reduce(total)
             total /= self.world.size
         self._engine.backward(delivery)
-        self._loss, self._verdict = total, None
+        norm = self._clip()
+        withheld = self.guard.judge(total, norm, self._micro_batches.differing)
+        self._optimizer.withheld = lambda: withheld
         self._engine.step()
-        self._withheld()  # DeepSpeed does not get as far as the optimizer where the norm is not finite
-        return total, self._norm()
+        return total, norm
 
-    def _withheld(self) -> torch.Tensor:
-        """The verdict on this step, for each of the groups that DeepSpeed updates one after the other."""
-        if self._verdict is None:
-            self._verdict = self.guard.judge(self._loss, self._norm(), self._micro_batches.differing)
-        return self._verdict
-
-    def _norm(self) -> torch.Tensor:
-        return torch.as_tensor(self._zero._global_grad_norm, device=self.world.device)
+    def _clip(self) -> torch.Tensor:
+        """Clip the gradients by their norm over all ranks, as `clip_grad_norm_` does; the norm, a scalar."""
+        gradients = [part for parts in self._zero.averaged_gradients.values() for part in parts]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.world.size > 1:
+            squared = norm.square()
+            dist.all_reduce(squared)
+            norm = squared.sqrt()
+        torch._foreach_mul_(gradients, (self._clip_norm / (norm + 1e-6)).clamp(max=1.0))
+        return norm
 
     def probe(self, batch: PackedBatch) -> tuple[float, float]:
         """See `Engine.probe`."""
@@ -150,10 +153,9 @@ class Zero2Engine:
     def gather(self, staging: Staging | None = None) -> TrainState | None:
         """See `Engine.gather`."""
         staging = staging or self.stage()
-        optimizer = self._zero.optimizer
         step = 0
         for group, master in zip(self._groups, self._zero.single_partition_of_fp32_groups, strict=True):
-            moments = optimizer.state.get(master)
+            moments = self._optimizer.state.get(master)
             step = int(moments["step"]) if moments else 0
             held = {"weights": master.detach()} | ({kind: moments[kind] for kind in MOMENTS} if moments else {})
             for kind, partition in held.items():
@@ -164,7 +166,7 @@ class Zero2Engine:
             return None
         return staging.state(
             step,
-            described_groups(optimizer),
+            described_groups(self._optimizer),
             tied_parameters(self.model),
             persistent_buffers(self.model),
             self.guard.state(),
@@ -187,16 +189,15 @@ class Zero2Engine:
         """See `Engine.scatter`."""
         take_over_model(self.model, state)  # its parameters are views of DeepSpeed's flat groups
         self.guard.restore(state.guard)
-        optimizer = self._zero.optimizer
-        optimizer.state.clear()
+        self._optimizer.state.clear()
         # With a = [1, 2, 3] and b = [[10, 20], [30, 40]] in one group of two ranks, `cut` gives rank 0 [1, 2, 3, 10]
         # and rank 1 [20, 30, 40, 0]. Each rank takes its part of the weights and of both moments in the same way, so a
         # checkpoint of any number of ranks is read by any other.
-        step_device = self.world.device if optimizer.defaults["fused"] else torch.device("cpu")
+        step_device = self.world.device if self._optimizer.defaults["fused"] else torch.device("cpu")
         for group, master in zip(self._groups, self._zero.single_partition_of_fp32_groups, strict=True):
             master.data.copy_(cut(group, state.weights, self.world.rank))
             if state.exp_avg:
-                optimizer.state[master] = {
+                self._optimizer.state[master] = {
                     "step": torch.tensor(float(state.optimizer_step), device=step_device),
                     "exp_avg": cut(group, state.exp_avg, self.world.rank).to(self.world.device),
                     "exp_avg_sq": cut(group, state.exp_avg_sq, self.world.rank).to(self.world.device),

@@ -37,7 +37,7 @@ def ordinary(count: int, seed: int = 0) -> Iterator[tuple[float, float]]:
 
 @pytest.mark.parametrize(
     ("loss", "norm"),
-    [(math.nan, 1.0), (math.inf, 1.0), (-math.inf, 1.0), (5.0, math.nan), (5.0, math.inf), (5.0, -1.0)],
+    [(math.nan, 1.0), (math.inf, 1.0), (-math.inf, 1.0), (5.0, math.nan), (5.0, math.inf)],
 )
 def test_what_is_not_finite_is_withheld_and_counted_in_a_row_and_is_nothing_to_measure_others_by(
     loss: float, norm: float

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import traceback
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from accelerate import PartialState
 from engines import new_engine, steps
 from mlflow import MlflowClient
+from torch.utils._python_dispatch import TorchDispatchMode
 from toy import STEPS, Toy, equal_states, largest_difference, run_ranks
 
 from azneobert.checkpoint.manifest import Manifest, read_manifest
@@ -110,6 +112,15 @@ def test_a_stopped_zero2_run_of_two_processes_goes_on_bit_for_bit(
     toy = make_toy(CURVE)
     train(toy, ("zero2", 2), stop_after=7)
     assert_same_end(train(toy, ("zero2", 2)), curves(("zero2", 2)), step=0)
+
+
+@pytest.mark.parametrize("engine", ["plain", "zero2"])
+def test_three_ranks_add_up_in_the_order_of_a_run_that_was_not_interrupted(
+    engine: str, curves: Callable[[Side], Toy], make_toy: MakeToy
+) -> None:
+    """Of two ranks any order gives the same sum."""
+    whole = curves((engine, 3))
+    assert_same_end(train(cut_at(whole, CUT, make_toy), (engine, 3)), whole, CUT)
 
 
 def test_a_zero2_run_of_one_process_goes_on_bit_for_bit(curves: Callable[[Side], Toy], make_toy: MakeToy) -> None:
@@ -396,3 +407,35 @@ def test_a_compiled_run_goes_on_bit_for_bit(make_toy: MakeToy) -> None:
     names = read_checkpoint(whole.checkpoints().steps()[-1])[0].weights
     assert not [name for name in names if "_orig_mod" in name]
     assert read_manifest(whole.checkpoints().steps()[-1]).recipe["runtime"]["compile"] is True
+
+
+# What the host learns of a step
+
+
+class HostReads(TorchDispatchMode):
+    """Where values of a device are read on the host, which on a GPU waits for all that the GPU has to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "_local_scalar_dense" in str(function):
+            self.places += [frame.filename for frame in traceback.extract_stack() if "deepspeed" in frame.filename]
+        return function(*args, **(kwargs or {}))
+
+
+def reads_of_a_step(inputs: Inputs) -> list[str]:
+    engine = new_engine(inputs.recipe, rows=ROWS)
+    stream = open_streams(inputs)[0]
+    steps(engine, stream, range(1), rows=ROWS)
+    engine._optimizer.step = lambda *_, **__: None  # a fused one, as on a GPU, reads nothing; this one does
+    with HostReads() as found:
+        steps(engine, stream, range(1, 2), rows=ROWS)
+    return found.places
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_deepspeed_reads_nothing_of_a_step_on_the_host(processes: int, make_toy: MakeToy) -> None:
+    toy = make_toy({**CURVE, "runtime": {"engine": "zero2", "processes": processes, "max_micro_batch": ROWS}})
+    assert run_ranks(reads_of_a_step, toy.inputs(), processes=processes, folder=toy.folder) == [[]] * processes
