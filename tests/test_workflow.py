@@ -1,4 +1,4 @@
-"""What a contributor meets names what is there: the workflow, the hooks of pre-commit, CONTRIBUTING and CHANGELOG."""
+"""What is written down names what is there: the workflow, the hooks of pre-commit, every page's commands."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import typer.main
 
@@ -18,6 +17,9 @@ ROOT = Path(__file__).parents[1]
 WORKFLOW = ROOT / ".github/workflows/ci.yml"
 SETUP = ROOT / ".github/actions/setup/action.yml"
 PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+DOCUMENTS = [*PAGES, ROOT / "README.md", ROOT / "models/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# A command that begins a line, after a prompt or what it sets in the environment for itself.
+COMMAND = re.compile(r"^(?:\$ )?(?:[A-Z_]+=\S+ )*azneobert ([^|;&#>]+)")
 TARGETS = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
 JOBS: dict[str, Any] = read_yaml(WORKFLOW)["jobs"]
 
@@ -87,20 +89,19 @@ def test_the_hooks_run_programs_of_the_environment_on_the_files_that_they_are_fo
     assert checked == set(names) - {"dvc.yaml", "recipes/template.yaml"}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_target_and_command_of_a_page_is_there(page: Path) -> None:
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.name)
+def test_every_target_command_and_option_of_a_page_is_there(page: Path) -> None:
     lines = code_of(page)
     assert set(made(lines)) <= TARGETS
     root = typer.main.get_command(app)
-    for line in lines:
-        words = line.split()
-        if words[:1] == ["azneobert"]:
-            command: click.Command = root
-            for word in words[1:]:
-                if not isinstance(command, click.Group):
-                    break
-                assert word in command.commands, line
-                command = command.commands[word]
+    for words in [found[1].split() for line in lines if (found := COMMAND.match(line))]:
+        command: Any = root
+        while words and hasattr(command, "commands") and not words[0].startswith("-"):
+            assert words[0] in command.commands, words
+            command = command.commands[words.pop(0)]
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        asked = {word.partition("=")[0].rstrip(")`,") for word in words if word.startswith("-") and len(word) > 2}
+        assert asked <= known | {"--help"}, (command.name, asked - known)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

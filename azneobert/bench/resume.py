@@ -25,7 +25,7 @@ from azneobert.model.encoder import build_model
 from azneobert.recipe import EngineName
 
 STEPS, CUT = 30, 10
-_ROWS = 12
+_ROWS = 24  # what 1, 2, 3, 4, 6 and 8 ranks divide
 _ROW_LENGTH = 1024 if torch.cuda.is_available() else 64  # long windows are where attention's sums may change order
 _REORDERED = 1e-6
 
@@ -84,6 +84,8 @@ def cases(worlds: tuple[int, ...]) -> Iterator[Case]:
         ("zero2", 2, "zero2", 3),
         ("zero2", 2, "zero2", 4),
         ("zero2", 4, "zero2", 2),
+        ("zero2", 8, "zero2", 4),
+        ("zero2", 4, "zero2", 8),
     )
     for one, before, other, after in switches:
         if {before, after} <= set(worlds):
@@ -92,6 +94,12 @@ def cases(worlds: tuple[int, ...]) -> Iterator[Case]:
     for engine in engines if {1, 2} <= set(worlds) else ():
         one_rank, two_ranks = Setting("plain", 1, options=rounded), Setting(engine, 2, options=rounded)
         yield Case(f"plain 1 -> {engine} 2, bf16 compute", one_rank, two_ranks)
+
+
+def quick_cases() -> list[Case]:
+    """One rank, each engine and from one to the other, with the usual settings: a minute on any machine."""
+    sides: tuple[EngineName, ...] = ("plain", "zero2")
+    return [Case(f"{one} 1 -> {other} 1", Setting(one, 1), Setting(other, 1)) for one in sides for other in sides]
 
 
 def bench_resume(chosen: list[Case]) -> Iterator[Row]:

@@ -75,15 +75,17 @@ def registry(
 @app.command()
 def resume(
     worlds: Annotated[str, typer.Option(help="Numbers of ranks; on GPUs, as many as there are.")] = "1,2,3,4",
+    quick: Annotated[bool, typer.Option(help="One rank, each engine and from one to the other: a minute.")] = False,
     output: Output = None,
 ) -> None:
     """Interrupted runs against uninterrupted ones, over engines, numbers of ranks and settings."""
-    from azneobert.bench.resume import bench_resume, cases
+    from azneobert.bench.resume import bench_resume, cases, quick_cases
 
     if not all(world.strip().isdecimal() and int(world) for world in worlds.split(",")):
         raise AzNeoBertError(f"--worlds {worlds}: expected numbers of ranks with commas between them, as 1,2,4")
     numbers = tuple(int(world) for world in worlds.split(","))
-    _run("Resume: an interrupted run against the uninterrupted one", bench_resume(list(cases(numbers))), output)
+    chosen = quick_cases() if quick else list(cases(numbers))
+    _run("Resume: an interrupted run against the uninterrupted one", bench_resume(chosen), output)
 
 
 @app.command()
@@ -222,10 +224,11 @@ def masked(
     """Masked tokens of held-out rows: guessed by a unigram, by an n-gram that sees both sides, and by models."""
     from azneobert.bench.masked import bench_masked
     from azneobert.bench.masked_examples import bench_examples
+    from azneobert.encoders import is_registered
     from azneobert.training.inputs import Inputs
 
     recipe = open_recipe(name)[1]
-    if any(model.startswith("models:/") for model in models or ()):
+    if any(map(is_registered, models or ())):
         restore_if_fresh(recipe)
     inputs = Inputs.of(recipe, Layout(recipe.name), phase)
     if examples is None:

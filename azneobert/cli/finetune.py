@@ -129,12 +129,12 @@ def predict(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Each example as a line of JSON, with the model's `prediction` and how sure it is."""
-    from azneobert.encoders import open_encoder
+    from azneobert.encoders import is_registered, open_encoder
     from azneobert.files import write_whole
     from azneobert.finetuning.predict import predict_file
     from azneobert.finetuning.saved import read_purpose
 
-    tracking = store_of(name, tracking_uri)[0] if model.startswith("models:/") else None
+    tracking = store_of(name, tracking_uri)[0] if is_registered(model) else None
     with bar_of(model) as expect, open_encoder(model, tracking, expect) as opened:
         lines, truncated = predict_file(opened.folder, read_purpose(opened.folder), file, batch_size)
     written = "".join(f"{line}\n" for line in lines)
@@ -191,7 +191,9 @@ def _tuning(recipe: Recipe | None, changes: dict[str, Any]) -> TuningSettings:
 
 def _short(encoder: str) -> str:
     """The encoder's name in that of a registered model: azneobert of models:/azneobert@phase2, of a path its end."""
-    inner = re.sub(r"^models:/|[@/][^@/]+$", "", encoder) if encoder.startswith("models:/") else Path(encoder).name
+    from azneobert.encoders import is_registered
+
+    inner = re.sub(r"^models:/|[@/][^@/]+$", "", encoder) if is_registered(encoder) else Path(encoder).name
     return re.sub(r"[^A-Za-z0-9._-]", "-", inner) or "encoder"
 
 

@@ -293,11 +293,12 @@ def publish_version(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Make the folder of a model hub of a version: weights, tokenizer, card, checksums. Upload it only if asked to."""
+    from azneobert.encoders import is_registered
     from azneobert.registry.publish import check_upload, publish, publish_uri, upload
 
     if repository is not None:
         check_upload(repository)
-    if source.startswith("models:/"):
+    if is_registered(source):
         tracking, recipe = store_of(name, tracking_uri)
         restore_if_fresh(recipe)
         publish_uri(source, folder, tracking, dtype, license_id)

@@ -137,22 +137,24 @@ def full_rows(tokens: int, cu_seqlens: torch.Tensor, max_seqlen: int) -> int | N
     return rows if rest == 0 and cu_seqlens.shape[0] == rows + 1 else None
 
 
+def _windows(cu_seqlens: torch.Tensor, max_seqlen: int) -> dict[str, Any]:
+    """What FlashAttention 3 and 4 take for sequences of one buffer: queries' and keys' windows are the same here."""
+    return {
+        "cu_seqlens_q": cu_seqlens,
+        "cu_seqlens_k": cu_seqlens,
+        "max_seqlen_q": max_seqlen,
+        "max_seqlen_k": max_seqlen,
+    }
+
+
 def _fa4() -> FlashKernel:
     from flash_attn.cute.interface import _flash_attn_bwd, _flash_attn_fwd
-
-    def places(cu_seqlens: torch.Tensor, max_seqlen: int) -> dict[str, Any]:
-        return {
-            "cu_seqlens_q": cu_seqlens,
-            "cu_seqlens_k": cu_seqlens,
-            "max_seqlen_q": max_seqlen,
-            "max_seqlen_k": max_seqlen,
-        }
 
     def forward(q, k, v, cu_seqlens, max_seqlen):  # type: ignore[no-untyped-def]
         tokens, heads, _ = q.shape
         rows = full_rows(tokens, cu_seqlens, max_seqlen)
         if rows is None:
-            out, lse, *_ = _flash_attn_fwd(q, k, v, return_lse=True, **places(cu_seqlens, max_seqlen))
+            out, lse, *_ = _flash_attn_fwd(q, k, v, return_lse=True, **_windows(cu_seqlens, max_seqlen))
             return out, lse
         # A kernel without windows is faster; its log-sum-exp is (rows, N, length), for its own backward alone.
         q, k, v = (x.unflatten(0, (rows, max_seqlen)) for x in (q, k, v))
@@ -164,7 +166,7 @@ def _fa4() -> FlashKernel:
         rows = full_rows(tokens, cu_seqlens, max_seqlen)
         by_token = (q, k, v, out, dout, *into)
         if rows is None:
-            where = places(cu_seqlens, max_seqlen)
+            where = _windows(cu_seqlens, max_seqlen)
         else:
             where = {}
             by_token = tuple(x.unflatten(0, (rows, max_seqlen)) for x in by_token)
@@ -194,24 +196,16 @@ def _load_fa3() -> Any:
 def _fa3() -> FlashKernel:
     library = _load_fa3()
 
-    def windows(q: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int) -> dict[str, Any]:
-        return {
-            "cu_seqlens_q": cu_seqlens,
-            "cu_seqlens_k": cu_seqlens,
-            "max_seqlen_q": max_seqlen,
-            "max_seqlen_k": max_seqlen,
-            "softmax_scale": q.shape[-1] ** -0.5,
-        }
-
     def forward(q, k, v, cu_seqlens, max_seqlen):  # type: ignore[no-untyped-def]
         # Splits are for decoding; left to itself the kernel asks how many.
-        out, lse, *_ = library.fwd(q, k, v, num_splits=1, **windows(q, cu_seqlens, max_seqlen))
+        where = _windows(cu_seqlens, max_seqlen)
+        out, lse, *_ = library.fwd(q, k, v, num_splits=1, softmax_scale=q.shape[-1] ** -0.5, **where)
         return out, lse
 
     def backward(dout, q, k, v, out, lse, cu_seqlens, max_seqlen, into):  # type: ignore[no-untyped-def]
         dq, dk, dv = into
-        where = windows(q, cu_seqlens, max_seqlen)
-        library.bwd(dout, q, k, v, out, lse, dq=dq, dk=dk, dv=dv, deterministic=_deterministic(), **where)
+        chosen = {"softmax_scale": q.shape[-1] ** -0.5, "deterministic": _deterministic()}
+        library.bwd(dout, q, k, v, out, lse, dq=dq, dk=dk, dv=dv, **chosen, **_windows(cu_seqlens, max_seqlen))
 
     return FlashKernel(forward, backward)
 
