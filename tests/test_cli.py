@@ -278,6 +278,25 @@ def test_fill_mask_takes_a_folder_too(invoke: Callable[..., str], tmp_path: Path
     assert shown.splitlines()[-7:] == registered.splitlines()[-7:]
 
 
+def test_fill_mask_of_a_folder_needs_no_project_and_says_what_it_needs_without_one(
+    project: Project, invoke: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "encoder"
+    invoke("registry", "pull", "models:/toybert@phase2", folder)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shown = CliRunner().invoke(app, ["fill-mask", "bakı [MASK] gözəl", "--model", str(folder)])
+    assert shown.output.count("%") == 5
+    store = f"sqlite:///{project.folder}/mlflow.db"
+    asked = ["fill-mask", "bakı [MASK]", "--model", "models:/toybert@phase2"]
+    assert CliRunner().invoke(app, [*asked, "--tracking-uri", store]).output.count("%") == 5
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    refused = CliRunner().invoke(app, asked)
+    assert "use --tracking-uri" in str(refused.exception)
+    refused = CliRunner().invoke(app, ["fill-mask", "bakı [MASK]", "--tracking-uri", store])
+    assert "params.yaml: no such file; use --model" in str(refused.exception)
+
+
 def test_fill_mask_refuses_a_text_without_a_mask(project: Project) -> None:
     line = project.refuses("fill-mask", "bakı gözəl şəhər")
     assert "no [MASK] in 'bakı gözəl şəhər'" in line

@@ -19,8 +19,8 @@ from azneobert.cli.jobs import jobs
 from azneobert.cli.next import where_next
 from azneobert.cli.recipe import RecipeName
 from azneobert.cli.recipe import app as recipe_app
+from azneobert.cli.registry import TrackingUri, restore_if_fresh, store_of
 from azneobert.cli.registry import app as registry_app
-from azneobert.cli.registry import restore_if_fresh
 from azneobert.cli.remote import app as remote_app
 from azneobert.cli.runs import app as runs_app
 from azneobert.cli.ui import ui
@@ -28,7 +28,7 @@ from azneobert.environment import quiet_barriers
 from azneobert.errors import AzNeoBertError
 from azneobert.layout import Layout
 from azneobert.printable import log_in_lines, os_error_line
-from azneobert.recipe import PHASES, load_recipe
+from azneobert.recipe import PARAMS, PHASES
 from azneobert.recipe_files import open_recipe
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -70,19 +70,24 @@ def fill_mask(
         typer.Option(help="models:/NAME@ALIAS, a folder, or a hub name; default: phase 2 of the recipe's model."),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="How many candidates for each mask.")] = 5,
+    tracking_uri: TrackingUri = None,
 ) -> None:
     """What a model puts in the place of [MASK]."""
     from azneobert.encoders import is_registered, open_encoder
     from azneobert.filling import fill_masks
 
-    loaded = load_recipe()
-    uri = model or f"models:/{loaded.registry.name}@phase2"
-    if is_registered(uri):
-        restore_if_fresh(loaded)
-    with open_encoder(uri, loaded.tracking) as encoder:
+    tracking = recipe = None
+    if model is None or is_registered(model):
+        tracking, recipe = store_of(None, tracking_uri)
+    if recipe is not None:
+        restore_if_fresh(recipe)
+        model = model or f"models:/{recipe.registry.name}@phase2"
+    elif model is None:
+        raise AzNeoBertError(f"{PARAMS}: no such file; use --model, or run this in the project's folder")
+    with open_encoder(model, tracking) as encoder:
         candidates = fill_masks(encoder.folder, text, top)
     for number, row in enumerate(candidates, start=1):
-        table = Table("token", "probability", title=f"[MASK] {number} of {len(candidates)}, {uri}")
+        table = Table("token", "probability", title=f"[MASK] {number} of {len(candidates)}, {model}")
         for token, probability in row:
             table.add_row(token, f"{probability:.2%}")
         console.print(table)
