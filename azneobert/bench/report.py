@@ -16,7 +16,7 @@ from rich.table import Column, Table
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement: what it is, the figure with its unit, the bar that it is held against, and whether it is met."""
+    """One measurement: its name, the figure with its unit, the bar for the figure, and whether the bar is met."""
 
     what: str
     figure: str
@@ -34,7 +34,7 @@ def as_table(title: str, rows: list[Row]) -> Table:
 
 
 def as_markdown(title: str, rows: list[Row]) -> str:
-    """The rows for a file of docs/results, with what anyone needs to run them again."""
+    """The rows for a file of docs/results, with everything needed to run them again."""
     lines = [
         f"# {title}",
         "",

@@ -1,4 +1,4 @@
-"""A file of trainings, a line of JSON each, to which one call after the other adds."""
+"""A file of trainings, one line of JSON each. Every call adds to it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LARGEST = 64 << 20  # bytes
 
 @dataclass(frozen=True)
 class Done:
-    """A training that has ended. `settings` decide its numbers, and are those of every training of a file.
+    """A training that has ended. `settings` decide its numbers, and are the same for every training of a file.
 
     `held_out_loss` is None where it was not finite. `division` is the number of micro-batches of a step.
     """
@@ -57,7 +57,7 @@ class TrainingsFile:
         return [self._parsed(number, line) for number, line in enumerate(lines, start=1)]
 
     def add(self, done: Done) -> None:
-        """Append a training: the file is the one of before, or the one with the new line, whenever it is read.
+        """Append a training. A reader sees the file either without the new line or with all of it.
 
         Raises:
             AzNeoBertError: as `read`.
