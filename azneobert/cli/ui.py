@@ -1,4 +1,4 @@
-"""`azneobert ui`: MLflow's server on the recipe's store, and the address at which it shows the runs of a training."""
+"""`azneobert ui`: MLflow's server on the recipe's store, and the address where it shows the recipe's runs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def ui(
 
 
 def _experiment(tracking: Tracking) -> str | None:
-    """The id of the recipe's experiment; it is not made here, or a clone would no more bring its runs back."""
+    """The id of the recipe's experiment. It is not made here: a clone with an experiment would not restore its runs."""
     from azneobert.mlflow_store import mlflow_client, mlflow_errors
 
     with mlflow_errors(tracking_uri(tracking)):
@@ -58,7 +58,7 @@ def _experiment(tracking: Tracking) -> str | None:
 
 @contextmanager
 def _until_it_is_asked_to_end() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the block, and are no error."""
+    """Ctrl-C and SIGTERM end the block without an error."""
     former = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with suppress(KeyboardInterrupt):

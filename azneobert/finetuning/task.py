@@ -49,7 +49,7 @@ class Task:
 
     @cached_property
     def sha256(self) -> str:
-        """The hash of the training and test data: results of different hashes cannot be compared."""
+        """The hash of labels and examples of all splits: results of different hashes cannot be compared."""
         return sha256_of_json(
             [
                 self.kind,
