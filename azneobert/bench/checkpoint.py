@@ -67,7 +67,7 @@ def _stall_rows(folder: Path, config: Model, engine: EngineName, turns: int) -> 
 def _stall(
     folder: Path, config: Model, name: EngineName, turns: int
 ) -> tuple[list[float], list[float], str, float, float]:
-    """Save repeatedly, as the training loop does. The last checkpoint stays for the other rows."""
+    """Save again and again as the loop does; the last checkpoint stays for the other rows."""
     engine = _engine(config, name)
     batches = _batches(folder, 0)
     staging = engine.stage()

@@ -39,7 +39,7 @@ _DPI = 120
 
 @dataclass(frozen=True)
 class ShownFile:
-    """A file of a checkpoint: its bytes, what it holds, and its bytes for the published model if known."""
+    """A file of a checkpoint: its bytes, what it holds, and its bytes of the published model where that is known."""
 
     name: str
     size: int

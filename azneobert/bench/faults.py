@@ -35,7 +35,7 @@ from azneobert.yaml_files import read_yaml, write_yaml
 
 STEPS = 240
 _NAME = "faults"
-_STARTS = 4  # of a phase, at most: one fault costs one start, and a flipped bit may cost another, which refuses it
+_STARTS = 4  # of a phase, at most; one fault costs one start, and a flipped bit may be refused once
 _SECONDS = 120.0  # that a start may take
 _STALL_SECONDS = 8
 _TINY: dict[str, Any] = {
@@ -289,7 +289,7 @@ class _Trial:
         return []
 
     def kill_all(self) -> None:
-        """End every process of the trial, including those whose launcher is gone."""
+        """End every process of the trial, those too whose launcher is gone."""
         if self._process is None:
             return
         self._process.kill()

@@ -72,7 +72,7 @@ def bench_finetune(turns: Turns, folder: Path) -> Iterator[Row]:
 
 
 def _round(encoder: Path, task: Task, settings: TuningSettings) -> tuple[float, float]:
-    """The seconds of our two trainings, and of the two plain ones between them."""
+    """The seconds of two trainings of ours, and of two plain ones between them."""
     began = time.perf_counter()
     _ours(encoder, task, settings)
     middle = time.perf_counter()

@@ -1,4 +1,4 @@
-"""How far each way of computing has its gradients from those in float64, at given weights."""
+"""How far the gradients of each way of computing are from those in float64, at given weights."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Errors:
 
 
 def exact_gradients(model: Model, weights: Tensors, batch: PackedBatch) -> Tensors:
-    """The gradients of a batch's loss by the reference in float64. Norms and rotations are in fp32, as everywhere."""
+    """The gradients of a batch's loss by the reference in float64; its norms and rotations are fp32, as everywhere."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     exact = build_model(model, 1, torch.float64).double().to(device)
     exact.load_state_dict(weights)

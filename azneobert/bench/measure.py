@@ -1,4 +1,4 @@
-"""Measuring in a process of its own, so that its memory is that of the measured work alone."""
+"""Measuring in a process of its own, so that its memory is that of the work and of nothing before it."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ _STEPS = 1500
 _TOY_STEPS, _TOY_RATE, _TOY_WARMUP = 200, 3e-3, 0.1  # past the plateau in seconds
 _GRADIENTS = "gradients.json"
 _FAILURES = "failures.json"
-_TWICE = 2.0  # a variant's gradients may be up to twice as far from float64 as the reference's
+_TWICE = 2.0  # a variant's gradients may be so many times as far from float64 as the reference's
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A proxy between a server and its clients, which can be away, slow, or silent."""
+"""A server's stand-in between it and its clients, which can be away, slow, or silent."""
 
 from __future__ import annotations
 

@@ -44,4 +44,4 @@ def _rank(environment: dict[str, str], function: Callable[..., Any], arguments: 
         function(*arguments)
     except BaseException:
         traceback.print_exc()
-        os._exit(1)  # the other ranks may wait for this one in a collective, so do not wait for them
+        os._exit(1)  # the other ranks may wait for this one in a collective: do not wait for them in turn

@@ -34,7 +34,7 @@ def as_table(title: str, rows: list[Row]) -> Table:
 
 
 def as_markdown(title: str, rows: list[Row]) -> str:
-    """The rows for a file of docs/results, with everything needed to run them again."""
+    """The rows for a file of docs/results, with what anyone needs to run them again."""
     lines = [
         f"# {title}",
         "",

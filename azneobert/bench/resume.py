@@ -97,7 +97,7 @@ def cases(worlds: tuple[int, ...]) -> Iterator[Case]:
 
 
 def quick_cases() -> list[Case]:
-    """One rank, each engine to itself and to the other, with the usual settings: a minute on any machine."""
+    """One rank, each engine and from one to the other, with the usual settings: a minute on any machine."""
     sides: tuple[EngineName, ...] = ("plain", "zero2")
     return [Case(f"{one} 1 -> {other} 1", Setting(one, 1), Setting(other, 1)) for one in sides for other in sides]
 

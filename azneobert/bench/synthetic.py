@@ -1,4 +1,4 @@
-"""Corpora for benchmarks: text of any size from real sentences, and stores with any number of documents."""
+"""Corpora for benchmarks: text of any size out of real sentences, and stores of any count of documents."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ _OURS = ABLATION["fused"]
 
 
 def jobs(names: list[str], rows: list[str], steps: int) -> Iterator[Job]:
-    """The table for the GPUs of this machine: the ablation, then our kernels on other rows.
+    """The table for the GPUs that are there: the ablation, then our kernels on other rows.
 
     names: of ABLATION; rows: among free, packed, 4096, worlds, steady, guards.
     """
@@ -80,7 +80,7 @@ def jobs(names: list[str], rows: list[str], steps: int) -> Iterator[Job]:
     for name in names:
         variant = ABLATION[name]
         if variant.attention == "auto" or installed(variant.attention):
-            # The logits of all tokens of 48 rows, in fp32 and with their gradient, leave no room for an eager model.
+            # The logits of all tokens of 48 rows, in fp32 and with their gradient, leave no room beside an eager model.
             heavy = variant.head_on_all
             shaped = replace(shape, micro_batch=24, accumulation=12) if heavy else shape
             yield Job(variant, shaped, steps, model)

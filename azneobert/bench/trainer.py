@@ -39,7 +39,7 @@ _HELD_OUT_SHARE = 0.02  # of all rows trained on, at most; the published run's i
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run: each of `cases` is an engine and a number of GPUs.
+    """What is run: each of `cases` is an engine and on how many GPUs.
 
     A run has `steps` of `micro_steps` micro-batches on each GPU, and evaluates and saves `saves` times meanwhile.
     """

@@ -16,7 +16,7 @@ _LARGEST = 64 << 20  # bytes
 
 @dataclass(frozen=True)
 class Done:
-    """A training that has ended. `settings` decide its numbers, and are the same for every training of a file.
+    """A training that has ended. `settings` decide its numbers, and are those of every training of a file.
 
     `held_out_loss` is None where it was not finite. `division` is the number of micro-batches of a step.
     """

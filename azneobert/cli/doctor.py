@@ -1,4 +1,4 @@
-"""`azneobert doctor`: what this machine can do for a recipe, and what to do about each thing in the way."""
+"""`azneobert doctor`: what this machine can do for a recipe, and for each thing in the way what to do about it."""
 
 from __future__ import annotations
 

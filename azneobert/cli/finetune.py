@@ -198,7 +198,7 @@ def _short(encoder: str) -> str:
 
 
 def _table(task: str, report: dict[str, Any]) -> Table:
-    """Every score with pretrained weights and its interval, with random weights, of the frozen encoder, by chance."""
+    """Every score from the pretrained weights with its interval, from random ones, of the frozen encoder, by chance."""
     probed = report["probe"]
     right = [Column(name, justify="right") for name in ("fine-tuned", "95% interval", "random", *probed, "chance")]
     seeds = report["seeds"]

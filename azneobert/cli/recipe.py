@@ -157,7 +157,7 @@ def _check_inputs(path: Path, recipe: Recipe, allow_missing: bool) -> None:
 
     if allow_missing:
         return
-    for name, source in recipe.data.files.items():  # a hub data set is looked for when it is read
+    for name, source in recipe.data.files.items():  # a hub data set is asked for when it is read
         try:
             source_files(Path(source.path))
         except DataError as error:

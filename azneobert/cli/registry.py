@@ -325,7 +325,7 @@ def store_of(name: str | None, uri: str | None) -> tuple[Tracking, Recipe | None
 
 @contextmanager
 def bar_of(what: str) -> Iterator[Expect]:
-    """A progress bar of bytes, on a terminal."""
+    """A bar of bytes on a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     shown = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
 

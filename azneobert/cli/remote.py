@@ -246,7 +246,7 @@ def _refused_objects() -> Iterator[set[str]]:
 
 
 def _say_why(output: Output, missing: list[str], refused: set[str]) -> None:
-    """Say why an output cannot be had: objects missing in the remote, and objects with other bytes there."""
+    """Why an output cannot be had: objects that are not in the remote, and those that are there with other bytes."""
     make = f"or `dvc repro {output.stage.split('@')[0]}`"
     # If the remote has a folder's list, DVC does not check the folder's files, and would push nothing.
     listed = output.md5.endswith(".dir") and missing != [output.md5]

@@ -1,4 +1,4 @@
-"""`azneobert ui`: MLflow's server on the recipe's store, and the address where it shows the recipe's runs."""
+"""`azneobert ui`: MLflow's server on the recipe's store, and the address at which it shows the runs of a training."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _experiment(tracking: Tracking) -> str | None:
 
 @contextmanager
 def _until_it_is_asked_to_end() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the block without an error."""
+    """Ctrl-C and SIGTERM end the block, and are no error."""
     former = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with suppress(KeyboardInterrupt):

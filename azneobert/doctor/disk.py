@@ -74,7 +74,7 @@ def checkpoints_to_come(recipe: Recipe, phase: PhaseName) -> int:
 
 
 def look_at_speed(subject: Subject) -> Findings:
-    """Write 64 MiB on the outputs' file system, flush them to disk, and read them back."""
+    """Write 64 MiB on the outputs' file system, have them on disk, and read them back."""
     place = subject.outputs()
     free = shutil.disk_usage(place).free
     if free < _SPARE:

@@ -94,7 +94,7 @@ def _can_flock(file: Path, flags: int) -> bool:
 
 
 def _lock_of_a_run(folder: Path) -> Finding | None:
-    """Try the lock that saving takes. It works by flock, by a lease, or by both."""
+    """The lock that saving takes, which works by flock, by a lease, or by both."""
     lock = FileLock(folder)
     try:
         taken = lock.acquire()

@@ -26,7 +26,7 @@ class Finding:
     status: Status
     found: str
     remedy: str | None = None
-    area: str = ""  # set by the runner of the check
+    area: str = ""  # set by who runs the check
 
 
 Findings = Generator[Finding, None, None]  # when closed, a check removes what it has made

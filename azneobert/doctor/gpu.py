@@ -29,7 +29,7 @@ _OF_THE_PROJECT = "pip install 'azneobert[gpu]'"
 
 
 def look_at_gpus(subject: Subject) -> Findings:
-    """What the driver reports about GPUs, and whether torch sees them."""
+    """What the driver says of GPUs, and whether torch sees them."""
     import torch
 
     rows = []
@@ -150,7 +150,7 @@ def _look_at_nccl(cuda_major: str, loaded: str) -> Findings:
 
 
 def look_at_kernels(subject: Subject) -> Findings:
-    """Which attention and blocks the recipe will get here, and why no faster ones."""
+    """Which attention and blocks the recipe will get here, and why none that is faster."""
     if subject.recipe is None:
         yield warning("not asked: the recipe says what it wants", "mend the recipe")
         return

@@ -1,4 +1,4 @@
-"""This host apart from disk and GPU: git, Apptainer, limits of a process, the clock."""
+"""This host beside disk and GPU: git, Apptainer, limits of a process, the clock."""
 
 from __future__ import annotations
 

@@ -38,14 +38,14 @@ class Mount:
 
 
 def mount_of(path: Path, mounts: Path = _MOUNTS) -> Mount:
-    """The file system that a path is on; of unknown kind if the kernel does not say, as on a Mac."""
+    """The file system that a path is on; of an unknown kind where the kernel does not say, as on a Mac."""
     place = path.resolve()
     found = Mount("/", "an unknown file system", frozenset())
     try:
         lines = mounts.read_text(errors="replace").splitlines()
     except OSError:
         return found
-    for line in lines:  # a later mount hides an earlier one
+    for line in lines:  # a later one lies over an earlier one
         left, _, right = line.partition(" - ")
         point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), left.split()[4])
         if place.is_relative_to(point) and len(point) >= len(found.point):

@@ -44,7 +44,7 @@ def look_at_slurm(subject: Subject) -> Findings:
     try:
         partitions = partitions_of(ask("sinfo", "--noheader", "--format=%R|%a|%l|%M|%D|%G"))
     except TrainingError as error:
-        kind = problem if _job() else warning  # a machine may have the commands but no cluster
+        kind = problem if _job() else warning  # a machine may have the commands, and no cluster
         yield kind(f"its commands are here, but no cluster: {error}", _ADMINISTRATOR)
         return
     for partition in partitions[:_SHOWN]:

@@ -24,7 +24,7 @@ class Lead:
 
     @property
     def is_noise(self) -> bool:
-        """Whether the interval contains 0: other seeds and test examples might have reversed the order."""
+        """Whether the interval holds 0: other seeds and test examples might have turned the order round."""
         return self.low <= 0 <= self.high
 
 

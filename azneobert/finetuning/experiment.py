@@ -47,7 +47,7 @@ class Result:
 def results(
     encoder: Path, task: Task, settings: TuningSettings, weights: Weights, seeds: tuple[int, ...] | None = None
 ) -> Iterator[tuple[Result, Trained]]:
-    """Train once for each seed. Yields each result as soon as it is ready.
+    """Train once for each seed; each result as soon as it is there.
 
     Raises:
         AzNeoBertError: transformers cannot read the encoder.

@@ -129,7 +129,7 @@ def draw_comparison(scores: Mapping[str, str], models: Mapping[str, Mapping[str,
     lines = ceil(len(scores) / columns)
     size = (3.2 + 2.6 * columns, 0.6 + lines * (1.1 + 0.32 * len(models)))
     figure, grid = plt.subplots(lines, columns, figsize=size, dpi=120, sharey=True, squeeze=False, layout="constrained")
-    places = dict(zip(models, reversed(range(len(models))), strict=True))  # the first model at the top
+    places = dict(zip(models, reversed(range(len(models))), strict=True))  # the first one at the top
     panels = list(grid.flat)
     for axes, (task, score) in zip(panels, scores.items(), strict=False):
         for name, place in places.items():

@@ -198,5 +198,5 @@ def _centred(drawn_RN: Array, x_RN: Array) -> tuple[Array, Array]:
     mean = (drawn_RN * x_RN).sum(axis=1, keepdims=True) / drawn_RN.sum(axis=1, keepdims=True)
     deviations = x_RN - mean
     squares = (drawn_RN * deviations**2).sum(axis=1)
-    # If a resample repeats a single value, only rounding is left, which must not pass for a correlation.
+    # Of a resample of one value over and over, only rounding is left, which must not pass for a correlation.
     return deviations, np.where(squares > 1e-24 * (drawn_RN * x_RN**2).sum(axis=1), squares, 0)

@@ -19,9 +19,9 @@ def worst_mistakes(
     confidence: Sequence[float],
     n: int = 10,
 ) -> list[dict[str, Any]]:
-    """The `n` mistakes that the model was surest of, the surest first; for regression those farthest from the truth.
+    """The `n` mistakes that the model was surest of, the surest first; of regression those farthest from the truth.
 
-    confidence: the probability that the model gave each of its predictions; not used for regression.
+    confidence: the probability that the model gave each of its predictions; not looked at for regression.
 
     Each has `where` the example stands, its shortened `text`, `gold` and `predicted`, and the `confidence`, or for
     regression the `distance`. Labels are given by name, answers by their text. Instead of `gold` and `predicted`, a

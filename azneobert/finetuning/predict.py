@@ -23,7 +23,7 @@ from azneobert.pretrained import load_model, load_tokenizer
 
 @torch.inference_mode()
 def predict(folder: Path, purpose: Purpose, examples: Sequence[Example], batch_size: int) -> tuple[Predictions, int]:
-    """The model's predictions for examples, and how many examples were cut at its longest input.
+    """The model's predictions for examples, and how many of those were cut at its longest input.
 
     Raises:
         AzNeoBertError: transformers cannot load the model.
@@ -84,7 +84,7 @@ def _as_json(record: dict[str, Any]) -> str:
 
 
 def _named(label: Label, purpose: Purpose) -> Any:
-    """A label as the data write it."""
+    """A label as the data have it."""
     if isinstance(label, tuple):
         return [purpose.labels[number] for number in label]
     if isinstance(label, float):

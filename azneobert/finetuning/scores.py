@@ -62,7 +62,7 @@ def most_frequent(labels: Sequence[Label]) -> int:
 
 
 def classes(labels: Sequence[Any]) -> list[int]:
-    """The class of each classified item: of each word in a tokens task, otherwise of each example."""
+    """The class of each thing that is classified: of each word in a tokens task, else of each example."""
     return [tag for label in labels for tag in (label if isinstance(label, tuple) else (label,))]
 
 

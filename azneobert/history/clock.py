@@ -47,7 +47,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Account:
-    """The seconds of a phase's clock, and where they went."""
+    """Seconds of a phase by the clock, and where they went."""
 
     phase: PhaseName
     clock: float

@@ -16,7 +16,7 @@ from azneobert.errors import DataError, RecipeError
 from azneobert.files import read_json, sha256_file
 from azneobert.launching.settings import FILE
 
-_NOT_MOUNTED = set(",:\n")  # in a path: Apptainer separates mounts with these characters
+_NOT_MOUNTED = set(",:\n")  # Apptainer separates its mounts with these characters
 
 
 @dataclass(frozen=True)

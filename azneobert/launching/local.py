@@ -166,7 +166,7 @@ def _stopping(stop_file: Path) -> Iterator[list[float]]:
 
 
 class _Overseer:
-    """Sees from outside what ranks cannot report: that a rank was stopped (SIGSTOP), or that all are stuck."""
+    """Sees from outside what ranks cannot report: that one of them, or all of them, were stopped."""
 
     def __init__(self, ranks: list[Rank], run: RunFolder, asked: list[float], seconds: float):
         self._run = run

@@ -56,7 +56,7 @@ def ask_former_start_to_stop(run: RunFolder) -> None:
             raise TrainingError(
                 f"{run.path}: an earlier start was asked to stop and has trained on here for {limit:.0f} s; end it"
             )
-        if run.stop_file.exists() and run.stop_file.read_text() == mine:  # nobody has asked this start to stop
+        if run.stop_file.exists() and run.stop_file.read_text() == mine:  # no new request to this start
             run.stop_file.unlink()
     lock.release()
 

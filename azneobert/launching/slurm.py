@@ -351,7 +351,7 @@ def last_error(folder: JobFolder, job_id: str) -> str | None:
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     causes = [line for line in errors if " has lost another rank" not in line]
     raised = [match[1] for line in lines if (match := _RAISED.match(line))]
-    # If the script never got to its first message, use the last line, such as a shell's "command not found".
+    # If the script never got to its first message, use the last line, such as a shell's that found no program.
     said = [line for line in lines if line.strip()] if not marks else []
     return next((found[0] for found in (causes, errors, raised, said[-1:]) if found), None)
 

@@ -35,7 +35,7 @@ class Choice(Texts):
         return encode_pairs(tokenizer, pairs, max_length)
 
     def decode(self, outputs: np.ndarray, rows: Sequence[Row], task: Task, examples: Sequence[Example]) -> Predictions:
-        """The number of the chosen answer, and its share of all answers' odds."""
+        """The number of the answer, and its share of the answers' odds."""
         odds: list[list[float]] = [[0.0] * len(one.choices) for one in examples]
         for row, logits in zip(rows, outputs, strict=True):
             odds[row.owner][row.mark] = float(logits[_RIGHT] - logits[_WRONG])
