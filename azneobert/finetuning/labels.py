@@ -20,7 +20,7 @@ Labelled = tuple[Example, Named]
 
 
 def read_as_bio(splits: dict[Split, list[Labelled]]) -> tuple[dict[Split, list[Labelled]], list[str]]:
-    """Convert entity tags to BIO, where every entity begins with B-. In IOB1 only an entity beside another of its type does.
+    """Convert entity tags to BIO, where every entity begins with B-. In IOB1 only one beside another of its type does.
 
     Returns the splits, and a note if something was changed. Tags that are not entities stay as they are.
     """
