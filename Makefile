@@ -1,4 +1,4 @@
-# Every target sets up .venv first if it is missing or older than what it is made from.
+# If .venv is missing or older than the files that define it, every target sets it up first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 export WANDB_ERROR_REPORTING := false
-# uv reads its own variable only; pip's list of wheel folders holds the CPU build of torch where there is one.
+# uv does not read pip's variable, and that list of wheel folders may hold the CPU build of torch.
 ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
@@ -33,7 +33,7 @@ lock: setup ## bring dvc.lock, which is in git, up to date: what `make repro` ma
 report: setup ## what the change since BASE does to the numbers: report/report.md
 	python .github/report.py "$(or $(BASE),origin/main)"
 
-# What has targets of its own.
+# `make test` leaves out the tests that have their own targets.
 LIBRARY = --ignore tests/pipelines --ignore tests/faults --ignore tests/slurm --ignore tests/containers --ignore tests/browser
 
 test: setup ## run the tests
@@ -68,7 +68,7 @@ lint: setup ## format check, lint, types
 	ruff check .
 	mypy
 
-# Of what no index can say anything about, pip-audit says so and ends well: that is no clean bill.
+# If no index has data on a package, pip-audit says so and still succeeds. That must not look like a clean result.
 audit: setup ## known vulnerabilities of what constraints.txt pins, where their data can be had
 	@$(BIN)/python -m pip_audit --version >/dev/null 2>&1 \
 	  || { echo "audit: skipped: pip-audit is not installed; use pip install pip-audit"; exit 0; }; \
@@ -100,7 +100,7 @@ constraints: setup ## pin what pyproject.toml needs; what is pinned stays where 
 	sed 's/+cpu$$//' constraints.new > constraints.txt
 	rm constraints.new
 
-# Of torch what was measured on GPUs (docs/containers.md), and setuptools as that takes it; the rest as constraints.txt has it.
+# torch in the version measured on GPUs (docs/containers.md), setuptools as torch needs it, the rest by constraints.txt.
 constraints-gpu: setup ## pin what the image for GPUs is made of, by constraints.txt but for torch and what is for GPUs alone
 	sed 's/^torch==.*/torch==2.11.0/; /^setuptools==/d' constraints.txt > constraints.new
 	UV_FIND_LINKS= uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_35 $(UPGRADE) \
@@ -111,7 +111,7 @@ constraints-gpu: setup ## pin what the image for GPUs is made of, by constraints
 clean: ## remove everything that a run makes, the DVC cache and the environment left alone
 	rm -rf outputs mlruns mlflow.db* dvc_plots wandb report
 
-# uv resolves and installs in seconds; plain pip does the same in minutes where uv cannot be had.
+# uv resolves and installs in seconds. Without uv, plain pip does the same in minutes.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "setting up $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

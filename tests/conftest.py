@@ -29,7 +29,7 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 # Child processes test this checkout, whatever the environment's editable install points to.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
-    # torch, mlflow and transformers take 20 s of every child process to compile, so keep what they compile to.
+    # Compiling torch, mlflow and transformers takes every child process 20 s, so keep the compiled files.
     sys.dont_write_bytecode = False
     sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(Path(tempfile.gettempdir()) / "azneobert-pycache")
 
@@ -38,7 +38,7 @@ from toy import Overrides, Toy, lively, toy_recipe, write_corpus  # noqa: E402 -
 
 @pytest.fixture
 def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project's folder, in which the test runs: its recipes, and the sample in place."""
+    """A project folder in which the test runs, with the recipes, and the sample as params.yaml."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(Path(__file__).parents[1] / "recipes", "recipes")
     shutil.copy("recipes/sample.yaml", "params.yaml")
@@ -47,7 +47,7 @@ def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database with its tables made, which takes seconds."""
+    """An MLflow database that already has its tables, since making them takes seconds."""
     from mlflow import MlflowClient
 
     file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
@@ -70,7 +70,7 @@ def mlflow_uri(empty_mlflow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def silent_server() -> Iterator[str]:
-    """An address where connections are taken and nothing is ever answered."""
+    """An address that accepts connections and never answers."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen(100)
@@ -87,7 +87,7 @@ def toy_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def encoder(toy_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An encoder as the registry hands one out: two layers of random weights, a tokenizer of 300 tokens."""
+    """An encoder in the registry's form: two layers of random weights, a tokenizer of 300 tokens."""
     from azneobert.model.export import export_transformers
 
     folder = tmp_path_factory.mktemp("encoder") / "export"

@@ -1,4 +1,4 @@
-"""Engines at toy size, and steps of theirs."""
+"""Engines at toy size, and their steps."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import pytest
 
 @contextmanager
 def refused(error: type[Exception], *parts: str) -> Iterator[None]:
-    """The block raises this error, in one line that holds every part."""
+    """Assert that the block raises this error, with a one-line message that contains every part."""
     with pytest.raises(error) as caught:
         yield
     message = str(caught.value)

@@ -19,7 +19,7 @@ def write_store(
     tokenizer_sha256: str = "tokenizer",
     source_md5: str = "source",
 ) -> StoreMeta:
-    """A store of these documents, by way of one shard."""
+    """Write a store of these documents, through one shard."""
     with tempfile.TemporaryDirectory() as folder:
         shard = ShardWriter(Path(folder), "only")
         for ids in documents:

@@ -1,7 +1,7 @@
 """A recipe, a corpus and a model small enough that a whole phase takes a second; and ranks to train them on.
 
 Accelerate keeps its state in a singleton, and torch cannot fork once a backward pass has run. So every training runs
-in a fresh child of a fork server that has imported what is slow and has done nothing else.
+in a fresh child of a fork server, which has imported the slow modules and done nothing else.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ from azneobert.training.stopping import StopRequest
 ROOT = Path(__file__).parents[1]
 STEPS = 10
 LENGTHS = (32, 64)
-_DOCUMENTS = 8  # of each collection: fewer rows than a phase takes samples, so that every run crosses an epoch's end
+_DOCUMENTS = 8  # of each collection: so few rows that every run crosses the end of an epoch
 _HELD_OUT = ("wikipedia", "news", "folklor")
-# A run that only a request can end: nothing is saved, and nothing held out is looked at, before.
+# A run that only a request can end: before that it saves nothing and evaluates nothing.
 ENDLESS = {"phase1": {"steps": 5000}, "runtime": {"checkpoint_every": 5000}, "evaluation": {"every": 5000}}
 
 _servers = multiprocessing.get_context("forkserver")
@@ -64,7 +64,7 @@ _servers.set_forkserver_preload(
         "torch._dynamo",
         "transformers.models.eurobert.modeling_eurobert",
         "deepspeed",
-        "deepspeed.runtime.zero.muon.muon_optimizer",  # compiles when imported, for which it imports torch._inductor
+        "deepspeed.runtime.zero.muon.muon_optimizer",  # compiles on import, and so imports torch._inductor
     ]
 )
 
@@ -185,7 +185,7 @@ def _texts(words: random.Random, count: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Toy:
-    """A corpus and a folder of one's own to train in; `with_` gives the same with other settings."""
+    """A corpus and a training folder of one's own. `with_` gives the same folder with other settings."""
 
     corpus: Path
     folder: Path
@@ -216,7 +216,7 @@ class Toy:
         )
 
     def train(self, phase: PhaseName = "phase1", *, processes: int = 1, **options: Any) -> bool:
-        """Start a phase, or go on with it, as the launcher does; whether it is complete."""
+        """Start a phase, or go on with it, as the launcher does. Returns whether it is complete."""
         inputs = self.inputs(phase)
         inputs.run.stop_file.unlink(missing_ok=True)
         complete = run_ranks(train_rank, inputs, *options.items(), processes=processes, folder=self.folder)[0]
@@ -240,7 +240,7 @@ class Toy:
         return read_checkpoint(newest[0])
 
     def wait_for_points(self, child: Any, count: int, phase: PhaseName = "phase1") -> None:
-        """Until a training child has recorded so many points."""
+        """Wait until a training child has recorded `count` points."""
         points = self.run(phase).tracking / "points.jsonl"
         deadline = time.monotonic() + 60
         while not (points.exists() and points.read_text().count("\n") >= count):
@@ -249,7 +249,7 @@ class Toy:
             time.sleep(0.02)
 
     def take_phase1(self, other: Toy) -> None:
-        """Have another run's phase 1 as one's own."""
+        """Take over another run's phase 1."""
         for part in ("phase1", "running/phase1"):
             shutil.copytree(other.folder / part, self.folder / part)
 
@@ -260,7 +260,7 @@ class Toy:
 
 
 class Hooked(StopRequest):
-    """A stop request that comes by itself: a stop file, SIGTERM or SIGKILL, after so many steps of this process."""
+    """A stop request that comes by itself after some steps of this process: a stop file, SIGTERM or SIGKILL."""
 
     stop_after: int | None = None
     term_after: int | None = None
@@ -268,11 +268,11 @@ class Hooked(StopRequest):
     steps = 0
 
     def agreed(self, alarm: bool = False) -> tuple[bool, bool]:
-        """As the real one, whose file may just have appeared."""
+        """Like the real method; the stop file may just have appeared."""
         self.steps += 1
         if self.steps == self.kill_after:
             for writer in [thread for thread in threading.enumerate() if thread.name == "checkpoint"]:
-                writer.join()  # what a kill does to one at work is another test's subject
+                writer.join()  # another test covers a kill while the writer works
             os.kill(os.getpid(), signal.SIGKILL)
         if self.steps == self.term_after:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -298,9 +298,9 @@ def prepare(toy: Toy, phase: PhaseName = "phase1", code: str = "toy") -> bool:
 
 
 def run_ranks(function: Callable[..., Any], *arguments: Any, processes: int = 1, folder: Path) -> list[Any]:
-    """The results of a function that runs as so many gloo ranks; the first rank that raises makes this raise the same.
+    """The results of a function that runs as `processes` gloo ranks. The first error of a rank is raised here too.
 
-    The function must be one that a child can import. A rank that was killed gives the negative number of the signal.
+    A child must be able to import the function. A killed rank gives the negative number of the signal.
     """
     children = start_ranks(function, *arguments, processes=processes, folder=folder)
     outcomes = [outcome(child, connection) for child, connection in children]
@@ -313,7 +313,7 @@ def run_ranks(function: Callable[..., Any], *arguments: Any, processes: int = 1,
 def start_ranks(
     function: Callable[..., Any], *arguments: Any, processes: int = 1, folder: Path
 ) -> list[tuple[Any, Any]]:
-    """Start them and go on: each child process with the connection on which its result will come."""
+    """Start ranks without waiting. Returns each child process with the connection that will bring its result."""
     port = str(_free_port())
     children = []
     for rank in range(processes):
@@ -364,11 +364,11 @@ def _command_main(arguments: list[str], folder: Path, scratch: Path) -> None:
     sys.argv = ["azneobert", *arguments]
     from azneobert.cli import main
 
-    main()  # multiprocessing ends a child on SystemExit and on an exception as the interpreter ends a program
+    main()  # multiprocessing ends a child as the interpreter does, on SystemExit and on exceptions
 
 
 def outcome(child: Any, connection: Any) -> Any:
-    """What a child of `start_ranks` returned or raised; of one that was killed, minus the signal."""
+    """What a child of `start_ranks` returned or raised; for a killed child, minus the signal's number."""
     try:
         result = pickle.loads(connection.recv_bytes())
     except EOFError:
@@ -401,7 +401,7 @@ def largest_difference(one: TrainState, other: TrainState) -> float:
 
 
 def lively(config: Model, seed: int = 0) -> MaskedLM:
-    """A model whose every weight, the norms' too, is far enough from its start to show a mistake."""
+    """A model in which every weight, also in the norms, is far enough from its initial value to show a mistake."""
     model = build_model(config, seed)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
@@ -445,7 +445,7 @@ class CheckpointMaker:
             buffers={
                 "running_mean": torch.tensor([1.0, 2.5]),
                 "counter": torch.tensor(2**53 + 1),
-            },  # no float holds the second
+            },  # no float can hold the second number
         )
 
     def manifest(self, step: int) -> Manifest:

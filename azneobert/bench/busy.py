@@ -1,7 +1,7 @@
 """`azneobert bench busy`: training a small model on a laptop's cores, alone and beside other work.
 
-Settings of OpenMP take their turns in each round, so that what else the machine does meets all of them alike, and are
-compared with what OpenMP does by itself, alone.
+Each round tries every setting of OpenMP once, so that the machine's other work affects all settings alike. The baseline
+is OpenMP's own setting, alone on the machine.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     "no spinning": {"GOMP_SPINCOUNT": "0"},
     "one thread": {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "300000"},
 }
-# As shares of what the machine does alone: 12,000 of the 35,000 tokens a second that the question was first asked with.
+# Shares of the rate alone. The first is 12,000 of 35,000 tokens a second, the case that raised the question.
 _BAR_BUSY, _BAR_ALONE = 0.34, 0.97
 _ROW, _BATCH = 128, 8
 
@@ -43,7 +43,7 @@ class Turns:
 
 
 def bench_busy(turns: Turns) -> Iterator[Row]:
-    """Tokens a second of the sample's model for each setting, as shares of what OpenMP by itself has alone."""
+    """Tokens a second of the sample's model for each setting, as shares of the rate of OpenMP's own setting alone."""
     from azneobert.bench.synthetic import write_small_corpus
 
     rates: dict[tuple[str, bool], list[float]] = {(name, busy): [] for name in SETTINGS for busy in (False, True)}
@@ -69,7 +69,7 @@ def bench_busy(turns: Turns) -> Iterator[Row]:
 
 
 def train_for(scratch: str, seconds: float) -> float:
-    """Train the sample's model on a corpus of random tokens; tokens a second, the first steps not counted."""
+    """Train the sample's model on random tokens. Returns tokens a second, without the first steps."""
     import torch
 
     from azneobert.bench.models import small_model, some_runtime, some_training
@@ -110,7 +110,7 @@ def _measured(scratch: str, seconds: float, setting: dict[str, str]) -> float:
 
 @contextmanager
 def _other_work(busy: bool) -> Iterator[None]:
-    """A process a core that does nothing but work, meanwhile."""
+    """While the block runs, keep each core busy with a process of its own."""
     count = len(os.sched_getaffinity(0)) if busy else 0
     others = [subprocess.Popen(["sha256sum", "/dev/zero"], stdout=subprocess.DEVNULL) for _ in range(count)]
     try:

@@ -49,7 +49,7 @@ class ShownFile:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a parameter in a rank's partition: the elements from `start`, so many, at `offset` there."""
+    """A part of a parameter in a rank's partition: its `size` elements from `start`, at `offset` there."""
 
     name: str
     rank: int
@@ -88,13 +88,13 @@ def draw_checkpoint(folder: Path) -> Path:
 
 
 def tiny_model() -> Model:
-    """A NeoBERT of one layer and tied embeddings, small enough that every number of it has a place in a picture."""
+    """A NeoBERT of one layer with tied embeddings, small enough for a picture to show every number."""
     sizes = {"hidden_size": 2, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 3}
     return small_model(tie_embeddings=True).model_copy(update={**sizes, "vocab_size": len(_VOCABULARY)})
 
 
 def write_tiny_checkpoint(folder: Path) -> Path:
-    """The checkpoint that `tiny_model` leaves after one step, in a new folder in this one."""
+    """Write the checkpoint of `tiny_model` after one step, into a new folder inside `folder`."""
     tokenizer, checkpoint = folder / "tokenizer.json", folder / "step-00000001"
     words = WordLevel({token: number for number, token in enumerate(_VOCABULARY)}, unk_token="[UNK]")
     Tokenizer(words).save(str(tokenizer))
@@ -180,7 +180,7 @@ def _draw_files(axes: Any, shown: ShownCheckpoint) -> None:
 
 
 def _draw_group(axes: Any, group: ShownGroup, colours: Any) -> None:
-    """Parameters above, and below them the same numbers as they lie in the partitions of the ranks."""
+    """Draw the parameters above, and below them the same numbers in the partitions of the ranks."""
     colour = {name: next(colours) for name in group.shapes}
     place = 0
     for name, shape in group.shapes.items():

@@ -31,13 +31,13 @@ from azneobert.recipe import Cleaning, FileSource
 
 _MIB, _GIB = 2**20, 2**30
 _CLEANING = Cleaning(min_words=5, max_malformed=0.0, validation_fraction=0.001)
-_VOCABULARY = 8192  # which makes as many tokens of a word of so small a corpus as 64,000 do of a large one: 1.7
+_VOCABULARY = 8192  # gives 1.7 tokens a word on this small corpus, as 64,000 does on a large one
 _MIXTURE = ((0, 0.2), (1024, 0.4), (2048, 0.4))
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured on: bytes of text, documents of a plan, and the sample that is as far as training gets."""
+    """The amounts to measure on: bytes of text, documents of a plan, and the last sample that training reaches."""
 
     text: int = 200 * 10**6
     documents: int = 12_000_000

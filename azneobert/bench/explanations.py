@@ -21,7 +21,7 @@ _DPI = 120
 
 @dataclass(frozen=True)
 class Window:
-    """A piece of a document at its place in a row: `first` is its first position there, with its frame."""
+    """A piece of a document in a row, frame included: `first` is its first position in the row."""
 
     document: int
     first: int
@@ -126,7 +126,7 @@ def _block(axes: Any, left: float, number: float, width: float, colour: Any, tex
 
 
 def bare(axes: Any, width: float, rows: int, title: str) -> None:
-    """Give axes a title and room for so many rows of this width, and take their frame and ticks away."""
+    """Give axes a title and room for `rows` rows of this width, and remove their frame and ticks."""
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_xlim(0, width)
     axes.set_ylim(rows - 0.5, -0.5)

@@ -1,8 +1,8 @@
 """`azneobert bench faults`: real faults at random moments and bytes, and whether the run comes out the same.
 
-Each trial trains a whole phase of a small model by the real commands, has one fault happen to it, starts it again as a
-person or a scheduler would, and compares: the weights at the end to the last bit with those of a run that nothing
-happened to, and every point in MLflow. A seed draws the same faults in the same order.
+Each trial trains a whole phase of a small model with the real commands, injects one fault, and starts the phase again
+as a person or a scheduler would. Then it compares with an undisturbed run: the final weights to the last bit, and every
+point in MLflow. The same seed draws the same faults in the same order.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ WORLDS = (World("plain", 1, 0), World("plain", 1, 1), World("plain", 2, 1), Worl
 
 @dataclass
 class Outcome:
-    """What became of a trial. `recovery` is from the fault to the first step, of the run that outlives it, beyond those
-    that were recorded (s)."""
+    """What became of a trial. `recovery` is the time (s) from the fault until the run that survives it has recorded a
+    first new step."""
 
     kind: str
     world: World
@@ -96,7 +96,7 @@ class Outcome:
 
 
 def bench_faults(minutes: float, seed: int, keep: Path | None = None) -> Iterator[Row]:
-    """Have faults happen until the time is up, each kind in turn; a row for each kind.
+    """Inject faults until the time is up, each kind in turn. Yields a row for each kind.
 
     keep: where the folders of trials that went wrong are left.
 
@@ -151,7 +151,7 @@ def _say(outcome: Outcome, number: int) -> None:
 
 
 class _Soak:
-    """The project that every trial is a copy of, and what its runs come to when nothing happens."""
+    """The project that every trial copies, and the results of its undisturbed runs."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -161,7 +161,7 @@ class _Soak:
         _make_project(self._project)
 
     def trial(self, kind: str, world: World) -> _Trial:
-        """A fresh copy of the project, after the undisturbed run of its world, if that has not been yet."""
+        """A fresh copy of the project. If its world has no undisturbed run yet, that run is made first."""
         if world not in self._expected:
             with closing(self._copy("undisturbed", world)) as calm:
                 calm.start()
@@ -200,7 +200,7 @@ class _Trial:
         }
         self.environment.pop("DVC_ROOT", None)
         self._process: subprocess.Popen[bytes] | None = None
-        self._fault: tuple[int, float] = (STEPS, 0.0)  # the newest step that was recorded before it, and when it was
+        self._fault: tuple[int, float] = (STEPS, 0.0)  # newest step recorded before the fault; its time
         self._cleanup: list[Callable[[], None]] = []
 
     def close(self) -> None:
@@ -211,13 +211,13 @@ class _Trial:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def on_close(self, undo: Callable[[], None]) -> None:
-        """Have something undone at the end."""
+        """Register something to undo at the end."""
         self._cleanup.append(undo)
 
     # Its life
 
     def run(self, fault: Callable[[_Trial, random.Random], None], draw: random.Random) -> Outcome:
-        """Train with a fault in between, as often as it takes; what came of it."""
+        """Train, inject the fault, and start again until the phase is complete. Returns the outcome."""
         try:
             fault_step = draw.randrange(15, STEPS - 30)
             self.start()
@@ -250,10 +250,10 @@ class _Trial:
             )
 
     def wait(self) -> int:
-        """Until it has ended; its exit code.
+        """Wait until the phase has ended. Returns its exit code.
 
         Raises:
-            TrainingError: it goes on for longer than anything here may take.
+            TrainingError: it runs for longer than a start may take.
         """
         assert self._process is not None
         deadline = time.monotonic() + _SECONDS
@@ -264,7 +264,7 @@ class _Trial:
                 raise TrainingError(f"no end within {_SECONDS:.0f} s: {self.last_words()}")
             time.sleep(0.05)
         self._note_recovery()
-        self.kill_all()  # what the end of the launcher has left behind would train beside the next start
+        self.kill_all()  # processes that outlive the launcher would train beside the next start
         return self._process.returncode
 
     def reach(self, step: int) -> None:
@@ -360,7 +360,7 @@ class _Trial:
                 self.outcome.bytes_lost += sum(file.stat().st_size for file in folder.iterdir())
 
     def _delivered(self) -> dict[int, float]:
-        """The loss of each step as MLflow has it, after what waits was delivered."""
+        """The loss of each step in MLflow, after the waiting points are delivered."""
         done = subprocess.run(
             [sys.executable, "-c", "from azneobert.cli import main; main()", "runs", "deliver"],
             cwd=self.folder,
@@ -401,14 +401,14 @@ def _asked_to_stop(trial: _Trial, draw: random.Random) -> None:
 
 
 def _flipped_checkpoint(trial: _Trial, draw: random.Random) -> None:
-    """Power lost, and one bit of one file of the checkpoints not as it was written."""
+    """Power is lost, and one bit in a file of the checkpoints is flipped."""
     trial.kill_all()
     files = [file for file in trial.checkpoints.rglob("*") if file.is_file() and not file.name.startswith(".")]
     trial.outcome.what = _flip(draw.choice(files), draw, trial)
 
 
 def _flipped_data(trial: _Trial, draw: random.Random) -> None:
-    """One bit of the tokens or plans changed while the run was down: it has to be refused, and then put right."""
+    """One bit of the tokens or plans is flipped while the run is down. The run must refuse it; then it is repaired."""
     trial.kill_all()
     places = (trial.layout.tokens, trial.layout.rows("phase1"))
     files = [file for place in places for file in place.rglob("*") if file.is_file() and file.stat().st_size]
@@ -424,7 +424,7 @@ def _flipped_data(trial: _Trial, draw: random.Random) -> None:
 
 
 def _flipped_tracking(trial: _Trial, draw: random.Random) -> None:
-    """One bit of the files from which MLflow is served changed while the run was down."""
+    """One bit is flipped, while the run is down, in the files that are delivered to MLflow."""
     trial.kill_all()
     folder = trial.layout.running("phase1").tracking
     files = [file for file in folder.iterdir() if file.stat().st_size and not file.name.startswith(".")]
@@ -432,7 +432,7 @@ def _flipped_tracking(trial: _Trial, draw: random.Random) -> None:
 
 
 def _full_disk(trial: _Trial, draw: random.Random) -> None:
-    """The disk of the checkpoints full for some seconds. The trial is begun anew there, since it must lie on it."""
+    """The disk of the checkpoints is full for some seconds. The checkpoints move to a small disk first."""
     trial.kill_all()
     size = sum(file.stat().st_size for file in trial.checkpoints.rglob("*") if file.is_file())
     disk = trial.folder / "disk"
@@ -440,7 +440,7 @@ def _full_disk(trial: _Trial, draw: random.Random) -> None:
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={2 * size + (1 << 20)}", "tmpfs", str(disk)], capture_output=True
     )
-    if mounted.returncode:  # the same for a process that may not: a file system as small cannot be had
+    if mounted.returncode:  # this process may not mount: there is no other way to a file system this small
         raise TrainingError("no small disk can be mounted here")
 
     def unmount() -> None:

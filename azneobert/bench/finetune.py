@@ -1,8 +1,8 @@
 """`azneobert bench finetune`: what fine-tuning through this project costs, over the `Trainer` that it is made of.
 
-The same encoder is trained on the same examples for the same number of steps, with the scores and the saved weights of
-each epoch, and tested: once by what `azneobert finetune` calls, once as a page of transformers' documentation would.
-The two take turns, ours first and last in a round of four, so that a machine that warms up or slows down favours none.
+Both ways train the same encoder on the same examples for the same number of steps, score and save each epoch, and test.
+One calls what `azneobert finetune` calls, the other follows transformers' documentation. They take turns, ours first
+and last in a round of four, so that a machine that warms up or slows down favours neither.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SEED = 1
 
 @dataclass(frozen=True)
 class Turns:
-    """How many rounds of four trainings there are, of how many epochs, and how many examples of each split at most."""
+    """The number of rounds of four trainings, the epochs of a training, and the most examples of each split."""
 
     rounds: int = 3
     epochs: int = 2
@@ -44,7 +44,7 @@ def bench_finetune(turns: Turns, folder: Path) -> Iterator[Row]:
     task = _shortened(read_task("task", TaskFiles(path=str(folder))), turns.examples)
     settings = TuningSettings(
         epochs=turns.epochs,
-        patience=turns.epochs,  # so that both take all of them
+        patience=turns.epochs,  # so that both train all epochs
         batch_size=16,
         learning_rate=1e-4,
         max_length=128,
@@ -52,7 +52,7 @@ def bench_finetune(turns: Turns, folder: Path) -> Iterator[Row]:
     )
     with tempfile.TemporaryDirectory(prefix="azneobert-bench-") as scratch:
         encoder = _encoder(Path(scratch) / "encoder", task)
-        once = settings.model_copy(update={"epochs": 1})  # what is imported and compiled for the first time
+        once = settings.model_copy(update={"epochs": 1})  # a warm-up, which pays for imports and compilation
         _ours(encoder, _shortened(task, 32), once)
         _plain(encoder, _shortened(task, 32), once)
         rounds = [_round(encoder, task, settings) for _ in range(turns.rounds)]
@@ -89,7 +89,7 @@ def _ours(encoder: Path, task: Task, settings: TuningSettings) -> None:
 
 
 def _plain(encoder: Path, task: Task, settings: TuningSettings) -> None:
-    """As the documentation of transformers has it; the batches are drawn and padded as `Trainer` does by itself."""
+    """Train as the documentation of transformers does. `Trainer` draws and pads the batches in its default way."""
     from sklearn.metrics import accuracy_score, f1_score
     from transformers import (
         AutoModelForSequenceClassification,

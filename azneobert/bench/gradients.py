@@ -1,4 +1,4 @@
-"""How far the gradients of ways of computing are from those in float64, at given weights."""
+"""How far the gradients of each way of computing are from those in float64, at given weights."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Errors:
-    """The relative errors of the parameters' gradients, by the norm of the difference: which is worst, and the median.
+    """The worst and the median relative error of the parameters' gradients, by the norm of the difference.
 
-    A gradient of which float64 finds nothing is left out.
+    A gradient that is zero in float64 is left out.
     """
 
     worst: float
@@ -31,13 +31,13 @@ class Errors:
 
     @classmethod
     def of(cls, found: Tensors, exact: Tensors) -> Errors:
-        """Those of gradients by name against the exact ones of the same names."""
+        """The errors of gradients against the exact gradients of the same names."""
         errors = {
             name: float((found[name].double() - gradient).norm() / gradient.norm())
             for name, gradient in exact.items()
             if gradient.norm() > 0
         }
-        where = max(errors, key=lambda name: (errors[name] != errors[name], errors[name]))  # no number is the worst
+        where = max(errors, key=lambda name: (errors[name] != errors[name], errors[name]))  # NaN counts as the worst
         return cls(errors[where], where, statistics.median(errors.values()))
 
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-MARGIN = 0.01  # nats; two ways of computing whose held-out losses are nearer than this learn the same
+MARGIN = 0.01  # nats; two ways of computing learn the same if their held-out losses are nearer than this
 _LEVEL = 0.95  # of the interval
-_POWER = 0.8  # how often a difference is to be seen that is called detectable
+_POWER = 0.8  # how often an experiment must see a difference that is called detectable
 _MOST_PAIRS = 1000
 
 Verdict = Literal["neutral", "differs", "inconclusive"]
@@ -34,7 +34,7 @@ class Difference:
     def detectable(self) -> float:
         """The smallest true difference seen in four experiments of five: (t(0.975, n - 1) + t(0.8, n - 1)) s / sqrt(n).
 
-        Seen is: the 95% interval excludes 0.
+        A difference is seen if the 95% interval excludes 0.
         """
         if self.pairs < 2:
             return math.inf
@@ -49,13 +49,13 @@ class Difference:
         return "differs" if abs(self.mean) > max(self.half_width, MARGIN) else "inconclusive"
 
     def more_pairs(self) -> int | None:
-        """How many pairs more would settle an inconclusive verdict, were mean and deviation to stay as they are.
+        """How many more pairs would settle an inconclusive verdict if mean and deviation stayed as they are.
 
-        None where too many, or where there are not two pairs to tell by.
+        None if too many would be needed, or if there are fewer than two pairs.
         """
         if self.pairs < 2:
             return None
-        # Neutral needs a half width of what the mean leaves of the margin; a difference one that is less than the mean.
+        # Half widths that settle it: for neutral, below the margin less the mean; for a difference, below the mean.
         needed = MARGIN - abs(self.mean) if abs(self.mean) <= MARGIN else abs(self.mean)
         counts = range(self.pairs + 1, _MOST_PAIRS)
         found = bisect.bisect(counts, False, key=lambda n: _half_width(n, self.deviation) < needed)
@@ -63,7 +63,7 @@ class Difference:
 
 
 def difference(pairs: Sequence[float]) -> Difference:
-    """What paired differences have in common, at least one."""
+    """The mean, deviation and number of paired differences, of which there must be at least one."""
     deviation = statistics.stdev(pairs) if len(pairs) > 1 else math.nan
     return Difference(len(pairs), statistics.fmean(pairs), deviation)
 

@@ -44,7 +44,7 @@ class Ending:
 
 
 class Learner:
-    """One way of computing, which trains from one seed after the other, and is compiled once for all of them.
+    """One way of computing. It trains from one seed after another, and is compiled once for all seeds.
 
     `division` is the number of micro-batches that a step's rows are divided into.
     """
@@ -65,7 +65,7 @@ class Learner:
         self.engine.scatter(replace(self._fresh, weights=weights))
 
     def train(self, prose: Prose, seed: int, judge: Judge) -> Ending:
-        """Train from the weights and in the order of a seed."""
+        """Train from a seed's weights, on the text in the seed's order."""
         course, began = self._course, time.monotonic()
         self.put(initial_weights(course.model, seed))
         micro_batch = course.rows // self._division
@@ -83,7 +83,7 @@ class Learner:
 
 
 class Judge:
-    """The held-out loss of weights, by plain kernels in fp32: the same for all, however they were trained."""
+    """The held-out loss of weights, by plain kernels in fp32, whatever kernels trained the weights."""
 
     def __init__(self, prose: Prose, course: Course):
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -106,7 +106,7 @@ class Judge:
 
 
 class precision:  # noqa: N801 - a context, named as a word of the sentence that it stands in
-    """How exact products in fp32 are while it lasts: `torch.set_float32_matmul_precision`."""
+    """Sets the precision of fp32 matrix products for a block: `torch.set_float32_matmul_precision`."""
 
     def __init__(self, name: str):
         self._name = name

@@ -35,14 +35,14 @@ from azneobert.training.inputs import Inputs, open_streams, verify_data
 from azneobert.training.position import with_defaults
 
 _REGISTERED = "models:/"
-_FITTED = 20  # one in so many documents is left out of the counts, for the weights to be fitted to
+_FITTED = 20  # one document in 20 is left out of the counts; the weights are fitted to these documents
 
 Scores = dict[str, tuple[np.ndarray, np.ndarray]]  # of each collection: losses and hits of its masked tokens
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model on the device, in the kernels that the recipe asks for; `recipe` is the one that runs, with its sizes."""
+    """A model on the device with the recipe's kernels. `recipe` is the one that runs, with the sizes of this model."""
 
     name: str
     network: MaskedLM
@@ -54,8 +54,8 @@ class Loaded:
 def bench_masked(inputs: Inputs, models: Iterable[str], most_tokens: int) -> Iterator[Row]:
     """Unigram, n-gram and each model, at the positions that the held-out evaluation of a phase masks.
 
-    The n-gram counts whole documents of the training text, spread evenly over it, of `most_tokens` tokens or a document
-    more. `models` are `models:/` URIs, folders of finished phases, or checkpoints.
+    The n-gram counts whole documents, spread evenly over the training text, of about `most_tokens` tokens in all.
+    `models` are `models:/` URIs, folders of finished phases, or checkpoints.
 
     Raises:
         DataError: the prepared data are missing or damaged, or no row is held out.
@@ -93,7 +93,7 @@ def places_of(stream: Stream, rows: int, mask: int) -> Places:
 
 
 def unigram_scores(counts: np.ndarray, places: dict[str, Places]) -> Scores:
-    """Losses and hits where each token is as likely as its count (V,), to which one is added, says."""
+    """Losses and hits if each token's probability follows from its count (V,) plus one."""
     losses, likeliest = -np.log(unigram_shares(counts)), counts.argmax()
     return {name: (losses[each.tokens], each.tokens == likeliest) for name, each in places.items()}
 
@@ -101,7 +101,7 @@ def unigram_scores(counts: np.ndarray, places: dict[str, Places]) -> Scores:
 def train_neighbours(
     stores: dict[str, TokenStore], recipe: Recipe, sequence_length: int, ids: dict[str, int], most_tokens: int
 ) -> tuple[Neighbours, int]:
-    """The n-gram of a training text, cut into windows as the rows are, and of how many tokens its counts are."""
+    """The n-gram of a training text, cut into windows like the rows, and the number of tokens that it counts."""
     total = sum(store.meta.tokens for store in stores.values())
     documents = [(store, number) for store in stores.values() for number in range(len(store))]
     chosen = documents[:: max(1, -(-total // most_tokens))]
@@ -128,7 +128,7 @@ def framed(documents: Iterable[np.ndarray], capacity: int, cls: int, sep: int) -
 
 
 def figures_of(scores: Scores) -> dict[str, float]:
-    """Loss and accuracy, over all and by collection, by the names that `evaluate` gives them."""
+    """Loss and accuracy, overall and by collection, under the names that `evaluate` uses."""
     all_losses, all_hits = (np.concatenate(each) for each in zip(*scores.values(), strict=True))
     parts = {"": (all_losses, all_hits), **{f"/{name}": each for name, each in scores.items()}}
     figures: dict[str, float] = {}
@@ -138,7 +138,7 @@ def figures_of(scores: Scores) -> dict[str, float]:
 
 
 def evaluated(model: Loaded, inputs: Inputs, held_out: dict[str, Stream]) -> dict[str, float]:
-    """What the held-out evaluation of a phase says of a model."""
+    """The figures of a model in the held-out evaluation of a phase."""
     recipe, phase = model.recipe, inputs.phase
     rows = min(rows_by_prediction(recipe, phase, model.backend, model.world), recipe.phase(phase).global_batch)
     return evaluate(model.network, held_out, rows, recipe.evaluation.max_rows_per_collection, model.world)
@@ -198,7 +198,7 @@ def load(inputs: Inputs, checkpoint: Path, name: str) -> Loaded:
 
 
 def _row(what: str, figures: dict[str, float], note: str, ngram: float | None = None) -> Row:
-    """A model's row is held against the n-gram's loss."""
+    """The row of a model; the n-gram's loss is its bar."""
     loss = figures["eval/loss"]
     names = [key.removeprefix("eval/loss/") for key in figures if key.startswith("eval/loss/")]
     parts = [f"{name} {figures[f'eval/loss/{name}']:.3f} {figures[f'eval/accuracy/{name}']:.1%}" for name in names]

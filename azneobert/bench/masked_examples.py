@@ -39,9 +39,9 @@ class Example:
 
 
 def bench_examples(inputs: Inputs, models: list[str], count: int) -> Iterator[Row]:
-    """A row for each example and model; without models, for each checkpoint of the phase that is kept, oldest first.
+    """A row for each example and model; without models, for each kept checkpoint of the phase, oldest first.
 
-    The bar is the word that stood there: it is met where it is ranked first.
+    The bar is the original word. It is met if the model ranks that word first.
 
     Raises:
         DataError: the prepared data are missing, or no held-out sentence has such a word.
@@ -84,7 +84,7 @@ def find_examples(inputs: Inputs, tokenizer: Tokenizer, count: int) -> list[Exam
 
 @torch.no_grad()
 def guess(model: Loaded, examples: list[Example]) -> list[list[tuple[int, float]]]:
-    """Of each example the likeliest tokens and their probabilities, best first."""
+    """The likeliest tokens of each example with their probabilities, best first."""
     sizes = [len(example.ids) for example in examples]
     starts = np.concatenate([[0], np.cumsum(sizes)])
     device = model.world.device
@@ -122,10 +122,10 @@ def _opened(inputs: Inputs, models: list[str]) -> Iterator[Loaded]:
 def _of_document(
     tokens: np.ndarray, capacity: int, tokenizer: Tokenizer, numbers: np.random.Generator
 ) -> Example | None:
-    """An example from one of the sentences of a document's beginning, if one of them has a word for it."""
+    """An example from a sentence at the beginning of a document, if one of these sentences has a suitable word."""
     sentences = _SENTENCE_END.split(tokenizer.decode(tokens[:capacity].tolist()))
     if len(tokens) > capacity:
-        sentences.pop()  # is cut off
+        sentences.pop()  # the last sentence is cut off
     for place in numbers.permutation(len(sentences)):
         if _WORDS[0] <= len(sentences[place].split()) <= _WORDS[1]:
             examples = _of_sentence(" ".join(sentences[place].split()), tokenizer)

@@ -28,7 +28,7 @@ def in_child(function: Callable[..., Any], *arguments: Any) -> Measured:
 
 
 def private_bytes(pid: int) -> int:
-    """The memory that a process shares with no other and no file: what it alone costs, in pages of its own."""
+    """The memory (bytes) that a process shares with no other process and no file: what this process alone costs."""
     private = total = anonymous = 0
     for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
         name, *rest = line.split()
@@ -53,7 +53,7 @@ def _measure(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Measur
 
 
 def forget(file: Path) -> None:
-    """Have the next reading of a file come from the disk."""
+    """Drop a file from the page cache, so that the next reading comes from the disk."""
     descriptor = os.open(file, os.O_RDONLY)
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(descriptor)

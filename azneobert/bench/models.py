@@ -64,7 +64,7 @@ def some_training(compute_dtype: Any = "float32", clip_norm: float = 1.0) -> Tra
 
 
 def some_runtime(engine: EngineName, compile_model: bool = False, **changes: Any) -> Runtime:
-    """What an engine asks of a runtime; the rest is the loop's, which a benchmark has none of."""
+    """The runtime settings that an engine needs. The rest is for the training loop, which a benchmark does not have."""
     runtime = Runtime(
         engine=engine,
         processes=1,

@@ -1,8 +1,8 @@
-"""A language model of counts that sees both neighbours of a token: what a masked model has to beat to be of use.
+"""A language model of counts that sees both neighbours of a token. A useful masked model has to beat it.
 
 p(t | left, right) is a mixture of how often t stands between these two, after the left one, before the right one, and
-at all: Jelinek-Mercer interpolation (Chen and Goodman, ACL 1996, 2.4), with weights by how often the contexts were
-seen. A neighbour that is masked itself is not seen: it is -1, which is no context of any table.
+at all: Jelinek-Mercer interpolation (Chen and Goodman, ACL 1996, 2.4). The weights depend on how often the contexts
+were seen. A neighbour that is masked itself is hidden: it is -1, which is no context of any table.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import numpy as np
 from azneobert.bench.prose import unigram_shares
 
 HIDDEN = -1
-_ROUNDS = 20  # of EM: the loss of text of the sample corpus moves no more after 10
+_ROUNDS = 20  # of EM; on text of the sample corpus the loss no longer changes after 10
 _LEVELS = 5  # of how often a context was seen: 0, 1 to 3, 4 to 15, 16 to 63, or more
 
 
 @dataclass(frozen=True)
 class Places:
-    """Tokens and what stands on either side of each, `HIDDEN` where that is masked too: int64 (M,) each."""
+    """Tokens and the neighbours of each, `HIDDEN` where a neighbour is masked too: int64 (M,) each."""
 
     left: np.ndarray
     tokens: np.ndarray
     right: np.ndarray
 
     def hiding(self, rate: float, numbers: np.random.Generator) -> Places:
-        """The same tokens, each neighbour hidden with this probability, as where so many tokens are masked."""
+        """The same tokens, each neighbour hidden with probability `rate`, the masking rate."""
         left, right = (
             np.where(numbers.random(len(side)) < rate, HIDDEN, side).astype(np.int64)
             for side in (self.left, self.right)
@@ -69,7 +69,7 @@ class Continuations:
 
 
 class Neighbours:
-    """The model, of the counts of one text; its weights are fitted to another one."""
+    """The model: counts of one text, and weights fitted to another text."""
 
     def __init__(self, counted: Places, vocab_size: int):
         self._vocab_size = vocab_size
@@ -80,9 +80,9 @@ class Neighbours:
         self._weights = self._usable / self._usable.sum(1, keepdims=True)
 
     def fit(self, places: Places) -> None:
-        """Set the weights by EM to what makes these tokens likeliest; one use of each table is added to what is found.
+        """Set the weights by EM so that these tokens are likeliest, with one use added to each table's count of uses.
 
-        So a table that happened not to be of use in the sample keeps a little weight, and no token is impossible.
+        So a table that did not help on the sample keeps a little weight, and no token gets probability zero.
         """
         groups, parts = self._groups(places), self._parts(places)
         for _ in range(_ROUNDS):
@@ -98,7 +98,7 @@ class Neighbours:
         return self._mixed([int(each[0]) for each in self._contexts(one)], int(self._groups(one)[0]))
 
     def score(self, places: Places) -> tuple[np.ndarray, np.ndarray]:
-        """Of each token its loss in nats, (M,), and whether it is the likeliest one, (M,)."""
+        """The loss of each token in nats, (M,), and whether the token is the likeliest one, (M,)."""
         losses, hits = np.empty(len(places.tokens)), np.empty(len(places.tokens), dtype=bool)
         contexts = np.stack(self._contexts(places), axis=1).tolist()
         for number, (group, token) in enumerate(zip(self._groups(places), places.tokens, strict=True)):
@@ -116,19 +116,19 @@ class Neighbours:
         return probabilities
 
     def _contexts(self, places: Places) -> list[np.ndarray]:
-        """Of each table: both neighbours as one number, the left one, the right one."""
+        """The contexts of each table: both neighbours as one number, the left one, the right one."""
         hidden = (places.left == HIDDEN) | (places.right == HIDDEN)
         return [np.where(hidden, HIDDEN, places.left * self._vocab_size + places.right), places.left, places.right]
 
     def _groups(self, places: Places) -> np.ndarray:
-        """Which weights hold at each place (M,): by how often each of its contexts was seen."""
+        """The number of the weights that each place uses (M,), from how often each of its contexts was seen."""
         pairs = zip(self._tables, self._contexts(places), strict=True)
         levels = np.stack([_level(table.totals(contexts)) for table, contexts in pairs])
         groups: np.ndarray = np.ravel_multi_index(tuple(levels), (_LEVELS,) * 3)
         return groups
 
     def _parts(self, places: Places) -> np.ndarray:
-        """What each table says by itself of each token, and last the unigram: (M, 4)."""
+        """The probability of each token by each table alone, and last by the unigram: (M, 4)."""
         parts = [
             table.counts(contexts, places.tokens) / np.maximum(table.totals(contexts), 1)
             for table, contexts in zip(self._tables, self._contexts(places), strict=True)

@@ -1,10 +1,10 @@
-"""`azneobert bench loss`: does what makes a step fast change what is learnt? An experiment that can fail and can pass.
+"""`azneobert bench loss`: do faster ways of computing a step change what is learnt? The test can pass and can fail.
 
-A small model is trained on real text from the same seeds with each way of computing. A seed decides the initial weights
-and the order of the text, so that the difference of a pair of the same seed is free of what the seed does. Beside the
-variants stand two controls: the reference with its batches divided otherwise, which is neutral, and attention that is
-wrong, which is not. Trainings add up over calls, in one file. Whoever looks after each call and stops as it pleases him
-has intervals of less than 95%: decide on the number of seeds before.
+Each way of computing trains a small model on real text from the same seeds. A seed decides the initial weights and the
+order of the text, so the difference between two trainings of one seed is free of the seed's effect. Two controls stand
+beside the variants: the reference with its batches divided differently, which is neutral, and wrong attention, which is
+not. Trainings of several calls add up in one file. Whoever looks after each call and stops when the result pleases has
+intervals of less than 95%: decide on the number of seeds before.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _TWICE = 2.0  # a variant's gradients may be so many times as far from float64 a
 class Experiment:
     """Which variants of KNOWN are compared with the reference, on what, and where the trainings are written.
 
-    No training is begun after `minutes`. On a CPU, `toy` has every variant computed by the kernels that run there.
+    No training begins after `minutes`. On a CPU, `toy` computes every variant with the kernels that run there.
     """
 
     wanted: Wanted
@@ -60,7 +60,7 @@ class Experiment:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What is trained from each seed, in this order: a call that is cut short leaves whole pairs."""
+        """The trainings of each seed, in this order, so that a call that is cut short leaves whole pairs."""
         return (REFERENCE_NAME, *self.variants)
 
     def variant(self, name: str) -> Variant:
@@ -87,7 +87,7 @@ def plan(
     minutes: float,
     toy: bool,
 ) -> Experiment:
-    """The experiment that is asked for: rate, share of warm-up and cleaning are those of phase 1 of a recipe.
+    """The experiment for these options. Learning rate, share of warm-up and cleaning come from phase 1 of a recipe.
 
     Raises:
         RecipeError: the recipe is missing or holds something else.
@@ -137,7 +137,7 @@ def division(name: str) -> int:
 
 
 def bench_loss(experiment: Experiment) -> Iterator[Row]:
-    """Train what the file of results lacks, then a row for each variant and for the gradients.
+    """Train what the file of results lacks. Then yield a row for each variant and rows for the gradients.
 
     Raises:
         DataError: see `prepare`.
@@ -152,7 +152,7 @@ def bench_loss(experiment: Experiment) -> Iterator[Row]:
         )
     prose = prepare(experiment.wanted, experiment.folder)
     file = TrainingsFile(experiment.results, settings_of(experiment, prose.facts))
-    file.read()  # what is wrong with it is said before the first training
+    file.read()  # reports errors in the file before the first training
     for left in (_GRADIENTS, _FAILURES):
         (experiment.folder / left).unlink(missing_ok=True)
     yield from _conditions(experiment, prose.facts, file)
@@ -164,7 +164,7 @@ def bench_loss(experiment: Experiment) -> Iterator[Row]:
 
 
 def settings_of(experiment: Experiment, facts: Facts) -> dict[str, Any]:
-    """What decides a training's held-out loss, beside its variant and seed: the text, the course, code and card."""
+    """What decides a training's held-out loss, besides variant and seed: the text, the course, code and card."""
     course = asdict(experiment.course)
     model = {f"model.{key}": value for key, value in experiment.course.model.model_dump(mode="json").items()}
     training = experiment.course.training.model_dump(mode="json")
@@ -192,7 +192,7 @@ def card() -> str:
 
 
 def run_trainings(experiment: Experiment, until: float) -> None:
-    """In a process of its own: train what is not done yet, until that time; then the gradients.
+    """In a process of its own: train what is not done yet, until the time `until`; then compute the gradients.
 
     A variant that cannot run here is left out, and the folder says why.
     """
@@ -203,7 +203,7 @@ def run_trainings(experiment: Experiment, until: float) -> None:
     from azneobert.engine.gpu import prepare_gpu
 
     if torch.cuda.is_available():
-        prepare_gpu()  # before the first tensor there, which is not an engine's
+        prepare_gpu()  # before the first tensor on the GPU, which is made outside an engine
     prose = Prose(experiment.folder)
     file = TrainingsFile(experiment.results, settings_of(experiment, prose.facts))
     done = {(one.variant, one.seed) for one in file.read()}
@@ -232,7 +232,7 @@ def run_trainings(experiment: Experiment, until: float) -> None:
                 trained = ending.weights
             file.add(_done(experiment, file.settings, name, seed, ending))
             print(f"seed {seed}, {name}: held-out loss {ending.held_out_loss:.5f}, {ending.seconds:.1f} s", flush=True)
-    if trained is None:  # it was trained by an earlier call; the weights of one seed are soon made again
+    if trained is None:  # an earlier call trained it; the weights of one seed are quickly made again
         trained = learner(REFERENCE_NAME).train(prose, 1, judge).weights
     errors = _gradient_errors(experiment, prose, trained, learner, failures)
     write_json(experiment.folder / _GRADIENTS, errors)
@@ -364,7 +364,7 @@ def _gradient_errors(
     learner: Callable[[str], Learner],
     failures: dict[str, str],
 ) -> dict[str, Any]:
-    """By weights and variant, how far gradients are from float64; adds to the failures."""
+    """How far gradients are from float64, by weights and variant; adds to the failures."""
     from azneobert.bench.gradients import Errors, exact_gradients, gradients
     from azneobert.bench.learning import initial_weights
 

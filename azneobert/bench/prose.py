@@ -1,4 +1,4 @@
-"""Real text for benchmarks that train: prepared by the project's own data half, once, in a folder that they share."""
+"""Real text for benchmarks that train. The project's own data half prepares it once, in a folder that they share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from azneobert.files import read_json, sha256_file, sha256_of_json, write_json
 from azneobert.recipe import Cleaning, FileSource
 
 SIDES = ("train", "validation")
-_FACTS = "prose.json"  # comes last, and so says that the folder is whole
+_FACTS = "prose.json"  # written last, so its presence means that the folder is whole
 _CHUNK = 1 << 22
 _SEED = 1  # of the row plans, and of the masks of what is held out
 
@@ -39,8 +39,8 @@ class Wanted:
 class Facts:
     """What the prepared text is. `identity` is a hash of tokens and rows of both sides.
 
-    `unigram` is the held-out text's cross-entropy, in nats a token, under how often each token stands in the training
-    text: what a model reaches that has learnt no more than that.
+    `unigram` is the held-out text's cross-entropy, in nats a token, under the token frequencies of the training text: a
+    model that has learnt only these frequencies reaches it.
     """
 
     identity: str
@@ -131,7 +131,7 @@ def _asked(wanted: Wanted) -> dict[str, Any]:
 
 
 def _make(wanted: Wanted, folder: Path) -> None:
-    # Inside: they read Parquet, which a machine that was given a prepared folder need not have.
+    # Imported here: they need Parquet, which a machine that only gets a prepared folder may lack.
     from azneobert.data.documents import training_texts
     from azneobert.data.duplicates import find_duplicates
     from azneobert.data.ingest import ingest
@@ -196,6 +196,6 @@ def token_counts(stores: dict[str, TokenStore], vocab_size: int) -> np.ndarray:
     """How often each token stands in these stores: int64 (V,)."""
     counts = np.zeros(vocab_size, dtype=np.int64)
     for store in stores.values():
-        for start in range(0, len(store.tokens), _CHUNK):  # bincount makes int64 of all that it is given
+        for start in range(0, len(store.tokens), _CHUNK):  # bincount converts its whole input to int64
             counts += np.bincount(store.tokens[start : start + _CHUNK], minlength=vocab_size)
     return counts

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 
 class Proxy:
-    """Passes connections to a port of this machine on, as `mode` says: it may change at any time.
+    """Forwards connections to a port of this machine as `mode` says. The mode may change at any time.
 
     refuse: closes them at once; hang: accepts and never answers; slow: waits a second before each answer.
     Use as a context manager.

@@ -29,7 +29,7 @@ from azneobert.registry.push import push
 from azneobert.registry.versions import checkpoint_place, place_of
 
 _CHUNK = 1 << 24
-_TRAINED = 2000  # tokens; the rest of the vocabulary is filled up, since what they are does not matter here
+_TRAINED = 2000  # tokens; the rest of the vocabulary is filler, since its content does not matter here
 
 
 def bench_registry(full: bool, corpus: Path, scratch: Path | None = None) -> Iterator[Row]:
@@ -60,7 +60,7 @@ def _pull_rows(what: str, stored: Path, folder: Path, turns: int, bring: Callabl
     """A pull against a plain copy of the same files, in turns, the page cache emptied before each reading."""
     files = [file for file in stored.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files)
-    bring(folder / "pulled")  # what is imported and opened for the first time is not the disk's
+    bring(folder / "pulled")  # a warm-up: imports and first opening are not the disk's time
     copies, pulls = [], []
     for _ in range(turns):
         shutil.rmtree(folder / "pulled")

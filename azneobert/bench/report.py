@@ -16,7 +16,7 @@ from rich.table import Column, Table
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement: what it is, the figure with its unit, the bar that it is held against, and whether it is met."""
+    """One measurement: its name, the figure with its unit, the bar for the figure, and whether the bar is met."""
 
     what: str
     figure: str

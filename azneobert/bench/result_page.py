@@ -37,7 +37,7 @@ class Table:
 
     @property
     def labels(self) -> list[str]:
-        """The first cell of each row: what it is about."""
+        """The first cell of each row: its label."""
         return [row[0] for row in self.rows]
 
     def texts(self, column: str) -> list[str]:
@@ -53,7 +53,7 @@ class Table:
         return [row[place] for row in self.rows]
 
     def numbers(self, column: str, unit: str = "") -> list[float]:
-        """The cells of a column as numbers, in the unit that each of them has to name.
+        """The cells of a column as numbers. Each cell has to name the unit.
 
         Raises:
             AzNeoBertError: there is no such column, or a cell is something else.
@@ -92,7 +92,7 @@ class Page:
         raise AzNeoBertError(f"{self.file}: no table under '## {heading}'; expected a section of that name with one")
 
     def source(self, table: Table) -> Source:
-        """The card and the commit of a table: what its section names first; the card else of the page's introduction.
+        """The card and the commit that a table's section names first. The card may come from the page's introduction.
 
         Raises:
             AzNeoBertError: one of them is not named.

@@ -67,12 +67,12 @@ def cases(worlds: tuple[int, ...]) -> Iterator[Case]:
     for engine in engines:
         for world in sorted(world for world in set(worlds) if world <= 2):
             for name, options in settings.items():
-                if "compile" not in options or torch.cuda.is_available():  # minutes on a CPU, and a test has it
+                if "compile" not in options or torch.cuda.is_available():  # minutes on a CPU, where a test covers it
                     setting = Setting(engine, world, options=options)
                     yield Case(f"{engine} {world} -> {engine} {world}{name}", setting, setting)
             accumulated = Setting(engine, world, accumulation=3)
             yield Case(f"{engine} {world} -> {engine} {world}, 3 micro-steps", accumulated, accumulated)
-        for world in sorted(world for world in set(worlds) if world > 2):  # where the order of a sum over ranks tells
+        for world in sorted(world for world in set(worlds) if world > 2):  # from three on, the order of a sum matters
             yield Case(f"{engine} {world} -> {engine} {world}", Setting(engine, world), Setting(engine, world))
     switches: tuple[tuple[EngineName, int, EngineName, int], ...] = (
         ("plain", 1, "zero2", 1),
@@ -118,7 +118,7 @@ def bench_resume(chosen: list[Case]) -> Iterator[Row]:
 
 
 def _by_launch(settings: list[Setting]) -> Iterator[tuple[tuple[str, int], list[int]]]:
-    """The numbers of the settings that one launch can serve: Accelerate takes one kind of engine a process."""
+    """The numbers of the settings that share a launch: Accelerate allows one kind of engine in a process."""
     launches: dict[tuple[str, int], list[int]] = {}
     for number, setting in enumerate(settings):
         launches.setdefault((setting.engine, setting.world), []).append(number)
@@ -150,7 +150,7 @@ def row_of(case: Case, whole: dict[str, Any], resumed: dict[str, Any]) -> Row:
         torch.equal(whole["state"][name], resumed["state"][name]) for name in whole["state"]
     )
     figure = "identical" if identical else f"{max(differences):.1e}"
-    # In bf16, sums in another order fall on the other side of roundings: shown, and held to nothing.
+    # In bf16, another order of a sum can round the other way: the difference is shown, and has no bar.
     rounded = not case.same and case.before.options.get("compute_dtype") == "bfloat16"
     met = None if rounded else identical if case.same else max(differences) <= _REORDERED
     return Row(
@@ -173,7 +173,7 @@ def _train(
     target: Path,
     start: Path | None = None,
 ) -> None:
-    """Train from one step to another; a checkpoint at the cut, or the losses and the state at the end."""
+    """Train from one step to another. At the cut, write a checkpoint; at the end, the losses and the state."""
     torch.set_float32_matmul_precision("highest")  # the rows in fp32 compare engines, not roundings
     engine = build_engine(setting, accelerator)
     if start is not None:
@@ -191,7 +191,7 @@ def _train(
     elif state is not None:
         tensors = {f"{kind}.{name}": tensor for kind in KINDS for name, tensor in getattr(state, kind).items()}
         torch.save({"losses": losses, "state": tensors}, target)
-    accelerator.wait_for_everyone()  # the checkpoint is another rank's too
+    accelerator.wait_for_everyone()  # the other ranks read the checkpoint too
 
 
 def build_engine(setting: Setting, accelerator: Accelerator) -> Engine:

@@ -1,11 +1,11 @@
-"""`azneobert bench scaling`: what a step loses on several GPUs, predicted from what crosses between them, and measured.
+"""`azneobert bench scaling`: what a step loses on several GPUs, predicted from the traffic between them, and measured.
 
-A step of either engine computes all its micro-batches first and exchanges afterwards, so nothing overlaps:
+A step of either engine first computes all its micro-batches and then exchanges, so nothing overlaps:
 
-    step on N GPUs = step of the slowest of them, at work beside the others, + its collectives on N GPUs
+    step on N GPUs = step of the slowest GPU, with the others at work too, + the step's collectives on N GPUs
 
-Both parts are measured here, and so is their sum. Where the sum is right, the same two parts say what a larger number
-of GPUs will do: a collective over N ranks moves (N - 1) / N of what it would over very many.
+Both parts and the whole step are measured here. If the sum is right, the same two parts predict more GPUs: a collective
+over N ranks moves (N - 1) / N of what it would move over very many ranks.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _EFFICIENCY, _RATE, _STEP = 0.95, 2.5e6, 0.95  # at least, at least, at most: on
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured: `shapes` of a GPU's step with each of `engines` on `world` ranks; `ahead` is predicted."""
+    """What is measured: `shapes` of a step with each of `engines` on `world` ranks. `ahead` ranks are predicted."""
 
     engines: tuple[EngineName, ...]
     world: int
@@ -57,16 +57,16 @@ class Plan:
     quick: bool = False
 
     def variant(self, engine: EngineName) -> Variant:
-        """How a step is computed; without what takes a GPU, in the quick form."""
+        """How a step is computed. The quick form leaves out what needs a GPU."""
         variant = ABLATION["zero2" if engine == "zero2" else "fused"]
         return replace(variant, compile=False) if self.quick else variant
 
 
 def full_plan(engines: list[EngineName], gpus: int | None, ahead: int, steps: int) -> Plan:
-    """The published model at the published run's batches, on so many GPUs or on all.
+    """The published model at the published run's batches, on `gpus` GPUs or on all.
 
     Raises:
-        AzNeoBertError: there are not so many, or only one.
+        AzNeoBertError: there are fewer, or only one.
     """
     there = torch.cuda.device_count()
     world = there if gpus is None else gpus
@@ -83,8 +83,8 @@ def toy_plan() -> Plan:
 def exchanged(engine: EngineName, config: Model) -> list[tuple[Kind, int]]:
     """What a step sends to other ranks, in elements, but for a few scalars.
 
-    Both engines add up all gradients: DDP bucket by bucket, and DeepSpeed too, which reduces whole buckets and not each
-    rank's part (`use_multi_rank_bucket_allreduce`). ZeRO-2 then has each rank's part of the new weights brought to all.
+    Both engines all-reduce all gradients, bucket by bucket: DeepSpeed too reduces whole buckets, not each rank's part
+    (`use_multi_rank_bucket_allreduce`). ZeRO-2 then all-gathers the new weights from the ranks' parts.
     """
     with torch.device("meta"):
         model = MaskedLM(config)
@@ -94,17 +94,17 @@ def exchanged(engine: EngineName, config: Model) -> list[tuple[Kind, int]]:
 
 
 def moved(kind: Kind, elements: int, world: int) -> float:
-    """Bytes that each rank sends, at the least: over these a collective's rate is the same for any number of ranks.
+    """The least bytes that each rank has to send. Bytes by this rule over time give a rate that holds for any world.
 
-    An all-reduce of 1 GB over two ranks sends 1 GB from each, over eight 1.75 GB; an all-gather half of that. By this
-    rule the collectives' own benchmarks (nccl-tests) report what they call bus bandwidth.
+    In an all-reduce of 1 GB over two ranks each rank sends 1 GB, over eight ranks 1.75 GB; in an all-gather half of
+    that. NCCL's own benchmarks (nccl-tests) compute their bus bandwidth by this rule.
     """
     share = (world - 1) / world
     return elements * _BYTES * share * (2 if kind == "all_reduce" else 1)
 
 
 def bench_scaling(plan: Plan) -> Iterator[Row]:
-    """The links, then for each engine and shape a step's two parts, their sum, the step itself, and what is ahead."""
+    """Rows for the links; then for each engine and shape the step, its two parts, their sum, and the prediction."""
     links: dict[tuple[Kind, int], float] = {}
     for engine in plan.engines:
         missing = [item for item in exchanged(engine, plan.model) if item not in links]
@@ -134,10 +134,10 @@ def _link_row(kind: Kind, elements: int, seconds: float, world: int) -> Row:
 def step_rows(
     plan: Plan, what: str, shape: Shape, beside: list[float], together: float, parts: list[tuple[Kind, int, float]]
 ) -> Iterator[Row]:
-    """What was measured of a step, what that predicts here, how far off it is, and what it predicts for more ranks.
+    """The measured step, the prediction here and its error, and the prediction for more ranks.
 
-    beside: seconds of a step of each GPU by itself, all at once; together: of the step of all; parts: its collectives
-    with their seconds here.
+    beside: seconds of each GPU's own step, all GPUs at work at once; together: seconds of the common step; parts: its
+    collectives with their seconds here.
     """
     rows = shape.micro_batch * shape.accumulation
     tokens = rows * shape.sequence_length
@@ -182,7 +182,7 @@ def _published_bars(what: str, shape: Shape, tokens: int, together: float) -> It
 
 
 def link_seconds(collectives: list[tuple[Kind, int]], world: int) -> list[float]:
-    """How long each takes over so many ranks: the median of many, as rank 0 sees it.
+    """The seconds of each collective over `world` ranks: the median of many runs on rank 0.
 
     Raises:
         TrainingError: a rank failed.
@@ -223,7 +223,7 @@ def _links_rank(collectives: list[tuple[Kind, int]], file: Path) -> None:
 
 
 def measure_beside(job: Job, world: int) -> list[float]:
-    """Seconds of a step of each GPU by itself, all of them at work at once, so that they share host, power and air.
+    """Seconds of each GPU's own step, with all GPUs at work at once, so that they share host, power and air.
 
     Raises:
         TrainingError: one of them failed.

@@ -1,4 +1,4 @@
-"""The model as the project that this one follows computes it: what `azneobert bench train` starts its ablation from."""
+"""The model as the seed project computes it. `azneobert bench train` starts its ablation from it."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ class HeadOnAllTokens(MaskedLM):
         assert targets is not None
         logits_TV = self.head(self.encoder(input_ids, position_ids, cu_seqlens, max_seqlen)).float()
         labels_T = torch.full_like(input_ids, -100).index_copy(0, masked_indices, targets)
-        return F.cross_entropy(logits_TV, labels_T).double()  # a mask that a nearly empty row repeats counts once
+        return F.cross_entropy(logits_TV, labels_T).double()  # a repeated masked position counts once
 
 
 def build_seed_model(
     config: Model, dtype: torch.dtype, backend: Backend, complex_rope: bool, head_on_all: bool
 ) -> MaskedLM:
-    """A model that computes as in the seed project as far as asked, from the weights that ours has under seed 1."""
+    """A model that computes like the seed project as far as asked, with the weights of our model under seed 1."""
     model = (HeadOnAllTokens if head_on_all else MaskedLM)(config, dtype, backend)
     if complex_rope:
         model.encoder.blocks = nn.ModuleList(ComplexBlock(config) for _ in range(config.num_hidden_layers))

@@ -1,6 +1,6 @@
 """Three pictures of speed, drawn from the tables of docs/results/train.md: no number stands in the code.
 
-Each picture keeps the hash of what it shows, so that a test can tell one that is older than its table.
+Each picture keeps the hash of what it shows, so that a test can find a picture that is older than its table.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class Bar:
 
 @dataclass(frozen=True)
 class Gain:
-    """What one change makes a step faster, in percent of tokens a second: here, and as published elsewhere."""
+    """The gain of one change in tokens a second, in percent: here, and as published elsewhere."""
 
     change: str
-    row: str  # the one here, over the one before it
+    row: str  # the row with the change; the gain is over the row before it
     source: Source
     here: float
     published: float
-    said: str  # as it is published: about how much
+    said: str  # the published figure as text
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Ablation:
     gains: list[Gain]
 
     def draw(self) -> Any:
-        """The variants over the first one, left; the single changes beside what is published, right."""
+        """Left: the variants over the first one. Right: the single changes beside the published figures."""
         figure, (left, right) = pyplot().subplots(1, 2, figsize=(13.5, 5.6), dpi=_DPI, layout="constrained")
         self._draw_rates(left)
         self._draw_gains(right)
@@ -85,7 +85,7 @@ class Ablation:
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set(title="Single changes beside the\nseed project's own percentages", ylabel="tokens/s gained, %")
         axes.margins(y=0.12)
-        axes.set_ylim(top=1.3 * max(0, *here, *published))  # the legend's place
+        axes.set_ylim(top=1.3 * max(0, *here, *published))  # room for the legend
         axes.grid(axis="y", alpha=0.3)
         axes.set_axisbelow(True)
         axes.legend(loc="upper right", frameon=False)
@@ -173,7 +173,7 @@ def draw_speed(results: Path, folder: Path) -> list[Path]:
 
 
 def ablation(page: Page) -> Ablation:
-    """The steps from the seed project's way to ours, and its own percentages beside those of the same changes here."""
+    """The variants from the seed project's way to ours, and the seed project's percentages beside ours."""
     table = page.table(_ABLATION)
     published = page.table(_PUBLISHED)
     here = _gains_over_the_row_before(page, (table, _RATE), (page.table(_TWO_GPUS), "tokens/s of each GPU"))
@@ -223,7 +223,7 @@ def _kind(rate: Rate) -> tuple[int, bool]:
 
 
 def _gains_over_the_row_before(page: Page, *columns: tuple[Table, str]) -> dict[str, tuple[Source, float]]:
-    """In percent, by the row's name."""
+    """The gain of each row over the row before it, in percent, by the row's name."""
     return {
         after.label: (page.source(table), 100 * (after.value / before.value - 1))
         for table, column in columns
@@ -261,7 +261,7 @@ def _horizontal(
 
 
 def _wrapped(text: str, width: int) -> str:
-    """In as few lines as that width takes, of lengths as even as may be."""
+    """Wrap a text into as few lines as the width allows, with lengths as even as possible."""
     wrapped = [
         textwrap.wrap(text, least, break_long_words=False, break_on_hyphens=False) for least in range(1, width + 1)
     ]

@@ -45,8 +45,8 @@ def _is_azerbaijani(sentence: str) -> bool:
 def write_documents(file: Path, found: list[str], size: int, mean_sentences: float, seed: int = 1) -> int:
     """Write about `size` bytes of documents as JSON lines; returns the bytes of text.
 
-    Documents are sentences in new orders. One in ten carries what crawls carry (Cyrillic look-alikes, odd spaces, soft
-    hyphens) and one in twenty repeats an earlier one.
+    Documents are sentences in new orders. One in ten has defects of crawled text (Cyrillic look-alikes, odd spaces,
+    soft hyphens), and one in twenty repeats an earlier document.
     """
     rng = np.random.default_rng(seed)
     written, number, former = 0, 0, ""
@@ -70,9 +70,9 @@ def document_lengths(documents: int, seed: int = 1) -> np.ndarray:
 
 
 def write_hollow_stores(folder: Path, documents: int, collections: int = 11) -> Iterator[str]:
-    """Token stores of the full count whose tokens are a hole in a file: their size without their disk space.
+    """Token stores of the full count whose tokens are a hole in a file: full size, but no disk space.
 
-    Yields the names. The hashes are no hashes, so `verify` refuses such a store.
+    Yields the names. The hashes are not real, so `verify` refuses such a store.
     """
     for number, lengths in enumerate(np.array_split(document_lengths(documents), collections)):
         name = f"collection-{number}"
@@ -94,9 +94,9 @@ def write_small_corpus(
     seed: int = 1,
     lengths: np.ndarray | None = None,
 ) -> None:
-    """A store of random tokens, rare ones rarer, and the row plan of one length: for `open_small_corpus`.
+    """A store of random tokens, some more frequent than others, and a row plan of one length: for `open_small_corpus`.
 
-    `lengths` are those of the documents, (documents,); without them, of `document_lengths`.
+    `lengths` are the lengths of the documents, (documents,); by default those of `document_lengths`.
     """
     rng = np.random.default_rng(seed)
     (folder / "shards").mkdir()

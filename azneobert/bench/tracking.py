@@ -24,12 +24,12 @@ _NAMES = ("loss", "grad_norm", "lr", "tokens", "tokens_per_second", "memory_gib"
 _TOKENS_A_STEP = 524_288
 _BAR_SECONDS = 300.0
 _BAR_SHARE = 0.01
-_SECONDS_TO_END = 5.0  # of a process that sends, once nobody reads what it says
+_SECONDS_TO_END = 5.0  # for a sending process to end, once nobody reads its output
 
 
 @dataclass(frozen=True)
 class Amounts:
-    """How many steps of eight figures are delivered, and how many are made beside a delivery, of what length (s)."""
+    """How many steps of eight figures are delivered; how many steps run beside a delivery, and their length (s)."""
 
     steps: int = 125_000
     beside: int = 200
@@ -88,9 +88,9 @@ def _delivery_row(where: str, tracking: Tracking, folder: Path, amounts: Amounts
 
 
 def _cost_rows(tracking: Tracking, folder: Path, amounts: Amounts) -> Iterator[Row]:
-    """Steps of Python alone, which is the hardest case: a step of a GPU leaves the interpreter for most of its time."""
+    """Steps of pure Python, the hardest case: a step on a GPU is outside the interpreter for most of its time."""
     check_store(tracking)
-    cost: _Cost = in_child(_measure_cost, tracking, folder, amounts).result  # which ends the delivery with itself
+    cost: _Cost = in_child(_measure_cost, tracking, folder, amounts).result  # the delivery ends with this child process
     time.sleep(_SECONDS_TO_END)
     when = "which was under way to the last step" if cost.under_way else "which ended before the last step"
     share = cost.beside / cost.alone - 1
@@ -112,7 +112,7 @@ def _cost_rows(tracking: Tracking, folder: Path, amounts: Amounts) -> Iterator[R
 
 @dataclass(frozen=True)
 class _Cost:
-    """Seconds: of a step alone and beside the delivery, of the other threads, and of the clock, meanwhile."""
+    """Seconds: a step alone, a step beside the delivery, the work of other threads meanwhile, and the wall clock."""
 
     alone: float
     beside: float
@@ -145,7 +145,7 @@ def _timed_steps(work: int, amounts: Amounts, tracker: Tracker | None) -> list[f
 
 
 def _calibrated(seconds: float) -> int:
-    """So many rounds take so long here."""
+    """The number of rounds that take this many seconds here."""
     rounds = 100_000
     while True:
         began = time.perf_counter()
@@ -167,7 +167,7 @@ def _figures(step: int) -> dict[str, float]:
 
 
 def _forget_delivery(folder: Path) -> None:
-    """Have everything wait again, for a run that is not there yet."""
+    """Mark all points as undelivered, for a run that does not exist yet."""
     (folder / DELIVERED).unlink()
     update_record(folder, run_id=None, key=None, described=False, settled=False)
 

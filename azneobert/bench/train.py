@@ -80,7 +80,7 @@ def jobs(names: list[str], rows: list[str], steps: int) -> Iterator[Job]:
     for name in names:
         variant = ABLATION[name]
         if variant.attention == "auto" or installed(variant.attention):
-            # All logits of 48 rows, in fp32 and with their gradient, leave no room beside an eager model.
+            # The logits of all tokens of 48 rows, in fp32 and with their gradient, leave no room beside an eager model.
             heavy = variant.head_on_all
             shaped = replace(shape, micro_batch=24, accumulation=12) if heavy else shape
             yield Job(variant, shaped, steps, model)
@@ -110,13 +110,13 @@ def toy_jobs() -> Iterator[Job]:
 
 
 def bench_train(planned: list[Job]) -> Iterator[Row]:
-    """Measure each job; a row of its speed, and rows for what else has a bar."""
+    """Measure each job. Yields a row for its speed, and rows for its other figures that have a bar."""
     first: dict[str, Any] | None = None
     alone: dict[str, Any] | None = None
     for job in planned:
         try:
             if job.steps >= 200:
-                measure(replace(job, steps=2))  # leaves the compiled kernels of these rows
+                measure(replace(job, steps=2))  # compiles the kernels for these rows
             found = measure(job)
         except TrainingError as error:
             yield Row(f"{job.variant.name}; {job.shape}", "failed", note=str(error))
@@ -163,7 +163,7 @@ def speed_row(job: Job, found: dict[str, Any], first: dict[str, Any]) -> Row:
 
 
 def steadiness(found: dict[str, Any]) -> Iterator[Row]:
-    """What many steps on end show."""
+    """Rows on how steady many steps in a row are."""
     ratio = found["step_p99_ms"] / found["step_ms"]
     yield Row("step time, 99th percentile over the median, 200 steps", f"{ratio:.3f}", "<= 1.05", ratio <= 1.05)
     share = found["loader_share"]
@@ -173,7 +173,7 @@ def steadiness(found: dict[str, Any]) -> Iterator[Row]:
 
 
 def guards_cost(found: dict[str, Any]) -> Iterator[Row]:
-    """What it costs to judge each update, and to compute a micro-batch twice as often as the recipe does by default."""
+    """The cost of judging each update, and of computing a micro-batch a second time every `repeat_every` steps."""
     every = Guards().repeat_every
     repeating = (found["repeat_ms"] - found["alone_ms"]) / (every * found["alone_ms"])
     note = f"{found['repeat_ms']:.1f} ms a step with, {found['alone_ms']:.1f} ms without, medians in turns"
@@ -201,7 +201,7 @@ def measure(job: Job) -> dict[str, Any]:
 
 
 def write_rows(folder: Path, job: Job) -> None:
-    """Random tokens in documents that fill a row each, or of 450 tokens in the mean, and their row plan."""
+    """Random tokens and their row plan: documents that fill a row each, or of 450 tokens on average."""
     length = job.shape.sequence_length
     if job.shape.packed:
         mean = min(450, length)
@@ -262,18 +262,18 @@ class _Marks:
         self._marks: list[Any] = []
 
     def add(self) -> None:
-        """Now, or when the GPU comes to it."""
+        """Record this moment, on a GPU the moment when its queue gets here."""
         self._marks.append(torch.cuda.Event(enable_timing=True) if self._on_gpu else time.perf_counter())
         if self._on_gpu:
             self._marks[-1].record()
 
     def seconds(self) -> list[float]:
-        """From each to the next, once the GPU has come to the last."""
+        """Seconds from each mark to the next; the GPU must have reached the last mark."""
         return [a.elapsed_time(b) / 1e3 if self._on_gpu else b - a for a, b in pairwise(self._marks)]
 
 
 def timed_steps(engine: Engine, batches: Feed, steps: int) -> tuple[list[float], float, float, float]:
-    """Seconds of each step, of all by the host's clock, and of waiting for the loader; how much a token attended to."""
+    """Seconds of each step, of all steps by the host's clock, and of waiting for data; and the mean attended length."""
     on_gpu = engine.world.device.type == "cuda"
     marks = _Marks(on_gpu)
     _wait_for_gpu(on_gpu)

@@ -1,7 +1,7 @@
 """`azneobert bench trainer`: the trainer against the bare step, on the same rows, by the clock on the wall.
 
-`pretrain` itself is run, with all that it does beside steps: loader, guards, held-out evaluation, checkpoints, points
-on disk and on their way to MLflow. After it `bench train` measures its step on the same rows.
+`pretrain` itself runs, with everything that it does besides steps: loader, guards, held-out evaluation, checkpoints,
+points on disk and their delivery to MLflow. Then `bench train` measures its step on the same rows.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def bench_trainer(plan: Plan) -> Iterator[Row]:
 
 
 def inputs_of(plan: Plan, engine: EngineName, world: int, scratch: Path) -> Inputs:
-    """Phase 1 of the published recipe on the plan's text, for so many steps, in a folder that is thrown away."""
+    """Phase 1 of the published recipe on the plan's text, for the plan's steps, in a scratch folder."""
     published = load_recipe(_RECIPE)
     model = small_model() if plan.toy else published_model()
     model = model.model_copy(update={"vocab_size": plan.vocab_size})
@@ -139,7 +139,7 @@ def _compared(plan: Plan, world: int, inputs: Inputs, what: str) -> Row:
     run_ranks(_pretrain, inputs, world=world)
     found = rate_of(inputs, world)
     shutil.rmtree(inputs.run.path)
-    bare = _step_rate(plan, world, inputs)  # after it: what has to be compiled is by then
+    bare = _step_rate(plan, world, inputs)  # after the run, which has compiled what needs compiling
     share = found.rate / bare
     runtime, phase = inputs.recipe.runtime, inputs.recipe.phase1
     note = [
@@ -177,7 +177,7 @@ def _step_rate(plan: Plan, world: int, inputs: Inputs) -> float:
 
 @dataclass(frozen=True)
 class Found:
-    """What a run's points say of the time from its first reading to its last; tokens a second are of each GPU."""
+    """What a run's points say about the time from its first to its last reading. Tokens a second are of one GPU."""
 
     first: int
     last: int
@@ -189,7 +189,7 @@ class Found:
 
 
 def rate_of(inputs: Inputs, world: int) -> Found:
-    """The rate of a run by the clock on the wall, everything included that was done between two steps.
+    """The rate of a run by the wall clock, including everything between two steps.
 
     Raises:
         TrainingError: the run has left fewer than two readings.

@@ -1,4 +1,4 @@
-"""A file of trainings, a line of JSON each, to which one call after the other adds."""
+"""A file of trainings, one line of JSON each. Every call adds to it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class TrainingsFile:
         return [self._parsed(number, line) for number, line in enumerate(lines, start=1)]
 
     def add(self, done: Done) -> None:
-        """Append a training: the file is the one of before, or the one with the new line, whenever it is read.
+        """Append a training. A reader sees the file either without the new line or with all of it.
 
         Raises:
             AzNeoBertError: as `read`.

@@ -29,7 +29,7 @@ class Variant:
     deterministic: bool = False
     engine: EngineName = "plain"
     exact: bool = False  # in fp32, and not in bfloat16
-    wrong: bool = False  # each token gets its neighbour's attention: what a comparison has to see
+    wrong: bool = False  # each token gets its neighbour's attention, an error that a comparison has to see
 
 
 _SEED = Variant("seed", complex_rope=True, head_on_all=True, compile=False)

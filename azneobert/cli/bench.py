@@ -322,9 +322,9 @@ def _run(title: str, measured: Iterable[Row], output: Path | None, without_bars:
 
     rows = []
     for row in measured:
-        row = replace(row, bar="", met=None) if without_bars else row  # a bar is for the full sizes
+        row = replace(row, bar="", met=None) if without_bars else row  # bars apply to the full sizes only
         console.print(f"{row.what}: {row.figure}" + (f" ({row.note})" if row.note else ""))
         rows.append(row)
-        if output is not None:  # after each row, so that a run that is cut short leaves what it has measured
+        if output is not None:  # after each row, so that an interrupted run leaves the rows that it has measured
             output.write_text(as_markdown(title, rows), encoding="utf-8")
     console.print(as_table(title, rows))

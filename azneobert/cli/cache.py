@@ -1,7 +1,7 @@
-"""`azneobert cache`: whether DVC's cache holds what its names say.
+"""`azneobert cache`: whether the objects in DVC's cache have the content that their names say.
 
-An output is a hard link to an object of the cache, so that what damages the one damages the other: `dvc checkout` then
-repairs nothing, and `dvc repro -f` makes the output anew and leaves the object as it is.
+An output is a hard link to an object of the cache, so damage to one damages the other. Then `dvc checkout` repairs
+nothing, and `dvc repro -f` makes the output anew but leaves the object as it is.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from azneobert.recipe_files import open_recipe
 app = typer.Typer(no_args_is_help=True, help="DVC's cache, of which the outputs are links.")
 
 
-@app.callback()  # without it the one command would be the group itself
+@app.callback()  # without a callback, the only command would become the group itself
 def cache() -> None:
     """DVC's cache, of which the outputs are links."""
 
@@ -38,7 +38,7 @@ def check(name: RecipeName = None) -> None:
     _, recipe = open_recipe(name)
     outputs, folder = outputs_of(recipe.name), cache_folder()
     lists = [output.md5 for output in outputs if output.md5.endswith(".dir")]
-    damaged = _set_aside(folder, lists)  # the lists first: a damaged one names no files
+    damaged = _set_aside(folder, lists)  # the lists first: a damaged list names no files
     needed = {output: objects_of(output, cached_object(folder, output.md5)) for output in outputs}
     files = sorted({md5 for objects in needed.values() for md5 in objects.values()} - set(lists))
     damaged |= _set_aside(folder, files)
@@ -57,13 +57,13 @@ def check(name: RecipeName = None) -> None:
 
 
 def _set_aside(folder: Path, hashes: list[str]) -> dict[str, Path]:
-    """Read objects; where those that are damaged are now, by their md5."""
+    """Read objects, and set damaged ones aside. Returns where those are now, by md5."""
     found = damaged_objects(folder, hashes)
     shown = track(found, "reading", len(hashes), console=console, disable=not console.is_terminal)
     return {md5: set_object_aside(folder, md5) for md5, is_damaged in shown if is_damaged}
 
 
 def _unlink(place: Path, aside: Path | None) -> None:
-    """Remove the link that an output was to a damaged object: DVC takes it for a change of ours, and keeps it."""
+    """Remove an output that links to a damaged object: DVC would take it for a change of ours, and keep it."""
     if aside is not None and (place.samefile(aside) if place.exists() else place.is_symlink()):
         place.unlink()

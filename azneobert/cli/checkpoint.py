@@ -183,7 +183,7 @@ def _facts_table(opened: Opened) -> Table:
 
 
 def _segment_line(segment: Segment) -> str:
-    """What trained the steps from there on, in a line."""
+    """What trained the steps of a segment, in a line."""
     changed = {True: ", changed", False: "", None: ", changed or not is unknown"}[segment.git_dirty]
     world = "an unknown world" if segment.world_size is None else f"{segment.world_size} processes"
     versions = ", ".join(f"{package} {version}" for package, version in segment.versions.items())

@@ -9,7 +9,7 @@ from azneobert.printable import printable
 
 
 class _Console(Console):
-    """What is printed holds names and values of files: it is text, not markup, and may not steer the terminal."""
+    """Prints names and values from files as plain text: they are not markup and cannot control the terminal."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         """A string, a cell or a title as `rich` prints it: one line."""

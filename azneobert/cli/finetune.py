@@ -160,7 +160,7 @@ def _seed(text: str) -> int:
 
 
 def _task(task: str, recipe: Recipe | None, changes: dict[str, Any]) -> tuple[str, AnyTask]:
-    """What a task is called, and its settings: the recipe's or those of the command line, which go before them."""
+    """The name of a task and its settings: the recipe's, unless the command line gives others."""
     known = recipe.finetuning.tasks if recipe else {}
     if task in known:
         former = known[task].model_dump(exclude_unset=True)
@@ -190,7 +190,7 @@ def _tuning(recipe: Recipe | None, changes: dict[str, Any]) -> TuningSettings:
 
 
 def _short(encoder: str) -> str:
-    """The encoder's name in that of a registered model: azneobert of models:/azneobert@phase2, of a path its end."""
+    """The encoder's part in a registered model's name: azneobert for models:/azneobert@phase2, for a path its end."""
     from azneobert.encoders import is_registered
 
     inner = re.sub(r"^models:/|[@/][^@/]+$", "", encoder) if is_registered(encoder) else Path(encoder).name

@@ -40,7 +40,7 @@ def jobs(
 
 
 def _shown(found: list[Standing]) -> str:
-    """The phases as lines of columns; one is as long as it has to be, on a narrow terminal too."""
+    """The phases as lines in columns. No line is cut or wrapped, even on a narrow terminal."""
     rows = [_COLUMNS, *(_row(each) for each in found)]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -12,7 +12,7 @@ from azneobert.recipe import Recipe
 from azneobert.recipe_files import open_recipe
 from azneobert.registry.registered import read_registered
 
-# A condition and its consequence, in a language that puts a comma between them: the sample model gets both marks right.
+# A condition and its consequence; Azerbaijani puts a comma between them. The sample model gets both marks right.
 TO_TRY = "Sabah hava isti olsa[MASK] dənizə gedəcəyik[MASK]"
 LAST_PHASE = "phase2"
 
@@ -46,7 +46,7 @@ def where_next(name: RecipeName = None) -> None:
     console.print()
     for sentence in explain(loaded.model.vocab_size, phase, tasks):
         console.print(f"  {sentence}")
-    # Another recipe than the one that runs may have registered its model under another name.
+    # A recipe other than the one that runs may have another model name in the registry.
     model = f" --model models:/{loaded.registry.name}@{LAST_PHASE}" if name else ""
     console.print()
     console.print("Try it: what stands at each [MASK]?")
@@ -62,7 +62,7 @@ def read_figures(layout: Layout, loaded: Recipe) -> tuple[Figures, dict[str, Fig
 
 
 def explain(vocab_size: int, phase: Figures, tasks: dict[str, Figures]) -> list[str]:
-    """What a phase's held-out figures and each task's scores say, a sentence or more a line; true for any figures."""
+    """What a phase's held-out figures and each task's scores mean: a sentence or more a line, true for any figures."""
     guessing = math.log(vocab_size)
     loss = phase["eval/loss"]
     lines = [

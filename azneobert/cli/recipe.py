@@ -134,7 +134,7 @@ def _how(source: FileSource) -> str:
 
 
 def _places(files: dict[str, FileSource], tasks: dict[str, str]) -> list[str]:
-    """What lies in the project; DVC adds nothing from elsewhere."""
+    """The places inside the project; DVC adds nothing from elsewhere."""
     places = [*(source.path for source in files.values()), *tasks.values()]
     here = Path.cwd()
     return [place for place in places if Path(place).resolve().is_relative_to(here)]
@@ -152,7 +152,7 @@ def _unknown_to_git(place: str) -> bool:
 
 
 def _check_inputs(path: Path, recipe: Recipe, allow_missing: bool) -> None:
-    """See to it that every file which the recipe names is there: sources, a tokenizer, labelled tasks."""
+    """Check that every file that the recipe names is there: sources, a tokenizer, labelled tasks."""
     from azneobert.data.local_files import source_files
 
     if allow_missing:
@@ -170,7 +170,7 @@ def _check_inputs(path: Path, recipe: Recipe, allow_missing: bool) -> None:
 
 
 def _in_a_clone(place: str) -> str:
-    """What to add where a source may be missing since this is a clone: DVC knows what was made of it."""
+    """What to add if a source may be missing because this is a clone: DVC knows the outputs made from it."""
     if Path(place).exists() or not Path("dvc.lock").exists():
         return ""
     return (
@@ -194,7 +194,7 @@ def _phase_line(recipe: Recipe, name: PhaseName) -> str:
 
 
 def _memory_lines(recipe: Recipe, name: PhaseName) -> Iterator[str]:
-    """What a phase is predicted to take on each GPU, or with `auto` the rows that cards are predicted to hold."""
+    """The predicted memory of a phase on each GPU, or with `auto` the predicted rows that cards can hold."""
     from azneobert.model.memory import CARDS, largest_that_fits, micro_batches, needs_on_gpus, room_of_card
 
     processes, most = recipe.runtime.processes, recipe.runtime.max_micro_batch
@@ -211,7 +211,7 @@ def _memory_lines(recipe: Recipe, name: PhaseName) -> Iterator[str]:
 
 
 def _binary(count: int) -> str:
-    """Bytes as memory is counted."""
+    """A number of bytes in binary units, as for memory."""
     return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"
 
 

@@ -250,7 +250,7 @@ def restore_versions(name: RecipeName = None) -> None:
 
 
 def restore_if_fresh(recipe: Recipe | None) -> None:
-    """In a clone, which has the outputs and an MLflow that is empty: bring the one to the other, and say so."""
+    """In a clone, which has the outputs and an empty MLflow: restore the outputs' runs and versions, and say so."""
     from azneobert.registry.restore import restore_into_fresh_store
 
     for line in restore_into_fresh_store(recipe, Layout(recipe.name)) if recipe else ():
@@ -310,9 +310,9 @@ def publish_version(
 
 
 def store_of(name: str | None, uri: str | None) -> tuple[Tracking, Recipe | None]:
-    """The store that is meant, and the recipe where there is one: outside a project the store is enough."""
+    """The store to use, and the recipe if there is one: outside a project the store is enough."""
     if uri:
-        os.environ["MLFLOW_TRACKING_URI"] = uri  # goes before the recipe's
+        os.environ["MLFLOW_TRACKING_URI"] = uri  # overrides the recipe's
     if name is not None or PARAMS.exists():
         recipe = open_recipe(name)[1]
         return recipe.tracking, recipe
@@ -342,7 +342,7 @@ def _also(version: Version) -> str:
 
 
 def _versions_table(versions: list[Version]) -> Table:
-    """The versions of a model; a column that has nothing in it is left out."""
+    """A table of a model's versions, without empty columns."""
     rows = []
     for version in versions:
         tags = {key.removeprefix("azneobert."): value for key, value in version.tags.items()}

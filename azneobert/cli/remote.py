@@ -1,4 +1,4 @@
-"""`azneobert remote`: where the outputs lie for others, and what of them is there. The one place that calls DVC itself.
+"""`azneobert remote`: the shared storage of the outputs, and which of them are there. Only this file calls DVC itself.
 
 `dvc push` and `dvc pull` do the same work; these commands say in a line what is wrong, and what to do.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Where the outputs lie for others: a folder, SSH, an S3-compatible store.")
 
 NAME = "storage"
-_SHOWN = 3  # objects of an output that are named
+_SHOWN = 3  # objects of an output that a message names
 _IN_BUCKETS = ("s3", "gs", "azure")
 _CONFIG = Path(".dvc/config")
 
@@ -86,9 +86,9 @@ def pull(
     with opened() as repo, _refused_objects() as refused:
         storage = probe(repo)
         fetched = _pull(repo, targets)
-        today = {str(out) for out in repo.index.outs}  # dvc.lock may hold a stage that the recipe has no more
+        today = {str(out) for out in repo.index.outs}  # dvc.lock may hold a stage that the recipe no longer has
         asked = [out for out in outputs if out.path in today and (not targets or _is_asked(out, targets))]
-        # Whatever DVC says: a damaged list of a folder's files passes for whole where it still is a list.
+        # Do not rely on DVC: it accepts a damaged list of a folder's files if it still is a list.
         lacking = {output: missing for output in asked if (missing := _uncached(repo, storage, output))}
         for output, missing in lacking.items():
             _say_why(output, missing, refused)
@@ -103,10 +103,10 @@ def pull(
 
 
 def _pull(repo: Repo, targets: list[str] | None) -> int | Exception:
-    """How many objects DVC has fetched, or why it has not brought all that it was to bring.
+    """How many objects DVC has fetched, or why it has not brought everything asked for.
 
-    By its file, dvc.yaml, the stages of the recipe that runs come in a tenth of the time that they take by name, and
-    the outputs of others stay.
+    Pulling the stages of the recipe that runs by their file, dvc.yaml, takes a tenth of the time of pulling them by
+    name, and leaves the outputs of other recipes in place.
     """
     from dvc.exceptions import CheckoutError, DownloadError, FileTransferError
     from dvc_objects.errors import ObjectFormatError
@@ -133,11 +133,11 @@ def _dvc(*arguments: str) -> None:
 
 @contextmanager
 def opened() -> Iterator[Repo]:
-    """This project as DVC sees it; what DVC raises is one line."""
+    """This project as a DVC repository. DVC's errors become one line."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
-    # They warn of what is said here in other words.
+    # These loggers warn of what the commands here report themselves.
     for logger in ("dvc.data_cloud", "dvc_data", "dvc_objects"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
     try:
@@ -173,7 +173,7 @@ def probe(repo: Repo) -> Any:
         raise RemoteError(
             "dvc: no remote is set; use `azneobert remote set URL`, with a folder, ssh://... or s3://..."
         ) from None
-    except Exception as error:  # whatever the transport of the day raises: of botocore, asyncssh, or the file system
+    except Exception as error:  # any error of the transport: botocore, asyncssh, or the file system
         raise RemoteError(f"{place(repo)}: {_remedy(error)}") from error
     return storage
 
@@ -196,35 +196,35 @@ def _remedy(error: Exception) -> str:
 
 
 def _lacking(repo: Repo, storage: Any, output: Output) -> list[str]:
-    """The objects of an output that the remote does not have; of a folder whose list it lacks, the list."""
+    """The objects of an output that the remote lacks; for a folder whose list it lacks, the list."""
     objects = _objects_of(repo, storage, output)
     there = set(storage.oids_exist(objects))
     return [md5 for md5 in objects if md5 not in there]
 
 
 def _uncached(repo: Repo, storage: Any, output: Output) -> list[str]:
-    """The objects of an output that this machine does not have, of a folder its files, where their list is known."""
+    """The objects of an output that this machine lacks; for a folder its files, if their list is known."""
     cache, objects = _cache(repo), _objects_of(repo, storage, output)
     missing = [md5 for md5 in objects if not object_path(cache, md5).is_file()]
-    # A list comes after its files: where one of them does not come, neither does the list.
+    # DVC brings a list after its files: if a file does not come, neither does the list.
     return [md5 for md5 in missing if md5 != output.md5] or missing
 
 
 def _objects_of(repo: Repo, storage: Any, output: Output) -> list[str]:
-    """The md5 of each object of an output; the list of a folder's files is read in the cache, or in the remote."""
+    """The md5 of each object of an output. A folder's list of files is read from the cache, or from the remote."""
     content = None
     if output.md5.endswith(".dir"):
         content = cached_object(_cache(repo), output.md5)
         if content is None and storage.exists(output.md5):
             content = storage.fs.cat_file(storage.oid_to_path(output.md5))
             if hashlib.md5(content).hexdigest() != output.md5.removesuffix(".dir"):
-                content = None  # it is damaged, and names anything
+                content = None  # the list is damaged, and may name anything
     return list(objects_of(output, content).values())
 
 
 @contextmanager
 def _refused_objects() -> Iterator[set[str]]:
-    """The md5 of each object whose bytes DVC finds to be others; it says so to its log alone."""
+    """The md5 of each object that DVC finds corrupted. DVC reports these in its log alone."""
     found: set[str] = set()
 
     class Listener(logging.Handler):
@@ -248,7 +248,7 @@ def _refused_objects() -> Iterator[set[str]]:
 def _say_why(output: Output, missing: list[str], refused: set[str]) -> None:
     """Why an output cannot be had: objects that are not in the remote, and those that are there with other bytes."""
     make = f"or `dvc repro {output.stage.split('@')[0]}`"
-    # DVC does not look for a folder's files where the remote has their list, and would push nothing.
+    # If the remote has a folder's list, DVC does not check the folder's files, and would push nothing.
     listed = output.md5.endswith(".dir") and missing != [output.md5]
     its_list = f"the folder's list {_objects([output.md5])}" if listed else ""
     if damaged := [md5 for md5 in missing if md5 in refused]:
@@ -273,7 +273,7 @@ def _cache(repo: Repo) -> Path:
 
 
 def place(repo: Repo) -> str:
-    """The remote by its name and address, as a message calls it."""
+    """The remote's name and address, for messages."""
     name = repo.config["core"].get("remote", NAME)
     return f"remote {name} ({repo.config['remote'].get(name, {}).get('url', 'no address')})"
 

@@ -1,4 +1,4 @@
-"""`azneobert runs`: what the runs of a recipe have recorded: brought to MLflow, compared there, and drawn."""
+"""`azneobert runs`: deliver what a recipe's runs have recorded to MLflow, compare the runs, and draw them."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def _as_text(value: float | None) -> str:
 
 
 def _delivered(folder: Path, recipe: Recipe) -> bool:
-    """Deliver from one folder and say so; one that fails does not keep back the others."""
+    """Deliver from one folder and say so. A folder that fails does not stop the others."""
     from azneobert.tracking.delivery import deliver_folder
 
     try:

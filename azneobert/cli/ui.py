@@ -48,7 +48,7 @@ def ui(
 
 
 def _experiment(tracking: Tracking) -> str | None:
-    """The id of the recipe's experiment; it is not made here, or a clone would no more bring its runs back."""
+    """The id of the recipe's experiment. It is not made here: a clone with an experiment would not restore its runs."""
     from azneobert.mlflow_store import mlflow_client, mlflow_errors
 
     with mlflow_errors(tracking_uri(tracking)):

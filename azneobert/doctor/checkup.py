@@ -1,6 +1,6 @@
-"""Running checks: each in a process of its own, bounded in time, so that none that hangs or crashes ends the others.
+"""Run each check in a process of its own with a time limit, so that a hang or crash does not end the others.
 
-A process, and not a thread: a library that crashes or hangs while it holds the interpreter is ended all the same.
+A thread would not do: a library may crash, or hang while it holds the interpreter. A process can still be ended.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from azneobert.environment import end_with_parent
 from azneobert.errors import AzNeoBertError
 from azneobert.printable import os_error_line, printable
 
-_SECONDS_TO_TIDY = 2.0  # from the request to end until the kill
+_SECONDS_TO_TIDY = 2.0  # between the request to end and the kill
 
 
 @dataclass(frozen=True)
 class Check:
-    """What is looked at in one area, and how long that may take."""
+    """A check of one area, and how long it may take."""
 
     area: str
     look: Callable[[Subject], Findings]
@@ -35,7 +35,7 @@ class Check:
 
 
 def examine(checks: tuple[Check, ...], subject: Subject) -> Findings:
-    """What the checks find, one after the other: the disk's speed is not measured beside other work."""
+    """What the checks find. They run one after the other, so that other work does not disturb the disk's speed."""
     for check in checks:
         with closing(_bounded(check, subject)) as findings:
             for found in findings:
@@ -49,7 +49,7 @@ def _bounded(check: Check, subject: Subject) -> Findings:
     child = context.Process(target=_look, args=(check, subject, sending), name=check.area)
     child.start()
     end = time.monotonic() + check.seconds
-    with suppress(OSError):  # so that what it starts ends with it, whichever process comes here first
+    with suppress(OSError):  # so that the check's children end with it; parent and child both try this
         os.setpgid(child.ident or 0, child.ident or 0)
     sending.close()
     try:
@@ -74,7 +74,7 @@ def _bounded(check: Check, subject: Subject) -> Findings:
 
 
 def _end(child: BaseProcess) -> None:
-    """End a check and what it has started; one that waits for a dead file system cannot be ended, nor waited for."""
+    """End a check and its children. A check that hangs on a dead file system cannot be ended, so do not wait for it."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         if child.is_alive():
             with suppress(ProcessLookupError):
@@ -85,7 +85,7 @@ def _end(child: BaseProcess) -> None:
 def _look(check: Check, subject: Subject, sending: Connection) -> None:
     with suppress(OSError):
         os.setpgid(0, 0)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what it has made is removed on the way out
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the check removes what it has made
     end_with_parent(signal.SIGTERM)
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in range(3):  # libraries print while they are imported
@@ -99,14 +99,14 @@ def _look(check: Check, subject: Subject, sending: Connection) -> None:
         sending.send(problem_of(error))
     except OSError as error:
         sending.send(problem(os_error_line(error), "expected a file system that can be read and written"))
-    except Exception as error:  # whatever it is, the other checks go on
+    except Exception as error:  # after any error, the other checks go on
         said = next(iter(str(error).splitlines()), "")
         sending.send(problem(f"the check failed: {type(error).__name__}: {said[:300]}", "report it as a bug"))
     sending.close()
-    os._exit(0)  # no library's threads are waited for
+    os._exit(0)  # do not wait for threads of libraries
 
 
 def problem_of(error: AzNeoBertError, remedy: str = "see README.md") -> Finding:
-    """The problem that an error states, whose message ends with what to do."""
+    """The problem that an error states. The end of the error's message is the remedy."""
     found, _, stated = str(error).partition("; ")
     return problem(found, stated or remedy)

@@ -19,14 +19,14 @@ from azneobert.recipe import PHASES, PhaseName, Recipe
 
 _PIECE = 1 << 20
 _PIECES = 64
-_SPARE = 4 * _PIECES * _PIECE  # bytes, without which no speed is measured
+_SPARE = 4 * _PIECES * _PIECE  # free bytes that measuring the speed needs
 _SECONDS_TO_MEASURE = 10.0
-_SECONDS_TO_SAVE = 120.0  # what a run that is asked to stop has for its checkpoint: training/stopping.py
+_SECONDS_TO_SAVE = 120.0  # how long a run that is asked to stop may save: training/stopping.py
 _LITTLE = 100_000_000  # bytes
 
 
 def look_for_room(subject: Subject) -> Findings:
-    """Whether the outputs' file system takes the checkpoints that are kept while the recipe runs, and one more."""
+    """Whether the outputs' file system has room for the checkpoints kept while the recipe runs, and one more."""
     place = subject.outputs()
     usage, entries = shutil.disk_usage(place), os.statvfs(place)
     free = f"{size_of(usage.free)} free on {mount_of(place)}"
@@ -64,7 +64,7 @@ def checkpoint_bytes(recipe: Recipe) -> int:
 
 
 def checkpoints_to_come(recipe: Recipe, phase: PhaseName) -> int:
-    """How many checkpoints a phase has yet to find room for, as `CheckpointFolder.check_room` counts at its start."""
+    """How many more checkpoints a phase needs room for, as `CheckpointFolder.check_room` counts at its start."""
     keep, every = recipe.runtime.keep_checkpoints, recipe.runtime.keep_every
     steps = CheckpointFolder(Layout(recipe.name).running(phase).checkpoints, keep).steps()
     numbers = [int(folder.name.rpartition("-")[2]) for folder in steps]
@@ -100,9 +100,9 @@ def look_at_speed(subject: Subject) -> Findings:
 
 
 def measure_speed(folder: Path) -> tuple[float, float, bool]:
-    """Bytes a second written with fsync, and read back; and whether they are the same. Less is written on a slow disk.
+    """Bytes a second written with fsync, and read back; and whether both agree. A slow disk gets fewer bytes.
 
-    The file has no name, or loses it before it is written, so that nothing of it stays whatever ends this process.
+    The file has no name, or loses it before it is written, so nothing of it remains, whatever ends this process.
     """
     piece = os.urandom(_PIECE)
     with tempfile.TemporaryFile(dir=folder, prefix=".doctor-", buffering=0) as file:
@@ -112,11 +112,11 @@ def measure_speed(folder: Path) -> tuple[float, float, bool]:
             file.write(piece)
             count += 1
             if count % 8 == 0:
-                os.fsync(file.fileno())  # or a slow disk is noticed only at the end
+                os.fsync(file.fileno())  # otherwise a slow disk would show only at the end
         os.fsync(file.fileno())
         written = count * _PIECE / (time.perf_counter() - began)
         if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # from the disk, where it lets go of them
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # to read from disk, if it drops them
         file.seek(0)
         began = time.perf_counter()
         is_same = all(file.read(_PIECE) == piece for _ in range(count))

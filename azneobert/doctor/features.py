@@ -1,4 +1,4 @@
-"""What saving needs of the outputs' file system, tried there for real: some refuse it, some do nothing in silence."""
+"""What saving needs from the outputs' file system, tried for real: some refuse it, some silently do nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MOUNT_RIGHT = "mount Lustre with -o flock, NFS with its lock manager"
 
 
 def look_at_file_system(subject: Subject) -> Findings:
-    """Try everything in a folder that is removed again; what works is one line, what does not has one each."""
+    """Try everything in a temporary folder. What works is one line; each failure has its own line."""
     place = subject.outputs()
     mount = mount_of(place)
     if mount.is_in_memory:
@@ -73,7 +73,7 @@ def _flock_read_only(folder: Path) -> Finding | None:
 
 
 def _locked_by_flock(file: Path, flags: int) -> tuple[str | None, bool]:
-    """Why an exclusive lock is refused, and whether it excludes another process."""
+    """Why an exclusive lock is refused, if it is, and whether the lock excludes another process."""
     file.touch()
     descriptor = os.open(file, flags)
     try:
@@ -111,7 +111,7 @@ def _lock_of_a_run(folder: Path) -> Finding | None:
 
 
 def in_another_process(question: Callable[[], bool]) -> bool:
-    """Whether something is so in a forked process; one that dies says no."""
+    """Whether `question` is true in a forked process; False if that process dies."""
     child = os.fork()
     if child == 0:
         answer = 1
@@ -123,7 +123,7 @@ def in_another_process(question: Callable[[], bool]) -> bool:
 
 
 def _rename(folder: Path) -> Finding | None:
-    """A pointer replaced while somebody reads it, and a folder that gets its name."""
+    """Try to replace a pointer file while it is open for reading, and to rename a folder."""
     new, old = folder / "new", folder / "old"
     new.write_bytes(b"new")
     old.write_bytes(b"old")

@@ -18,7 +18,7 @@ OUTPUTS = Path("outputs")
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: how something stands, what was found there, and what to do about it; the area it belongs to.
+    """One line: the state of something, what was found, what to do about it, and the area it belongs to.
 
     A problem ends training or loses something; a warning makes it slower or less safe.
     """
@@ -29,7 +29,7 @@ class Finding:
     area: str = ""  # set by who runs the check
 
 
-Findings = Generator[Finding, None, None]  # closed, a check removes what it has made
+Findings = Generator[Finding, None, None]  # when closed, a check removes what it has made
 
 
 def ok(found: str) -> Finding:
@@ -49,12 +49,12 @@ def problem(found: str, remedy: str) -> Finding:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is examined: this machine for a recipe of this project; None where the recipe cannot be read."""
+    """What is examined: this machine for a recipe of this project. The recipe is None if it cannot be read."""
 
     recipe: Recipe | None
 
     def outputs(self) -> Path:
-        """The folder that is there in which the recipe's outputs lie or will be made.
+        """The nearest existing folder in which the recipe's outputs lie or will be made.
 
         Raises:
             DataError: something else is in its place.
@@ -63,7 +63,7 @@ class Subject:
 
 
 def nearest_folder(path: Path) -> Path:
-    """A folder, or the nearest above it that is there.
+    """A folder, or the nearest existing folder above it.
 
     Raises:
         DataError: a file, or a link that leads nowhere, is on the way.

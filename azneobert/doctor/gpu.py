@@ -188,7 +188,7 @@ def look_at_kernels(subject: Subject) -> Findings:
 
 
 def faster(recipe: Recipe, attention: str, fused: bool, device: torch.device, dtype: torch.dtype) -> list[str]:
-    """The kernels faster than those chosen, each with what it lacks here."""
+    """The kernels that are faster than the chosen ones, each with why it is not chosen."""
     from azneobert.model.attention import FLASH, obstacle_to_flash
     from azneobert.model.backend import obstacle_to_fused
 
@@ -204,7 +204,7 @@ def faster(recipe: Recipe, attention: str, fused: bool, device: torch.device, dt
 
 
 def look_at_memory(recipe: Recipe, attention: str, total: int, *, fused: bool) -> Findings:
-    """Phases that are predicted to take more than a GPU of so many bytes has; with `auto`, at one row."""
+    """Phases predicted to need more than a GPU of `total` bytes, less a margin; with `auto`, even at one row."""
     from azneobert.course import divide_batch
     from azneobert.model.memory import MARGIN, StepMemory, blocks_of
 
@@ -225,7 +225,7 @@ def look_at_memory(recipe: Recipe, attention: str, total: int, *, fused: bool) -
 
 
 def _look_at_pins() -> Findings:
-    """Kernel packages of another version than the one that was measured, whose inner functions are used."""
+    """Kernel packages in a version other than the measured one: their internal functions are used."""
     try:
         stated = requires("azneobert") or []
     except PackageNotFoundError:
@@ -244,14 +244,14 @@ def _look_at_pins() -> Findings:
 
 
 def _load(attention: str) -> Findings:
-    """A library that is installed may still not be imported."""
+    """Try to import an attention library: an installed one may still fail to import."""
     from azneobert.kernels.flash import flash_kernel
 
     if attention == "reference":
         return
     try:
         flash_kernel(attention)
-    except Exception as error:  # of whatever the library does while it is imported
+    except Exception as error:  # importing the library may raise anything
         said = next(iter(str(error).splitlines()), type(error).__name__)[:300]
         yield problem(
             f"{attention} is installed and cannot be loaded: {type(error).__name__}: {said}",
@@ -260,11 +260,11 @@ def _load(attention: str) -> Findings:
 
 
 def look_at_deepspeed(subject: Subject) -> Findings:
-    """Whether the engine that stands on DeepSpeed's inner functions can be imported."""
+    """Whether the engine that uses DeepSpeed's internal functions can be imported."""
     wanted = subject.recipe is not None and subject.recipe.runtime.engine == "zero2"
     try:
         import azneobert.engine.zero2  # noqa: F401 - that it can be imported is what is asked
-    except Exception as error:  # of its own, of torch, or of a compiler that it looks for
+    except Exception as error:  # DeepSpeed's own, torch's, or of a compiler that it looks for
         said = next(iter(str(error).splitlines()), type(error).__name__)[:300]
         kind = problem if wanted else warning
         yield kind(

@@ -21,7 +21,7 @@ from azneobert.provenance import UNKNOWN, git_state
 _FILES = 4096  # open at once: loaders' workers, sockets of ranks, libraries
 _SHARED = 1 << 30  # bytes of /dev/shm, through which loaders' workers hand over batches
 _SKEW_SECONDS = 2.0  # file systems keep times to 2 s, at worst
-_REFUSED_SECONDS = 300.0  # from which munge, which SLURM stands on, and stores like S3 refuse who asks
+_REFUSED_SECONDS = 300.0  # from this skew on, munge (which SLURM needs) and stores like S3 refuse requests
 _NAMESPACES = Path("/proc/sys/user/max_user_namespaces")
 
 
@@ -32,7 +32,7 @@ def look_at_git(subject: Subject) -> Findings:
         return
     root = project_root()
     commit, changed = git_state(root)
-    # Without what git_state says for containers: as DVC and a person ask.
+    # Ask without git_state's settings for containers, as DVC and a person do.
     asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
     if "dubious ownership" in asked.stderr:
         yield warning(
@@ -46,7 +46,7 @@ def look_at_git(subject: Subject) -> Findings:
 
 
 def look_at_apptainer(subject: Subject) -> Findings:
-    """Whether containers run here, and what leaks into this one."""
+    """Whether containers run here, and which host settings leak into this one."""
     inside = os.environ.get("APPTAINER_CONTAINER") or os.environ.get("SINGULARITY_CONTAINER")
     if inside:
         if not os.environ.get("PYTHONNOUSERSITE"):
@@ -76,7 +76,7 @@ def look_at_apptainer(subject: Subject) -> Findings:
 
 
 def look_at_limits(subject: Subject) -> Findings:
-    """What the system allows a process; the limits of a job may be others than those of a login."""
+    """The limits of a process. A job may have other limits than a login."""
     files, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     fine = []
@@ -125,7 +125,7 @@ def look_at_clock(subject: Subject) -> Findings:
     try:
         with tempfile.TemporaryFile(dir=place, prefix=".doctor-") as file:
             before = time.time()
-            os.utime(file.fileno())  # without a time: the file system takes its own
+            os.utime(file.fileno())  # without a time, so the file system uses its own clock
             skews[f"the file system of {place}"] = beyond(os.fstat(file.fileno()).st_mtime, before, time.time())
     except OSError as error:
         yield warning(f"the clock of the file system is not known: {place}: {error.strerror}", "make it writable")
@@ -152,5 +152,5 @@ def look_at_clock(subject: Subject) -> Findings:
 
 
 def beyond(moment: float, before: float, after: float) -> float:
-    """By how many seconds a clock that was read between two readings of this one is surely ahead or behind."""
+    """The least seconds by which a clock, read between two readings of this one, is ahead (positive) or behind."""
     return moment - after if moment > after else moment - before if moment < before else 0.0

@@ -1,4 +1,4 @@
-"""SLURM as its commands describe it. No job is started; in a job, a step of its own reads the clocks of its nodes."""
+"""SLURM as its commands describe it. No job is started; inside a job, a step reads the clocks of its nodes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from azneobert.errors import RecipeError, TrainingError
 from azneobert.launching.settings import FILE, TEMPLATE, load_launch
 
 _SHOWN = 6  # partitions
-_SECONDS_TO_SAVE = 30  # KillWait's default: less leaves a cancelled job no time for a checkpoint
+_SECONDS_TO_SAVE = 30  # KillWait's default; with less, a cancelled job has no time for a checkpoint
 _ADMINISTRATOR = "wait, or ask the administrator whether slurmctld runs and slurm.conf or SLURM_CONF is right"
 
 
 @dataclass
 class Partition:
-    """A partition, its nodes counted over their kinds."""
+    """A partition, with the number of nodes of all kinds."""
 
     name: str
     is_up: bool
@@ -138,7 +138,7 @@ def _look_at_job(job: dict[str, str]) -> Findings:
 
 
 def clocks_of_nodes() -> dict[str, tuple[float, float, float]]:
-    """Of each node of this job its time, and this host's before and after it was read; nothing without a second node.
+    """The time of each node of this job, and this host's time before and after reading it; empty for a single node.
 
     Raises:
         TrainingError: srun does not answer.

@@ -48,7 +48,7 @@ def look_at_mlflow(subject: Subject) -> Findings:
     try:
         yield from _look_at_server(tracking) if database is None else _look_at_database(tracking, database)
     except AzNeoBertError as error:
-        if database is None and "Max retries exceeded" in str(error):  # and then whole lines of Python
+        if database is None and "Max retries exceeded" in str(error):  # followed by lines of Python
             yield problem(f"{tracking_uri(tracking)}: no connection", _AWAY)
         else:
             yield problem_of(error, _AWAY if database is None else "mend the file, or use another tracking.mlflow_uri")
@@ -74,13 +74,13 @@ def _look_at_database(tracking: Tracking, database: Path) -> Findings:
         yield ok(f"{uri}: not there yet, the first run makes it; artifacts local, in {database.parent / ARTIFACTS}")
         return
     with mlflow_errors(uri):
-        mlflow_client(tracking).search_experiments(max_results=1)  # this MLflow knows its tables
+        mlflow_client(tracking).search_experiments(max_results=1)  # checks that this MLflow knows the tables
     check_place(tracking)
     yield ok(f"{uri}: answers and can be written; artifacts local, in {database.parent / ARTIFACTS}")
 
 
 def _try_to_write(tracking: Tracking, database: Path) -> None:
-    """Make a table, and take it back: the journal is written to the disk, the database is not changed."""
+    """Make a table and roll it back: the journal is written to the disk, and the database does not change."""
     with closing(open_database(database, write=True)) as connection:
         try:
             connection.execute("BEGIN IMMEDIATE")
@@ -117,7 +117,7 @@ def _look_at_server(tracking: Tracking) -> Findings:
 
 
 def _refusal_to_write(client: MlflowClient, known: Experiment) -> str | None:
-    """Why the server takes nothing; asked by making an experiment whose name is taken, so that none is made."""
+    """Why the server refuses to write. The test makes an experiment whose name is taken, so that none is made."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -151,7 +151,7 @@ def _look_at_artifacts(client: MlflowClient, uri: str, location: str) -> Finding
         repository.delete_artifacts(_PROBE)
     except ImportError as error:
         return problem(f"artifacts, {how} to {location}: {error}", "pip install the package that it names")
-    except Exception as error:  # of requests, botocore, or the storage of the day
+    except Exception as error:  # any error of requests, botocore, or the storage
         said = next(iter(str(error).splitlines()), type(error).__name__)[:300]
         return problem(
             f"artifacts, {how} to {location}, cannot be written: {said}",

@@ -16,7 +16,7 @@ from azneobert.finetuning.trials import Contender, Trial
 
 @dataclass(frozen=True)
 class Lead:
-    """By how much the best model's mean score is higher than another's, and the 95% interval of it."""
+    """By how much the best model's mean score exceeds another's, with its 95% interval."""
 
     difference: float
     low: float
@@ -43,7 +43,7 @@ class Standing:
 
     @property
     def mark(self) -> str:
-        """`best`, `noise` where the distance to the best may be chance, or `behind`."""
+        """`best`; `noise` if the distance to the best may be chance; otherwise `behind`."""
         if self.lead is None:
             return "best"
         return "noise" if self.lead.is_noise else "behind"
@@ -53,7 +53,7 @@ class Standing:
 class Row:
     """A model in the table: its standing on each task that it was trained on, and what it costs.
 
-    `tokens_per_second` is None where all was measured on another device than this one.
+    `tokens_per_second` is None if no test of the model ran on this device.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Models side by side. `scores` has the name of each task's main score, `left_out` why which task is missing."""
+    """Models side by side. `scores` names each task's main score; `left_out` says why a task is missing."""
 
     suite: str
     seeds: tuple[int, ...]
@@ -79,7 +79,7 @@ class Comparison:
     rows: list[Row]
 
     def average(self, row: Row) -> float | None:
-        """The mean of a model's main scores over the tasks; None unless all models have all of two tasks or more."""
+        """The mean of a model's main scores over the tasks. None for fewer than two tasks, or if a score is missing."""
         complete = all(len(each.standings) == len(self.scores) for each in self.rows)
         if len(self.scores) < 2 or not complete:
             return None
@@ -87,7 +87,7 @@ class Comparison:
 
 
 def standings(task: Task, found: Mapping[str, Sequence[Trial]]) -> dict[str, Standing]:
-    """How models stand on a task, by the trials of each. Of equal means the first is the best."""
+    """The standing of each model on a task, from its trials. If means are equal, the first model is the best."""
     main, gold = main_score(task), [one.label for one in task.splits["test"]]
     labels = {name: [trial.labels for trial in of_model] for name, of_model in found.items()}
     means = {name: statistics.fmean(trial.scores[main] for trial in of_model) for name, of_model in found.items()}
@@ -106,7 +106,7 @@ def standings(task: Task, found: Mapping[str, Sequence[Trial]]) -> dict[str, Sta
 def row_of(
     contender: Contender, found: Sequence[Trial], of_tasks: dict[str, Standing], tokens_a_word: float, device: str
 ) -> Row:
-    """A model's row, of all its trials and its standings; its speed is that of the tests that ran on `device`."""
+    """A model's row, from all its trials and its standings. Its speed is from the tests that ran on `device`."""
     here = [trial.speed for trial in found if trial.speed.device == device]
     seconds = sum(speed.seconds for speed in here)
     return Row(

@@ -19,7 +19,7 @@ _OF_A_ROW = ("tokens_a_word", "tokens_per_second", "parameters")
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in a table: a figure or a name, what is said of it in the same place, and whether it is the best."""
+    """A cell of a table: a figure or a name, a remark beside it, and whether it is the best."""
 
     text: str
     remark: str = ""

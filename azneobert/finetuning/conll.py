@@ -19,7 +19,7 @@ _DOCUMENT = "-DOCSTART-"
 _UNKNOWN = "_"  # of CoNLL-U: a word without a tag
 _WIDTH = 10  # columns of CoNLL-U
 _FORM, _UPOS = 1, 3
-# Tweets have words like these, which `#` comments before a sentence must not be taken for: `#Bakı` and a tag.
+# Tweets have words such as `#Bakı`. With a tag, such a line is a word, not a comment before a sentence.
 _WORD = re.compile(r"#\S*(\t|[ \t](.*[ \t])?(O|[BI]-\S+)\s*$)")
 
 Cells = tuple[str, str | None]  # a word and its tag
@@ -30,8 +30,8 @@ def sentences(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """The sentences of a file's lines: where each begins, and its words and tags under the names of the settings.
 
-    The first column is the word and the last its tag; of CoNLL-U, FORM and UPOS. Comments are left out, as are
-    -DOCSTART- and the word ranges and empty nodes of CoNLL-U. A sentence in which no word has a tag has no field of it.
+    The first column is the word and the last its tag; in CoNLL-U they are FORM and UPOS. Comments, -DOCSTART-, and the
+    word ranges and empty nodes of CoNLL-U are left out. A sentence in which no word has a tag has no field for tags.
 
     Raises:
         DataError: a line has no word or too few columns, or only some words of a sentence have a tag.
@@ -44,7 +44,7 @@ def sentences(
                 yield start, _sentence(start, words, settings)
                 words = []
         elif not words and _is_comment(line, form):
-            continue  # they stand before a sentence, and a `#` within one is a word
+            continue  # comments stand before a sentence; a `#` within one is a word
         elif cells := _conllu_cells(where, line) if form == CONLLU else _cells(where, line):
             start = start if words else where
             words.append(cells)
@@ -57,7 +57,7 @@ def _is_comment(line: str, form: str) -> bool:
 
 
 def _cells(where: str, line: str) -> Cells | None:
-    # Not at every white space: a number may hold a no-break space.
+    # Do not split at every white space: a number may contain a no-break space.
     columns = line.split("\t") if "\t" in line else re.split(" +", line.strip(" "))
     word = columns[0]
     if word == _DOCUMENT:

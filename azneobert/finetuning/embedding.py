@@ -31,11 +31,11 @@ class Vectors:
 
 
 def embed(encoder: Path, task: Task, max_length: int, batch_size: int) -> dict[Split, Vectors]:
-    """The vectors that an encoder, a folder that transformers loads, makes of a task's examples.
+    """The vectors of a task's examples from an encoder, which is a folder that transformers loads.
 
-    The vector of a text is the mean of its last hidden states, special tokens left out; of two texts, u and v, it is
-    [u, v, |u - v|, u * v]; of an answer, that of the question and the answer read as one. The vector of a word is that
-    of its first token. What lies beyond `max_length` tokens is cut off, and a word that does has no vector.
+    The vector of a text is the mean of its last hidden states, without special tokens. For two texts with vectors u and
+    v it is [u, v, |u - v|, u * v]. For an answer, question and answer are read as one text. The vector of a word is the
+    state of its first token. Texts are cut off at `max_length` tokens, and a word beyond the cut has no vector.
 
     Raises:
         AzNeoBertError: transformers cannot load the encoder.
@@ -69,7 +69,7 @@ class _Reader:
         """What `take` makes of the last hidden states [tokens, size] and the encoding of each text."""
         encoded = self.tokenizer(*texts, truncation=True, max_length=self.max_length, **options)
         lengths = [len(ids) for ids in encoded["input_ids"]]
-        # Those of one length together, since padding costs; the longest first, so that memory that fails does so soon.
+        # Equal lengths together, to save padding. The longest first, so that running out of memory happens early.
         order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
         taken: dict[int, Any] = {}
         for start in range(0, len(order), self.batch_size):
@@ -84,13 +84,13 @@ class _Reader:
 
 def _mean(states: Array, encoding: Any) -> Array:
     own = states[np.equal(encoding.special_tokens_mask, 0)]
-    # A text may have no token of its own: one of control characters alone, which the tokenizer drops.
+    # A text of control characters alone has no token of its own: the tokenizer drops them.
     mean: Array = own.mean(axis=0) if len(own) else np.zeros_like(states[0])
     return mean
 
 
 def _first_tokens(states: Array, encoding: Any) -> tuple[list[int], Array]:
-    """The numbers of the words that have a token, and the hidden state of the first of each."""
+    """The numbers of the words that have a token, and the hidden state of each word's first token."""
     first: dict[int, int] = {}
     for position, word in enumerate(encoding.word_ids):
         if word is not None:

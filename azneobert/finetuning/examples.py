@@ -11,7 +11,7 @@ from azneobert.finetuning.quoting import listed, one_line, shown
 from azneobert.finetuning.task import Example
 from azneobert.task_settings import TaskSettings
 
-# A label before the labels of its task are numbered: names in place of their numbers.
+# A label before numbering: names instead of numbers.
 Named = str | float | tuple[str, ...]
 
 
@@ -33,12 +33,12 @@ def unlabelled(where: str, record: dict[str, Any], settings: TaskSettings) -> Ex
 
 
 def label_of(record: dict[str, Any], example: Example, settings: TaskSettings, labels: tuple[str, ...] | None) -> Named:
-    """The label of an example's row, by name where it has one; of a `choice` task the number of the answer, from 0.
+    """The label of an example's row, by name if it has one; in a `choice` task the number of the answer, from 0.
 
-    Whole numbers are numbers of `labels`, and where these are not given they are names (but not in a `tokens` task).
+    A whole number is an index into `labels`. Without `labels` it is a name (but not in a `tokens` task).
 
     Raises:
-        DataError: there is none, it is of another type than the kind of the task has, or not one of `labels`.
+        DataError: there is no label, its type does not fit the kind of the task, or it is not one of `labels`.
     """
     where, field = example.where, settings.label_name
     label = _field(where, record, field, "label_field")
@@ -79,12 +79,12 @@ def _value(record: dict[str, Any], name: str) -> Any:
 
 
 def _is_text(value: Any) -> bool:
-    # Half of a surrogate pair, which JSON can spell, is no text that a tokenizer takes.
+    # JSON can spell half of a surrogate pair, which no tokenizer accepts as text.
     return isinstance(value, str) and bool(value.strip()) and value.encode(errors="ignore").decode() == value
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)  # true is an int in Python, and no number here
+    return isinstance(value, int) and not isinstance(value, bool)  # in Python true is an int; here it is not a number
 
 
 def _text(where: str, name: str, value: Any) -> str:
@@ -120,7 +120,7 @@ def _choices(where: str, record: dict[str, Any], settings: TaskSettings) -> tupl
 
 
 def _name(where: str, field: str, label: Any, labels: tuple[str, ...] | None) -> str:
-    """A label's name. Digits in a text stand for a number too where they are no label's name: a table has no others."""
+    """A label's name. A text of digits that is no label's name is a number: tables write numbers as text."""
     if not _is_number(label) and not _is_text(label):
         raise DataError(f"{where}: {field} is {shown(label)}; expected a string or a whole number")
     if labels is None or (isinstance(label, str) and label in labels):

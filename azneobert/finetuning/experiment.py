@@ -1,6 +1,6 @@
 """What an encoder is worth on a task: several seeds, the same network from random weights, the frozen encoder.
 
-Everything that a person reads of it goes into one folder: report.json, learning_curve.png, confusion.png, mistakes.csv,
+Everything for a person to read goes into one folder: report.json, learning_curve.png, confusion.png, mistakes.csv,
 predictions.json, and the model itself in model/.
 """
 
@@ -82,11 +82,11 @@ def run_experiment(
     note: Callable[[Result], None],
     about: dict[str, Any],
 ) -> dict[str, Any]:
-    """Do all of it and write it into a folder that `make_room` has made; what report.json holds.
+    """Run the experiment and write it into a folder that `make_room` has made. Returns the content of report.json.
 
     `note` is told of each result.
 
-    `about` stands in the report too: what the caller knows of the encoder.
+    `about` is what the caller knows of the encoder; it goes into the report.
 
     Raises:
         AzNeoBertError: transformers cannot read the encoder.
@@ -121,10 +121,10 @@ def run_experiment(
 
 
 def make_room(folder: Path) -> None:
-    """Make the folder of an experiment, without what a former one has left there.
+    """Make the folder of an experiment, and remove what an earlier experiment has left there.
 
     Raises:
-        DataError: it is a file, or what stands at the place of the model is none that was made here.
+        DataError: it is a file, or its model/ is not one that was made here.
     """
     model = folder / MODEL
     if folder.exists() and not folder.is_dir():
@@ -138,7 +138,7 @@ def make_room(folder: Path) -> None:
 
 
 def write_pictures(task: Task, found: dict[Weights, list[Result]], folder: Path) -> None:
-    """The learning curves, where the best model of the pretrained ones errs, and what all of them predict."""
+    """Write the learning curves, the mistakes of the best pretrained model, and the predictions of all models."""
     gold = [one.label for one in task.splits["test"]]
     best = best_of(found["pretrained"])
     main = main_score(task)
@@ -159,7 +159,7 @@ def write_pictures(task: Task, found: dict[Weights, list[Result]], folder: Path)
 
 
 def best_of(found: list[Result]) -> Result:
-    """The one that is best on validation, of equal ones the first: its model is kept."""
+    """The result with the best validation score, the first of equals. Its model is kept."""
     return max(found, key=lambda result: result.validation)
 
 
@@ -185,7 +185,7 @@ def describe(task: Task, found: dict[Weights, list[Result]], settings: TuningSet
 
 
 def summary(task: Task, found: list[Result]) -> dict[str, dict[str, Any]]:
-    """Of each score the mean over the seeds, their deviation, and an interval over seeds and test examples."""
+    """For each score: mean and deviation over the seeds, and an interval over seeds and test examples."""
     gold = [one.label for one in task.splits["test"]]
     figures = {}
     for name in found[0].scores:
@@ -202,7 +202,7 @@ def summary(task: Task, found: list[Result]) -> dict[str, dict[str, Any]]:
 
 
 def difference(task: Task, ours: list[Result], theirs: list[Result], name: str) -> dict[str, Any]:
-    """By how much the mean score is better than another's, with its 95% interval; `noise` where that holds 0."""
+    """By how much our mean score exceeds theirs, with its 95% interval; `noise` if the interval contains 0."""
     gold = [one.label for one in task.splits["test"]]
     by, low, high = paired(task, gold, [r.labels for r in ours], [r.labels for r in theirs], name)
     return {"difference": round(by, 4), "low": round(low, 4), "high": round(high, 4), "noise": low <= 0 <= high}

@@ -1,4 +1,4 @@
-"""The pictures of a fine-tuning: how it learned, and what it takes for what."""
+"""The pictures of a fine-tuning: how it learned, and which labels it confuses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from azneobert.finetuning.task import Label, Task
 Weights = Literal["pretrained", "random"]
 
 _COLOURS: dict[Weights, str] = {"pretrained": "tab:blue", "random": "tab:orange"}
-_MOST_LABELS = 30  # that a confusion matrix can be read with
+_MOST_LABELS = 30  # with which a confusion matrix can still be read
 _LONGEST_NAME = 24  # characters
 _LONGEST_MODEL = 40
 _PANELS = 4  # side by side
@@ -31,7 +31,7 @@ _MARKS = {
 
 @dataclass(frozen=True)
 class Curve:
-    """What a seed's training went through: the mean training loss of each epoch, and the main score on validation."""
+    """The course of a seed's training: for each epoch the mean training loss and the main score on validation."""
 
     weights: Weights
     seed: int
@@ -62,7 +62,7 @@ class Dot(Protocol):
 def draw_learning_curve(task: Task, curves: Sequence[Curve], file: Path) -> None:
     """Draw the validation score and the training loss against the epoch, a line for each seed, as PNG.
 
-    A large dot is on the best epoch, whose weights are kept. Of equal curves equal files are made.
+    A large dot marks the best epoch, whose weights are kept. Equal curves give equal files.
     """
     plt = _pyplot()
     from matplotlib.ticker import MaxNLocator
@@ -90,10 +90,10 @@ def draw_learning_curve(task: Task, curves: Sequence[Curve], file: Path) -> None
 
 
 def draw_confusion(task: Task, gold: Sequence[Label], predicted: Sequence[Label], file: Path) -> None:
-    """Draw how many percent of each label's examples, or words, were taken for which label, as PNG.
+    """Draw the confusion matrix as PNG: the percentage of each label's examples, or words, that got each label.
 
-    Of more than 30 labels, the 30 that are most often mistaken or given by mistake are drawn; the percentages stay
-    those of all. Not for regression, which has no labels. Of equal predictions equal files are made.
+    With more than 30 labels, only the 30 in most mistakes are drawn; percentages are still of all the label's examples.
+    Not for regression, which has no labels. Equal predictions give equal files.
     """
     from sklearn.metrics import confusion_matrix
 
@@ -123,7 +123,7 @@ def draw_confusion(task: Task, gold: Sequence[Label], predicted: Sequence[Label]
 
 
 def draw_comparison(scores: Mapping[str, str], models: Mapping[str, Mapping[str, Dot]], file: Path) -> None:
-    """Draw the score of each model on each task, a panel for each task, with the score's name on its axis, as PNG."""
+    """Draw the score of each model on each task as PNG: a panel for each task, the score's name on its axis."""
     plt = _pyplot()
     columns = min(_PANELS, len(scores))
     lines = ceil(len(scores) / columns)
@@ -150,7 +150,7 @@ def draw_comparison(scores: Mapping[str, str], models: Mapping[str, Mapping[str,
 
 
 def _end_of(name: str, length: int) -> str:
-    """Of a long name its end, where two paths differ."""
+    """The end of a long name, since paths differ there."""
     return name if len(name) <= length else "…" + name[1 - length :]
 
 
@@ -161,13 +161,13 @@ def _names(task: Task, truth: list[int], guesses: list[int]) -> list[str]:
 
 
 def _most_confused(counts: NDArray[np.int64]) -> list[int]:
-    """In the order of the labels, so that the matrix keeps its diagonal."""
+    """The labels in most mistakes, in the order of the labels, so that the matrix keeps its diagonal."""
     wrong = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()
     return sorted(np.argsort(-wrong, kind="stable")[:_MOST_LABELS].tolist())
 
 
 def _write_percent(axes: Any, row: int, column: int, percent: float, size: int) -> None:
-    if percent >= 0.5:  # where nearly nothing is, an empty cell reads better than a 0
+    if percent >= 0.5:  # below half a percent, an empty cell reads better than a 0
         colour = "white" if percent > 50 else "black"
         axes.text(column, row, f"{percent:.0f}", ha="center", va="center", color=colour, fontsize=size)
 

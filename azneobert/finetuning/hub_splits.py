@@ -36,7 +36,7 @@ def hub_splits(settings: TaskOfHub) -> tuple[dict[Split, tuple[str, Iterator[Row
 def _rows(place: str, table: Any) -> Iterator[Row]:
     number = 0
     with explained(place, _KEYS):
-        # As Arrow has them: what is no text, such as a picture, is not decoded.
+        # In Arrow format, values that are not text, such as pictures, are not decoded.
         for batch in table.with_format("arrow").iter(_ROWS):
             for row in batch.to_pylist():
                 number += 1

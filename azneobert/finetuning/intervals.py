@@ -1,7 +1,7 @@
 """How far a score would move with another test split and other seeds: percentile bootstrap intervals.
 
-A resample is the number of times that each example is drawn. Every score is computed from these numbers for many
-resamples at once, which takes seconds where calling `score` a thousand times takes minutes.
+A resample is how many times each example is drawn. Every score is computed from these counts for many resamples at
+once. This takes seconds; calling `score` a thousand times would take minutes.
 
 Shapes: R resamples, N test examples, K classes, S seeds.
 """
@@ -18,7 +18,7 @@ from azneobert.finetuning.scores import named_tags
 from azneobert.finetuning.task import Label, Task
 
 Array = NDArray[Any]
-Scorer = Callable[[Array], Array]  # the drawn numbers [R, N] -> the scores [R]
+Scorer = Callable[[Array], Array]  # how often each example is drawn [R, N] -> the scores [R]
 
 _CHUNK = 1 << 20  # resamples times examples at once: some tens of megabytes
 
@@ -35,9 +35,9 @@ def bootstrap(
 ) -> tuple[float, float]:
     """The interval of the mean of the score `name` over runs.
 
-    predictions: those of each run, which differ in their seed. Each resample draws test examples and runs, both with
-    replacement, so the interval has the chance of the test and of the seeds in it. Of one run it has the test's alone,
-    and of two or three too little of the seeds'.
+    predictions: those of each run; the runs differ in their seed. Each resample draws test examples and runs, both with
+    replacement, so the interval covers the chance of the test and of the seeds. With one run it covers the test's
+    chance alone, and with two or three runs too little of the seeds' chance.
     """
     rng = np.random.default_rng(seed)
     scorers = [_scorer(task, gold, predicted, name) for predicted in predictions]
@@ -56,9 +56,9 @@ def paired(
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float, float]:
-    """By how much the mean score of our runs exceeds that of theirs, and the interval of it: (difference, low, high).
+    """By how much our mean score exceeds theirs, with its interval: (difference, low, high).
 
-    Both are scored on the same drawn test examples; the runs, of which there may be different numbers, are drawn apart.
+    Both sides are scored on the same drawn test examples. Their runs are drawn separately and may differ in number.
     """
     rng = np.random.default_rng(seed)
     our_scorers = [_scorer(task, gold, predicted, name) for predicted in ours]
@@ -105,9 +105,9 @@ def _scorer(task: Task, gold: Sequence[Any], predicted: Sequence[Any], name: str
 
 
 def _class_counts(gold: Sequence[Any], predicted: Sequence[Any]) -> tuple[Any, Any, Any]:
-    """Of each example and class: how many of its words, or whether it itself, are right, are it, are taken for it.
+    """For each class and example, how many words are right in this class, belong to it, and were predicted as it.
 
-    Three sparse matrices [K, N].
+    Three sparse matrices [K, N]. Where an example has a single label, the example itself counts as one word.
     """
     from scipy.sparse import csr_array
 
@@ -124,7 +124,7 @@ def _class_counts(gold: Sequence[Any], predicted: Sequence[Any]) -> tuple[Any, A
 
 
 def _entity_counts(gold: list[list[str]], predicted: list[list[str]]) -> tuple[Array, Array, Array]:
-    """Of each sentence the entities that are right, that there are, and that were found: three arrays [1, N]."""
+    """For each sentence the number of right, true and predicted entities: three arrays [1, N]."""
     from seqeval.metrics.sequence_labeling import get_entities
 
     pairs = [(set(get_entities(truth)), set(get_entities(guess))) for truth, guess in zip(gold, predicted, strict=True)]
@@ -133,7 +133,7 @@ def _entity_counts(gold: list[list[str]], predicted: list[list[str]]) -> tuple[A
 
 
 def _ratio(part: Array, whole: Array) -> Array:
-    """0 where there is nothing to divide by, as scikit-learn and seqeval have it."""
+    """part / whole, and 0 where whole is 0, as in scikit-learn and seqeval."""
     return np.divide(part, whole, out=np.zeros_like(part), where=whole != 0)
 
 
@@ -154,7 +154,7 @@ def _mcc(right_RK: Array, gold_RK: Array, predicted_RK: Array) -> Array:
     return _ratio(covariance, np.sqrt(of_gold * of_predicted))
 
 
-# Each takes the drawn numbers [R, K] of what is right, what is there and what was predicted.
+# Each takes three arrays [R, K] of drawn counts: right, true and predicted.
 _FORMULAS: dict[str, Callable[[Array, Array, Array], Array]] = {
     "accuracy": _accuracy,
     "macro_f1": _macro_f1,
@@ -173,7 +173,7 @@ def _correlation_scorer(gold_N: Array, predicted_N: Array, name: str) -> Scorer:
 
 
 def _ranker(values_N: Array) -> Scorer:
-    """Ranks within a resample, [R, N] -> [R, N], equal values by their mean rank: sorted once, not in each resample."""
+    """Ranks within a resample, [R, N] -> [R, N]; equal values share their mean rank. Sorts once, not per resample."""
     from scipy.sparse import csr_array
 
     distinct, place_N = np.unique(values_N, return_inverse=True)

@@ -1,4 +1,4 @@
-"""The labels of a task: which there are, and their numbers in its examples."""
+"""The labels of a task, and the numbers that stand for them in its examples."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Labelled = tuple[Example, Named]
 
 
 def read_as_bio(splits: dict[Split, list[Labelled]]) -> tuple[dict[Split, list[Labelled]], list[str]]:
-    """Tags of entities in BIO, each of which begins with B-; in IOB1, only one beside another of its type does.
+    """Convert entity tags to BIO, where every entity begins with B-. In IOB1 only one beside another of its type does.
 
-    Returns the splits and a note if something was changed. Tags that are no entities stay as they are.
+    Returns the splits, and a note if something was changed. Tags that are not entities stay as they are.
     """
     tags = {tag for examples in splits.values() for _, label in examples for tag in _names(label)}
     if not all(_ENTITY.fullmatch(tag) for tag in tags):
@@ -52,9 +52,9 @@ def _names(label: Named) -> tuple[str, ...]:
 
 
 def labels_of(splits: dict[Split, list[Labelled]], known: tuple[str, ...] | None) -> list[str]:
-    """The labels of a task, by number: those that are known, and else those of training, sorted.
+    """The labels of a task, by number: the known labels, or else the sorted labels of the training split.
 
-    Of known ones that were read as BIO, the tags that were new to them come last.
+    Tags that reading as BIO has added to the known labels come last.
 
     Raises:
         DataError: there are fewer than two, or another split has one that training does not.

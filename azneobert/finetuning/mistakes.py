@@ -1,4 +1,4 @@
-"""The mistakes that a model was surest of: often what is wrong there is the label, or the task."""
+"""The mistakes that a model was surest of. Often the label or the task is wrong there, not the model."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def worst_mistakes(
 
     confidence: the probability that the model gave each of its predictions; not looked at for regression.
 
-    Each is `where` the example stands, its `text`, shortened, what is `gold` and `predicted`, and the `confidence`, for
-    regression the `distance`. Labels are by name, answers by what they say. A tokens task has, for `gold` and
-    `predicted`, the `words` that differ, each as `word: gold -> predicted`.
+    Each has `where` the example stands, its shortened `text`, `gold` and `predicted`, and the `confidence`, or for
+    regression the `distance`. Labels are given by name, answers by their text. Instead of `gold` and `predicted`, a
+    tokens task has the `words` that differ, each as `word: gold -> predicted`.
     """
     measure, measured = "confidence", confidence
     if task.kind == "regression":
@@ -43,7 +43,7 @@ def worst_mistakes(
 
 
 def write_mistakes(rows: list[dict[str, Any]], file: Path) -> None:
-    """Write them as CSV, a line each under a line of names."""
+    """Write mistakes as CSV: a header, then a line for each mistake."""
     with file.open("w", newline="", encoding="utf-8") as opened:
         writer = csv.DictWriter(opened, fieldnames=list(rows[0]) if rows else ["where", "text"])
         writer.writeheader()

@@ -33,7 +33,7 @@ def predict(folder: Path, purpose: Purpose, examples: Sequence[Example], batch_s
     encoded = kind.encode(tokenizer, task, examples, purpose.max_length)
     rows = sorted(encoded.rows, key=lambda row: len(row.inputs["input_ids"]))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    exact = purpose.settings.kind == "regression"  # of a number bf16 would keep two digits
+    exact = purpose.settings.kind == "regression"  # in bf16 a number would keep two digits
     dtype = torch.bfloat16 if device.type == "cuda" and not exact else torch.float32
     model = load_model(folder, kind.auto_class(), dtype=dtype).to(device).eval()
     collate = kind.collator(tokenizer)
@@ -80,7 +80,7 @@ def _as_json(record: dict[str, Any]) -> str:
     line = json.dumps(record, ensure_ascii=False, default=str)
     if line.encode(errors="ignore").decode() == line:
         return line
-    return json.dumps(record, default=str)  # half of a surrogate pair can be spelt in JSON, and not written
+    return json.dumps(record, default=str)  # escaped: half of a surrogate pair has no UTF-8
 
 
 def _named(label: Label, purpose: Purpose) -> Any:

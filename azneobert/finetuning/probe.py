@@ -1,4 +1,4 @@
-"""What a frozen encoder knows: what a linear model and the nearest neighbours make of its vectors."""
+"""What a frozen encoder knows: how a linear model and nearest neighbours score on its vectors."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from azneobert.finetuning.task import Label, Task
 from azneobert.task_settings import Split, TuningSettings
 
 _NEIGHBOURS = 5
-_MOST_VECTORS = 20_000  # to learn from, so that a probe takes minutes: a tokens task has one for each word
+_MOST_VECTORS = 20_000  # training vectors, so that a probe takes minutes: a tokens task has one for each word
 _INVERSE_PENALTIES = (0.001, 0.01, 0.1, 1.0)  # C of logistic regression, strongest penalty first
 _PENALTIES = (10_000.0, 1_000.0, 100.0, 10.0, 1.0)  # alpha of ridge regression
 
 
 def probe(encoder: Path, task: Task, settings: TuningSettings) -> dict[str, dict[str, float]]:
-    """The scores on the test split of what is learned from the vectors of the training split, or of 20,000 of them.
+    """The test scores of models that learn from the vectors of the training split, or from 20,000 of them.
 
-    `linear`: logistic or ridge regression on standardised vectors, with the penalty that is best on validation; of
-    answers, the one that is likeliest to be right is given. `knn`: the five nearest by cosine, of a choice task none.
-    A word without a vector is given the most frequent tag.
+    `linear`: logistic or ridge regression on standardised vectors, with the penalty that is best on validation; in a
+    choice task it gives the answer that is likeliest to be right. `knn`: the five nearest neighbours by cosine; not for
+    a choice task. A word without a vector gets the most frequent tag.
 
     Raises:
         AzNeoBertError: transformers cannot load the encoder.
@@ -81,7 +81,7 @@ def _nearest(task: Task, examples: int) -> Any:
 
 
 def _predicted(task: Task, model: Any, split: Split, vectors: Vectors) -> list[Label]:
-    """In the shape of `Example.label`, of each example of the split."""
+    """A prediction for each example of the split, in the shape of `Example.label`."""
     examples = task.splits[split]
     if task.kind == "choice":
         right = model.predict_proba(vectors.values)[:, 1]

@@ -1,4 +1,4 @@
-"""What a message quotes of somebody's data: short, and on one line."""
+"""Quotes from a user's data in messages: short, and on one line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def shown(value: Any) -> str:
-    """A value in a message: containers by their kind, anything else as JSON."""
+    """A value for a message: the type of a container, anything else as JSON."""
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "an object"
     return one_line(json.dumps(value, ensure_ascii=False, default=str))
@@ -20,5 +20,5 @@ def listed(names: Iterable[str]) -> str:
 
 
 def one_line(text: object, length: int = 60) -> str:
-    """A name or a value that a file holds may have line ends, halves of surrogate pairs, or very much in it."""
+    """A text from a file on one line: it may have line ends, halves of surrogate pairs, or be very long."""
     return " ".join(str(text).split())[:length].encode(errors="replace").decode()

@@ -16,11 +16,11 @@ from azneobert.task_settings import AnyTask, TaskFiles, TaskSettings
 
 
 def read_task(name: str, settings: AnyTask) -> Task:
-    """Read and check all splits of a task; those that are missing are made of training examples.
+    """Read and check all splits of a task. Missing splits are made from training examples.
 
     Raises:
-        DataError: a split is missing, empty or damaged, or an example is none: the message, of one line, says which,
-            what was found there, and what is expected.
+        DataError: a split is missing, empty or damaged, or a row is not an example. The message, of one line, says
+            which, what was found there, and what is expected.
     """
     known = settings.labels
     if isinstance(settings, TaskFiles):
@@ -55,10 +55,10 @@ def _labelled(
 
 
 def check_pairs(examples: Sequence[Example], settings: TaskSettings) -> None:
-    """See to it that all examples have a second text, or none: a score means another thing without it.
+    """Check that either all examples have a second text or none has: without it a score means something else.
 
     Raises:
-        DataError: some have one.
+        DataError: only some have one.
     """
     without = [example for example in examples if example.pair is None]
     if 0 < len(without) < len(examples):

@@ -35,7 +35,7 @@ class Purpose:
 def save_model(
     trained: Trained, task: Task, task_settings: TaskSettings, settings: TuningSettings, folder: Path
 ) -> None:
-    """Write the folder, in place of one that is there."""
+    """Write the folder of a model. An existing folder is replaced."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     content = {
@@ -44,13 +44,13 @@ def save_model(
         "max_length": settings.max_length,
         "settings": task_settings.model_dump(mode="json", include=set(_SETTINGS)),
     }
-    write_json(folder / TASK, content)  # first: where a kill leaves a part, it says whose it is
+    write_json(folder / TASK, content)  # first, so that a folder that a kill leaves half written can be recognised
     trained.model.save_pretrained(folder)
     trained.tokenizer.save_pretrained(folder)
 
 
 def read_purpose(folder: Path) -> Purpose:
-    """What the model in a folder is for; of one that was not made here, what its configuration says.
+    """What the model in a folder is for. For a model that was not made here, its configuration says it.
 
     Raises:
         DataError: it is no fine-tuned model, or its task.json is damaged.

@@ -28,7 +28,7 @@ def score(task: Task, gold: Sequence[Label], predicted: Sequence[Label]) -> dict
     classification, pairs: `accuracy`, `macro_f1` over the labels that occur in either, and `mcc`.
     regression: `spearman`, `pearson`; 0 where all predictions are one number, since they order nothing.
     tokens with entities: `f1`, `precision` and `recall` of whole entities, and the words' `accuracy`. Entities are read
-    as conlleval reads them, which is seqeval's default mode: an I- tag after another type, or after O, begins one.
+    as conlleval does, seqeval's default mode: an I- tag after another type, or after O, begins an entity.
     Other tokens: the words' `accuracy` and `macro_f1`. choice: `accuracy`.
     """
     if task.kind == "regression":
@@ -56,7 +56,7 @@ def chance(task: Task, gold: Sequence[Label]) -> dict[str, float]:
 
 
 def most_frequent(labels: Sequence[Label]) -> int:
-    """The class that most examples have, or most words; of several such, the one that comes first."""
+    """The class that most examples, or most words, have; of equally frequent classes the first."""
     ((usual, _),) = Counter(classes(labels)).most_common(1)
     return usual
 

@@ -22,7 +22,7 @@ _TEXTS_AT_ONCE = 1000
 
 @dataclass(frozen=True)
 class Speed:
-    """How many tokens, padding left out, a model has read in how many seconds, and what on."""
+    """How many tokens, without padding, a model has read in how many seconds, and on which device."""
 
     tokens: int
     seconds: float
@@ -31,9 +31,9 @@ class Speed:
 
 @torch.inference_mode()
 def measure_speed(trained: Trained, task: Task, tuning: TuningSettings) -> Speed:
-    """Read the test split once: the forward passes alone, in batches of like length and in the dtype of the training.
+    """Read the test split once: forward passes alone, in batches of similar length, in the dtype of the training.
 
-    The first batch is read once before the clock runs: it pays for what is made at the first use.
+    The first batch is read once before the clock starts, which pays for what is set up at the first use.
     """
     model, kind = trained.model.eval(), kind_of(task.kind)
     encoded = kind.encode(trained.tokenizer, task, task.splits["test"], tuning.max_length)
@@ -58,7 +58,7 @@ def device_name() -> str:
 
 
 def tokens_a_word(encoder: Path, tasks: Iterable[Task]) -> float:
-    """How many tokens, special ones left out, the encoder's tokenizer makes of a word by white space.
+    """The mean number of tokens, without special ones, of a word between white space in the encoder's tokenizer.
 
     The texts are those of all splits of the tasks.
 

@@ -1,4 +1,4 @@
-"""The splits of a task: which file is which, those that are made, and examples that stand in two of them."""
+"""The splits of a task: the file of each, the splits that are made, and examples that stand in two splits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Found = TypeVar("Found")
 
 
 def split_files(settings: TaskFiles) -> dict[Split, Path]:
-    """The file of each split of a task: those of a folder by their names, or the one file, which is for training.
+    """The file of each split of a task. In a folder, names decide; a single file is for training.
 
     Raises:
         DataError: nothing is there, there is no file for training or for a split that the settings name, or there are
@@ -46,7 +46,7 @@ def split_files(settings: TaskFiles) -> dict[Split, Path]:
 def by_split(
     named: Sequence[tuple[str, Found]], splits: Splits, place: str, found: str, expected: str
 ) -> dict[Split, Found]:
-    """What belongs to each split by its name, in the order of the splits; `found` and `expected` are for messages.
+    """The item of each split, chosen by name, in the order of the splits; `found` and `expected` are for messages.
 
     Raises:
         DataError: there is nothing for training, or for a name that `splits` has, or two things for one split.
@@ -54,7 +54,7 @@ def by_split(
     asked = splits.model_dump(exclude_none=True)
     belongs: dict[Split, Found] = {}
     for split in SPLITS:
-        # What the settings give to one split is not taken for another by its usual name.
+        # A name that the settings give to one split does not count as the usual name of another.
         usual = [name for name in _USUAL[split] if name not in asked.values()]
         names = [asked[split]] if split in asked else usual
         fitting = [(name, one) for name, one in named if name in names]
@@ -77,12 +77,12 @@ def by_split(
 def with_held_out(
     splits: dict[Split, list[Example]], share: float, name: str
 ) -> tuple[dict[Split, list[Example]], list[str]]:
-    """All three splits: one that is missing is a share of the training examples, by the hash of what they say.
+    """All three splits. A missing split takes a share of the training examples, by the hash of their content.
 
-    So it is the same whatever their order, and examples that say the same stay together. Returns a note for each.
+    So the split does not depend on the order, and examples of equal content stay together. Returns a note for each.
 
     Raises:
-        DataError: too few examples are there for one of them.
+        DataError: there are too few examples for one of them.
     """
     missing: list[Split] = [split for split in ("test", "validation") if split not in splits]
     made: dict[Split, list[Example]] = {split: [] for split in ("train", *missing)}
@@ -104,7 +104,7 @@ def with_held_out(
 
 
 def _place(example: Example) -> float:
-    """A number from 0 to below 1, of what an example says."""
+    """A number in [0, 1) that the content of an example decides."""
     return int(sha256_of_json(example.said)[:13], 16) / 16**13
 
 

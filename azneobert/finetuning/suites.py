@@ -35,8 +35,8 @@ class _Stated(Block):
 def load_suite(name: str) -> Suite:
     """A suite that comes with this package, by its name, or the one in a YAML file.
 
-    The `path` of a task starts at the folder of the suite's file; of a suite that comes with the package, at the
-    project's folder.
+    The `path` of a task is relative to the folder of the suite's file. In a suite that comes with the package it is
+    relative to the project's folder.
 
     Raises:
         DataError: there is no such suite, or it is not whole; the message holds the path of the key.

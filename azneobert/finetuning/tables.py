@@ -26,12 +26,12 @@ Row = tuple[str, dict[str, Any]]  # where it stands (file and line, or row), and
 
 
 def formats(kind: TaskKind) -> tuple[str, ...]:
-    """The endings of the files that hold examples of a kind; each, but of parquet, may be packed as .gz or .zst."""
+    """The file endings for examples of a kind. All files except parquet may be compressed as .gz or .zst."""
     return (*_TABLES, *conll.FORMATS) if kind == "tokens" else _TABLES
 
 
 def readable(kind: TaskKind) -> str:
-    """The same for a message."""
+    """These file endings, for a message."""
     texts = ", ".join(suffix for suffix in formats(kind) if suffix != ".parquet")
     return f"one of {texts} (or of these as .gz or .zst), or .parquet"
 
@@ -42,8 +42,8 @@ def rows(file: Path, settings: TaskSettings) -> Iterator[Row]:
     A row of CoNLL is a sentence: its words and, if it has any, its tags, named as `settings` name these fields.
 
     Raises:
-        DataError: the file is missing, damaged, of no format or encoding that can be read, or holds a line that is no
-            row.
+        DataError: the file is missing or damaged, has a format or encoding that cannot be read, or holds a line that is
+            not a row.
     """
     if not file.is_file():
         found = "is no regular file" if file.exists() else "no such file"
@@ -75,7 +75,7 @@ def _json_rows(file: Path, lines: BinaryIO) -> Iterator[Row]:
             raise DataError(f"{file}:{number}: {one_line(record.problem, 200)}; expected a JSON object")
         if record is not None and not isinstance(record, dict):
             raise DataError(f"{file}:{number}: is {shown(record)}; expected a JSON object")
-        if record is not None:  # a blank line is none
+        if record is not None:  # a blank line is not a row
             yield f"{file}:{number}", record
 
 
@@ -91,7 +91,7 @@ def _text_lines(file: Path, lines: BinaryIO) -> Iterator[tuple[str, str]]:
 
 
 def _is_conll(start: bytes, settings: TaskSettings) -> bool:
-    """Whether a .tsv begins with no header in which the words or the tags have a name."""
+    """Whether a .tsv has no header: its first line names neither the words nor the tags."""
     line = start.removeprefix(codecs.BOM_UTF8).lstrip().partition(b"\n")[0].decode(errors="replace")
     names = {cell.strip('"\r') for cell in line.split("\t")}
     return names.isdisjoint((settings.text_fields[0], settings.label_name))
@@ -135,7 +135,7 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
     for batch in opened.iter_batches(_PARQUET_ROWS):
         try:
             found = batch.to_pylist()
-        except (ValueError, OverflowError) as error:  # such as a date that Python has no number for
+        except (ValueError, OverflowError) as error:  # such as a date that Python cannot represent
             raise DataError(
                 f"{file}: a value in rows {number + 1:,} to {number + len(batch):,} is none that can be read "
                 f"({one_line(error)}); mend it, or leave out its column"
@@ -143,5 +143,5 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
         for row in found:
             number += 1
             yield f"{file}:{number}", row
-    if number != opened.metadata.num_rows:  # without a word of Arrow's
+    if number != opened.metadata.num_rows:  # Arrow reports no error here
         raise DataError(f"{file}: {number:,} rows, its end says {opened.metadata.num_rows:,}; fetch it again")

@@ -1,4 +1,4 @@
-"""A labelled task in memory: what every kind of task, every reader and every score agrees on."""
+"""A labelled task in memory: the data model that all kinds of task, readers and scores share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cached_property
 from azneobert.files import sha256_of_json
 from azneobert.task_settings import Split, TaskKind
 
-Label = int | float | tuple[int, ...]  # `Example.label` says which of them a kind of task has
+Label = int | float | tuple[int, ...]  # `Example` says which type each kind of task has
 OUTSIDE = "O"  # the tag of a word that is in no entity
 
 
@@ -29,7 +29,7 @@ class Example:
 
     @property
     def said(self) -> list[object]:
-        """What it says without its label: two examples of the same are one."""
+        """The content without the label: two examples of equal content count as the same."""
         text = list(self.text) if isinstance(self.text, tuple) else self.text
         return [text, self.pair, list(self.choices)]
 
@@ -49,7 +49,7 @@ class Task:
 
     @cached_property
     def sha256(self) -> str:
-        """The hash of what is trained and tested on: two results of other hashes cannot be compared."""
+        """The hash of labels and examples of all splits: results of different hashes cannot be compared."""
         return sha256_of_json(
             [
                 self.kind,

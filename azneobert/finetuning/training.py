@@ -36,7 +36,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Trained:
-    """A model after its training, with the weights of the best epoch, and what it makes of the test split."""
+    """A model after its training, with the weights of the best epoch, and its predictions on the test split."""
 
     model: Any
     tokenizer: Any
@@ -57,7 +57,7 @@ def prepare(encoder: Path, task: Task, max_length: int) -> tuple[Any, dict[Split
     tokenizer = check_length(encoder, task, max_length)
     kind = kind_of(task.kind)
     splits = {split: kind.encode(tokenizer, task, task.splits[split], max_length) for split in SPLITS}
-    for split in ("validation", "test"):  # a batch of equal lengths has no padding; the order of the rows is free
+    for split in ("validation", "test"):  # equal lengths in a batch need no padding; any order is allowed
         splits[split].rows.sort(key=lambda row: len(row.inputs["input_ids"]))
     return tokenizer, splits
 
@@ -79,7 +79,7 @@ def check_length(encoder: Path, task: Task, max_length: int) -> Any:
 
 
 def longest_text(encoder: Path) -> int:
-    """How many tokens a model takes; RoBERTa's positions begin behind the padding's, which the tokenizer knows.
+    """How many tokens a model takes. RoBERTa's positions begin after the padding's; its tokenizer knows the limit.
 
     Raises:
         AzNeoBertError: transformers cannot read the folder.
@@ -100,8 +100,8 @@ def train(
 ) -> Trained:
     """Train a model on what `prepare` has made, on one device.
 
-    Without `pretrained` only the encoder's configuration is used, and the weights are random: the floor that shows what
-    pretraining has given.
+    Without `pretrained` only the encoder's configuration is used, and the weights are random: a baseline that shows the
+    gain from pretraining.
 
     Raises:
         TrainingError: the held-out loss is not finite.
@@ -109,7 +109,7 @@ def train(
     from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, set_seed
 
     class InOrder(Trainer):
-        """Where `Trainer` groups by length it evaluates in that order too, and gives its outputs back in it."""
+        """Evaluates in the given order. `Trainer` would group by length, and return outputs in that order."""
 
         def _get_eval_sampler(self, eval_dataset: Any) -> Any:
             return SequentialSampler(eval_dataset)
@@ -140,10 +140,10 @@ def train(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-        trainer.compute_metrics = None  # which knows the validation split
+        trainer.compute_metrics = None  # it uses the validation split
         test = trainer.predict(rows["test"])
     epochs = _epochs(trainer.state.log_history)
-    # Of weights that are no numbers a label comes out all the same: the first one.
+    # With NaN weights a label still comes out: the first one.
     if not isfinite(test.metrics["test_loss"]) or not all(isfinite(epoch.loss) for epoch in epochs):
         raise TrainingError(f"seed {seed}: the loss is not finite; use a lower learning_rate")
     found = predicted(test.predictions, "test")
@@ -167,7 +167,7 @@ def _model(encoder: Path, task: Task, *, pretrained: bool) -> Any:
 
 
 def arguments(settings: TuningSettings, seed: int, folder: str, main: str) -> Any:
-    """How `Trainer` trains: on one device, so that a batch is the setting's on any machine, and in bf16 on a GPU."""
+    """How `Trainer` trains: on one device, so that a batch has `batch_size` rows on any machine; in bf16 on a GPU."""
     from transformers import TrainingArguments
 
     gpu = torch.cuda.is_available()
@@ -184,7 +184,7 @@ def arguments(settings: TuningSettings, seed: int, folder: str, main: str) -> An
         bf16=gpu and torch.cuda.is_bf16_supported(),
         eval_strategy="epoch",
         logging_strategy="epoch",
-        logging_nan_inf_filter=False,  # it hides a loss that is no number, and waits for the GPU at each step
+        logging_nan_inf_filter=False,  # it hides a NaN loss, and waits for the GPU at each step
         save_strategy="epoch",
         save_total_limit=1,
         save_only_model=True,
@@ -195,7 +195,7 @@ def arguments(settings: TuningSettings, seed: int, folder: str, main: str) -> An
         disable_tqdm=True,
         dataloader_pin_memory=gpu,
     )
-    chosen._n_gpu = min(chosen.n_gpu, 1)  # `Trainer` would put the model on every GPU, each with a batch of that size
+    chosen._n_gpu = min(chosen.n_gpu, 1)  # `Trainer` would use every GPU, each with a batch of that size
     return chosen
 
 

@@ -18,7 +18,7 @@ from azneobert.task_settings import TuningSettings
 
 @dataclass(frozen=True)
 class Contender:
-    """An encoder that is compared: a folder that transformers loads, and whether with its weights or random ones."""
+    """An encoder in a comparison: a folder that transformers loads, used with its own weights or random ones."""
 
     name: str
     folder: Path
@@ -38,10 +38,10 @@ class Trial:
 
 
 def trials(contender: Contender, task: Task, tuning: TuningSettings, folder: Path) -> Iterator[tuple[Trial, bool]]:
-    """The trials of all seeds, each as soon as it is there, and whether it was found in the folder.
+    """The trials of all seeds, each as soon as it is ready, and whether it was found in the folder.
 
-    Those that are not there are trained, and each is written when it ends. A file belongs to one content of the
-    encoder, one content of the task, one seed and the settings but for the other seeds.
+    Missing trials are trained, and each is written when it ends. A file belongs to one content of the encoder, one
+    content of the task, one seed and all settings except the other seeds.
 
     Raises:
         DataError: a file in the folder is damaged.

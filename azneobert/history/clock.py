@@ -2,20 +2,21 @@
 
 The clock of a phase runs from its first point to its last. Between two points it is divided like this:
 
-- *training* is what the trainer's meter counted: the tokens of the steps between the points over the tokens/s that the
-  trainer logged for these steps (at the later point, or at the next one of training; behind the last one, its own). The
-  meter stands still while the trainer evaluates or saves. Never more than the time between the points.
-- *evaluation and saving* is the rest, where the run went on.
-- *stopped* is the rest, where it did not: the end of one process, the time until the next, its start, and the steps
-  since its checkpoint, which it makes anew without a second point. The run did not go on where its history or its
-  points have another segment begin. A stop after which nothing has changed leaves no such trace: it is where the memory
-  of the process is less than before, of which the trainer logs the most so far; or where the rest is more than
-  `UNEXPLAINED_SECONDS` above what is usual. Before a held-out point usual is the median of all rests before held-out
-  points, which counts as evaluation; before a point of training usual is nothing. A stop that leaves neither trace
+- *training* is what the trainer's meter counted: the tokens of the steps between the points, divided by the tokens/s
+  that the trainer logged for these steps (at the later point, or at the next training point; after the last training
+  point, by its rate). The meter stands still while the trainer evaluates or saves. Training is never more than the time
+  between the points.
+- *evaluation and saving* is the rest, if the run went on.
+- *stopped* is the rest, if the run did not go on: the end of one process, the time until the next process, its start,
+  and the steps since its checkpoint, which it repeats without a second point. The run did not go on where its history
+  or its points begin another segment. A stop after which nothing has changed leaves no such trace. It shows as less
+  memory of the process than before, since the trainer logs the maximum so far, or as a rest that is more than
+  `UNEXPLAINED_SECONDS` above the usual one. Before a held-out point, the usual rest is the median of all rests before
+  held-out points, and counts as evaluation; before a training point it is zero. A stop that leaves no trace at all
   counts as evaluation and saving.
 
-The three sum to the clock. Not in it: what comes before the first point and after the last, so the start of the first
-process, and the last save.
+The three sum to the clock. The clock leaves out the time before the first point and after the last: the start of the
+first process, and the last save.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from itertools import pairwise
 from azneobert.history.record import HeldOutPoint, PhaseRecord, TrainingPoint, tokens_at
 from azneobert.recipe import PhaseName
 
-UNEXPLAINED_SECONDS = 30.0  # a save, or an evaluation beyond the usual, may take so long; what takes longer is a stop
+UNEXPLAINED_SECONDS = 30.0  # the longest save, or excess over the usual evaluation; more is a stop
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Account:
 class Seam:
     """Where a run stopped and went on, or went back: after which step and how many tokens, and what changed.
 
-    tokens: of the phase. seconds: of the first point after it, since 1970. stopped: for how many seconds.
+    tokens: of the phase. seconds: the time of the first point after the seam, since 1970. stopped: seconds of the stop.
     """
 
     phase: PhaseName
@@ -105,7 +106,7 @@ def account(record: PhaseRecord) -> Account:
 
 
 def seams(record: PhaseRecord) -> list[Seam]:
-    """The seams of a phase by step: where something changed, and stops after which nothing had."""
+    """The seams of a phase by step: places where something changed, and stops after which nothing had changed."""
     parts = intervals(record)
     changes = record.changes
     found = []
@@ -121,7 +122,7 @@ def seams(record: PhaseRecord) -> list[Seam]:
 
 
 def _trained(before: TrainingPoint | HeldOutPoint, after: TrainingPoint | HeldOutPoint, record: PhaseRecord) -> float:
-    """Seconds of the steps between two points by the meter."""
+    """Seconds of the steps between two points, by the trainer's meter."""
     place = bisect_left(record.training, after.step, key=lambda point: point.step)
     rate = record.training[min(place, len(record.training) - 1)].rate
     return min(after.seconds - before.seconds, max(0.0, after.tokens - before.tokens) / rate)

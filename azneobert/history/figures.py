@@ -1,6 +1,6 @@
 """Four pictures of a training, from its records alone: loss, tokens/s, where the time went, held-out loss at the ends.
 
-Each keeps the hash of what it shows.
+Each picture keeps the hash of what it shows.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Curve:
-    """The losses of a phase against trained tokens, over all phases: of training (as logged), and held out."""
+    """A phase's losses, of training (as logged) and held out, against the tokens trained on since the first phase."""
 
     phase: PhaseName
     training: list[tuple[float, float]]
@@ -50,20 +50,20 @@ class Curve:
 
 @dataclass(frozen=True)
 class Losses:
-    """Phases one after the other; a seam stands at the tokens of the step after which it is."""
+    """Phases one after the other. A seam stands at the tokens of the step before it."""
 
     curves: list[Curve]
     seams: list[Mark]
 
     def draw(self) -> Any:
-        """One axis of tokens. The loss is on a logarithmic one, where its beginning would flatten all that follows."""
+        """One axis of tokens. The loss axis is logarithmic if the high losses at the start would flatten the rest."""
         figure, axes = pyplot().subplots(figsize=(11, 5.5), dpi=_DPI, layout="constrained")
         unit, size = _unit(max(curve.end for curve in self.curves), _COUNTS)
         for curve in self.curves:
             places, losses = [tokens / size for tokens, _ in curve.training], [loss for _, loss in curve.training]
             colour = _COLOURS[curve.phase]
             axes.plot(places, losses, color=colour, alpha=0.25, linewidth=0.8, label=f"{curve.phase}, training")
-            width = max(_LEAST_MEAN, len(losses) // 100)  # where there are few, a wide mean lags far behind
+            width = max(_LEAST_MEAN, len(losses) // 100)  # with few points, a wide mean lags far behind
             label = f"{curve.phase}, training (mean of {width} points)"
             axes.plot(places, running_mean(losses, width), color=colour, label=label)
             held_out = [(tokens / size, loss) for tokens, loss in curve.held_out]
@@ -93,7 +93,7 @@ class Losses:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Time and tokens/s of points between which the run went on. Seconds since the first point of all."""
+    """Points between which the run went on: (seconds since the first point of all, tokens/s)."""
 
     phase: PhaseName
     points: list[tuple[float, float]]
@@ -101,9 +101,9 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Rates:
-    """Tokens/s by the clock as the trainer logged them, all ranks together; when nothing ran; and the seams.
+    """Logged tokens/s of all ranks over time; the gaps in which nothing ran; and the seams.
 
-    Seconds since the first point of all. A seam stands at the first point after it.
+    Times are seconds since the first point of all. A seam stands at the first point after it.
     """
 
     stretches: list[Stretch]
@@ -203,7 +203,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The pictures' files, the records that they show, and what was not there, each in a line."""
+    """The pictures' files, the records that they show, and a line for each thing that was missing."""
 
     files: list[Path]
     phases: list[PhaseRecord]
@@ -211,7 +211,7 @@ class Drawn:
 
 
 def draw_history(layout: Layout, folder: Path) -> Drawn:
-    """Draw what the phases of a recipe have recorded; without an evaluation's report there is no picture of it.
+    """Draw what the phases of a recipe have recorded. Without any evaluation report, held_out.png is left out.
 
     Raises:
         AzNeoBertError: nothing is recorded, or a record is damaged.
@@ -305,7 +305,7 @@ def _side_by_side(axes: Any, figures: Mapping[PhaseName, Mapping[str, float]]) -
 
 
 def _draw_seams(axes: Any, marks: list[Mark], size: float) -> None:
-    """A thin line each; what changed is said once in the legend, with how often."""
+    """Draw a thin line for each seam. The legend names each change once, with its count."""
     for number, what in enumerate(dict.fromkeys(mark.what for mark in marks)):
         places = [mark.place / size for mark in marks if mark.what == what]
         colour, style = _SEAM_COLOURS[number % len(_SEAM_COLOURS)], _SEAM_STYLES[number % len(_SEAM_STYLES)]
@@ -322,7 +322,7 @@ def _finish(figure: Any, axes: Any) -> None:
 
 
 def _unit(largest: float, units: Mapping[str, float]) -> tuple[str, float]:
-    """The largest unit of which there are two or more; the first where there is none."""
+    """The largest unit that fits twice or more into `largest`, or else the first unit."""
     fitting = [(name, size) for name, size in units.items() if largest >= 2 * size]
     return fitting[-1] if fitting else next(iter(units.items()))
 

@@ -17,10 +17,10 @@ from azneobert.tracking.points import POINTS, read_points, segment_starts
 
 @dataclass(frozen=True)
 class TrainingPoint:
-    """What the trainer logged after a step. `tokens` are those of the phase so far, `rate` is tokens/s of all ranks.
+    """What the trainer logged after a step. `tokens` counts the phase so far, `rate` is tokens/s of all ranks.
 
-    seconds: since 1970. memory: the most that the process has held so far, in GiB. A loss that is not finite is None,
-    since the trainer records none; so is what an older point lacks.
+    seconds: since 1970. memory: the most that the process has held so far, in GiB. `loss` is None if it was not finite,
+    since the trainer does not record it then; values that older points lack are None too.
     """
 
     step: int
@@ -43,9 +43,9 @@ class HeldOutPoint:
 
 @dataclass(frozen=True)
 class PhaseRecord:
-    """What stands of a phase's record, oldest first. `starts` are the steps at which points say that a segment began.
+    """The record of a phase so far, oldest first. `starts` are the steps at which a segment began, by the points.
 
-    `saved` is the step of the checkpoint that states the segments, 0 where there is none yet.
+    `saved` is the step of the checkpoint that states the segments; 0 if there is no checkpoint yet.
     """
 
     phase: PhaseName
@@ -58,16 +58,16 @@ class PhaseRecord:
 
     @property
     def points(self) -> list[TrainingPoint | HeldOutPoint]:
-        """Both kinds by the clock; at one step, as the loop goes, that of training comes first."""
+        """Both kinds of points by time. At one step the training point comes first, as in the loop."""
         both: list[TrainingPoint | HeldOutPoint] = [*self.training, *self.held_out]
         return sorted(both, key=lambda point: (point.seconds, point.step, isinstance(point, HeldOutPoint)))
 
     @property
     def changes(self) -> list[tuple[int, str]]:
-        """After which step something changed, and what: by the checkpoint, and by points that it does not know yet."""
+        """After which step something changed, and what: from the checkpoint, and from points that are newer."""
         stated = [(after.from_step, _what_changed(before, after)) for before, after in pairwise(self.segments)]
         known = {step for step, _ in stated}
-        # A run that goes back behind a segment's start begins one in its points alone.
+        # If a run goes back to before a segment's start, the new start shows in the points alone.
         others = [
             (step, "stop" if step < self.saved else "not in a checkpoint yet")
             for step in self.starts
@@ -77,7 +77,7 @@ class PhaseRecord:
 
 
 def read_phases(layout: Layout) -> list[PhaseRecord]:
-    """The phases that have trained: what a finished one left for the stages after it, or what one in progress has.
+    """The records of the phases that have trained: finished ones from their outputs, others from the run in progress.
 
     Raises:
         AzNeoBertError: none has, or a finished one lacks its points or its manifest.
@@ -102,7 +102,7 @@ def _read_phase(layout: Layout, phase: PhaseName) -> PhaseRecord | None:
 
 
 def _newest_manifest(checkpoints: Path) -> Manifest | None:
-    """Of the newest checkpoint whose manifest is whole; its other files are not read."""
+    """The manifest of the newest checkpoint that has a whole one. No other file is read."""
     for folder in reversed(CheckpointFolder(checkpoints, 1).steps()):
         try:
             return read_manifest(folder)
@@ -145,7 +145,7 @@ def _record(phase: PhaseName, folder: Path, manifest: Manifest | None) -> PhaseR
 
 
 def _by_the_clock(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The points with `seconds`, which never go back: a run may go on on a machine whose clock is behind."""
+    """The points with `seconds`, which never decrease: a run may continue on a machine whose clock is behind."""
     ordered, now = [], 0.0
     for point in points:
         now = max(now, point["time_ms"] / 1000)
@@ -154,7 +154,7 @@ def _by_the_clock(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def tokens_at(step: int, training: list[TrainingPoint] | tuple[TrainingPoint, ...]) -> float:
-    """The tokens trained on after a step: on the line through the points beside it; step 0 with none is one too."""
+    """The tokens trained on after a step, by linear interpolation between the points; step 0 has zero tokens."""
     known = [(0, 0.0)] + [(point.step, point.tokens) for point in training]
     after = next((place for place, (known_step, _) in enumerate(known) if known_step >= step), len(known) - 1)
     (first, tokens), (last, more) = known[max(0, after - 1)], known[max(1, after)]

@@ -1,4 +1,4 @@
-"""SLURM as its programs show it: jobs, the queue, partitions. Everything here asks; `submit` alone changes anything."""
+"""SLURM as its programs show it: jobs, the queue, nodes. Only `submit`, `exclude` and `release` change anything."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from pathlib import Path
 from azneobert.errors import TrainingError
 
 _SECONDS = 60.0  # of one question
-_SUBMIT_SECONDS = 90.0  # sbatch tries again by itself for longer where the queue is full
+_SUBMIT_SECONDS = 90.0  # if the queue is full, sbatch itself retries for longer than that
 FINISHED = {
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"),
     *("REVOKED", "TIMEOUT"),
 }
 
 
-# Why a job waits that a node could not start, as one whose daemon has come back to what it had started before.
+# The reason why a job waits if a node could not start it: for example, the node's daemon has restarted and still finds
+# what it had started before.
 LAUNCH_FAILED = "launch_failed_requeued_held"
 
 
@@ -28,7 +29,7 @@ class ClusterAwayError(TrainingError):
 
 @dataclass(frozen=True)
 class Job:
-    """A job as `scontrol show job` tells of it. `reason` is why it waits, or why it has ended."""
+    """A job as `scontrol show job` describes it. `reason` is why it waits, or why it has ended."""
 
     id: str
     name: str
@@ -54,7 +55,7 @@ class Job:
 
 
 def find_job(job_id: str) -> Job | None:
-    """A job that SLURM still knows; it forgets those that have ended, after minutes.
+    """A job that SLURM still knows. SLURM forgets ended jobs after some minutes.
 
     Raises:
         ClusterAwayError: SLURM does not answer.
@@ -81,7 +82,7 @@ def jobs_called(name: str) -> list[Job]:
 
 
 def submit(script: Path) -> str:
-    """Hand a batch script to SLURM; the number of the job.
+    """Hand a batch script to SLURM. Returns the number of the job.
 
     Raises:
         TrainingError: there is no SLURM here, or it refuses the job.
@@ -97,7 +98,7 @@ def submit(script: Path) -> str:
 
 
 def place_in_queue(job: Job) -> tuple[int, int] | None:
-    """Which of the jobs that wait for the same partition it is, and of how many, the one that is next being 1."""
+    """A job's place among the jobs that wait for its partition (the next one has 1), and how many wait."""
     listed = ["--noheader", "--states=PENDING", f"--partition={job.partition}", "--sort=-p,i", "--format=%i"]
     done = _ask("squeue", *listed)
     waiting = done.stdout.split()
@@ -105,14 +106,14 @@ def place_in_queue(job: Job) -> tuple[int, int] | None:
 
 
 def failed_nodes(job: Job, nodes: str) -> set[str]:
-    """Those of the nodes of a job's last start that are down, and the one that SLURM says has failed under it."""
+    """The nodes of a job's last start that are down, and the node that, by SLURM, has failed under the job."""
     done = _ask("sinfo", "--noheader", "--Node", f"--nodes={nodes}", "--format=%N %T")
     down = {line.split()[0] for line in done.stdout.splitlines() if re.search("down|fail", line)}
     return down | {job.failed_node} - {""}
 
 
 def exclude(job: Job, failed: set[str], nodes_needed: int) -> bool:
-    """Keep a waiting job off nodes that have failed under it, where enough others are there; whether it was done."""
+    """Keep a waiting job off nodes that have failed under it, if enough others are left. Returns whether it did."""
     done = _ask("sinfo", "--noheader", "--Node", f"--partition={job.partition}", "--format=%N %T")
     up = {line.split()[0] for line in done.stdout.splitlines() if not re.search("down|drain|fail", line)}
     if len(up - failed) < nodes_needed:
@@ -122,12 +123,12 @@ def exclude(job: Job, failed: set[str], nodes_needed: int) -> bool:
 
 
 def release(job: Job) -> bool:
-    """Let a job that is held back wait like others; whether SLURM lets this user do so."""
+    """Release a held job, so that it waits like others. Returns whether SLURM lets this user do so."""
     return _ask("scontrol", "release", job.id).returncode == 0
 
 
 def _accounted(job_id: str) -> Job | None:
-    """A job that has left the queue, where the cluster keeps accounts."""
+    """A job that has left the queue, if the cluster keeps accounts."""
     if shutil.which("sacct") is None:
         return None
     columns = "--format=JobName,State,ExitCode,NodeList"
@@ -161,7 +162,7 @@ def _job(text: str) -> Job:
 
 
 def _remedy(said: str) -> str:
-    """What to look at, by what SLURM says."""
+    """What to look at, chosen by SLURM's message."""
     if "partition" in said and "account" not in said:
         found = _ask("sinfo", "--noheader", "--format=%R").stdout.split()
         return f"; use a partition that is there: {', '.join(sorted(set(found)))}" if found else ""
@@ -192,7 +193,7 @@ def _said(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def _last_line(text: str | bytes | None) -> str:
-    """The last line that says something, without the name of the program before it."""
+    """The last line that is not empty, without the program's name in front."""
     decoded = text.decode(errors="replace") if isinstance(text, bytes) else text or ""
     lines = [line.strip() for line in decoded.splitlines() if line.strip() and not line.startswith("Try ")]
     return re.sub(r"^(\w+: )(error: )?", "", lines[-1]) if lines else ""

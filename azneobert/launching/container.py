@@ -1,7 +1,7 @@
 """The ranks of a job in a container of Apptainer: which image, and what of the host they see.
 
-The project is mounted at its own path, so that it is one project inside and outside; what runs is the project's own
-code, and everything that it imports is the image's.
+The project is mounted at its own path, so paths are the same inside and outside. The code that runs is the project's;
+everything that it imports comes from the image.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from azneobert.errors import DataError, RecipeError
 from azneobert.files import read_json, sha256_file
 from azneobert.launching.settings import FILE
 
-_NOT_MOUNTED = set(",:\n")  # by Apptainer, which divides its mounts with them
+_NOT_MOUNTED = set(",:\n")  # Apptainer separates its mounts with these characters
 
 
 @dataclass(frozen=True)
 class Image:
-    """An image file: its digest, and by what it is seen to be still the same file."""
+    """An image file: its digest, and the stat that shows whether the file is still the same."""
 
     path: Path
     digest: str  # sha256:...
@@ -29,7 +29,7 @@ class Image:
 
 
 def find_image(path: Path) -> Image:
-    """The image of a job: its digest is what containers/build recorded of these bytes, or is computed.
+    """The image of a job. Its digest is the one that containers/build recorded for this file, or is computed.
 
     Raises:
         RecipeError: there is none.
@@ -58,7 +58,7 @@ def _recorded(image: Path, stat: str) -> str | None:
 
 
 def within(image: Image, gpus: bool) -> list[str]:
-    """What stands before a command so that it runs in an image, in this project.
+    """The words before a command that make it run in an image, in this project's folder.
 
     Raises:
         RecipeError: Apptainer cannot mount a path of it.
@@ -76,7 +76,7 @@ def within(image: Image, gpus: bool) -> list[str]:
 
 
 def _elsewhere(project: Path) -> list[Path]:
-    """The folders of a project that lie outside of it: outputs on another disk, DVC's cache, git's of a worktree."""
+    """A project's folders that lie outside of it: outputs on another disk, DVC's cache, a worktree's git folder."""
     places = [project / "outputs", project / "data"]
     with suppress(DataError):  # DVC does not say
         places.append(project / cache_folder())

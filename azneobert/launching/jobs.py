@@ -1,4 +1,4 @@
-"""How the phases stand, as a login node can see it: from the queue, and from what the runs leave in their folders."""
+"""How the phases stand, as seen from a login node: from the queue, and from the files in the runs' folders."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from azneobert.training.watchdog import Heartbeat, heartbeat_file, read_heartbea
 HERE = "running here"
 ENDED = "ended"  # so long ago that SLURM has forgotten it
 UNKNOWN = "unknown"  # SLURM does not answer
-_TAIL = 1 << 16  # bytes of the points in which the last ones are looked for
-_FRESH_SECONDS = 120.0  # a heartbeat that is older is of a rank that was killed
+_TAIL = 1 << 16  # bytes at the end of the points file that are searched for the last points
+_FRESH_SECONDS = 120.0  # an older heartbeat is from a rank that was killed
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def _standing(layout: Layout, recipe: str, phase: PhaseName) -> Standing | None:
             state = job.state if job else ENDED
             reason = job.reason if job and job.pending else ""
             nodes = job.nodes if job else ""
-        if beat and (state == ENDED or state in cluster.FINISHED):  # the last job has ended, and ranks run here since
+        if beat and (state == ENDED or state in cluster.FINISHED):  # the last job has ended, and now ranks run here
             job_id, state, nodes = "", HERE, beat.host
     figures = _last_figures(run.tracking / POINTS)
     checkpoints = CheckpointFolder(run.checkpoints, 1).steps()
@@ -131,7 +131,7 @@ def _last_figures(points: Path) -> dict[str, float]:
     for line in lines:
         try:
             point = decode_point(line)
-        except (ValueError, RecursionError):  # the first and the last may be parts of lines
+        except (ValueError, RecursionError):  # the first and the last line may be incomplete
             continue
         figures |= point["values"] | {"step": point["step"]}
     return figures

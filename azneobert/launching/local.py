@@ -1,7 +1,7 @@
 """The ranks of a phase on this machine: started directly, stopped by a stop file, never left behind.
 
-No launcher stands between: `torchrun` and `accelerate launch` kill their ranks at a signal, in the middle of a
-checkpoint. A rank ends when its launcher dies, whatever killed it.
+No other launcher is used: at a signal, `torchrun` and `accelerate launch` kill their ranks even in the middle of a
+checkpoint. A rank ends when its launcher dies, whatever killed the launcher.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from azneobert.layout import RunFolder
 from azneobert.printable import printable
 from azneobert.training.watchdog import STACKS_SIGNAL, Heartbeats, is_stopped, silence_of, stacks_file
 
-_MARGIN_SECONDS = 30.0  # what a launcher gives its ranks on top of theirs
+_MARGIN_SECONDS = 30.0  # what a launcher gives its ranks on top of their own grace
 _OTHERS_SECONDS = 15.0  # how long the others may go on when one rank has failed
 _POLL_SECONDS = 0.1
 _LINES_KEPT = 200
@@ -33,16 +33,16 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _FLIGHT_RECORDER = "TORCH_FR_BUFFER_SIZE"  # how many collectives a rank remembers
 _LOOK_SECONDS = 1.0
 _STOPPED_SECONDS = 10.0  # how long a run that was asked to end waits for a rank that is stopped
-_SILENT_SECONDS = 30.0  # and for one that gives no sign of life
-_MARGIN_OF_RANKS = 15.0  # what ranks that are alive get to say themselves that they do not get on
+_SILENT_SECONDS = 30.0  # how long it waits for a rank that gives no sign of life
+_MARGIN_OF_RANKS = 15.0  # time for ranks that are alive to report a stall themselves
 
 
 class Rank:
-    """One rank's process. The main one's errors are shown as they come, the others' are kept until they matter."""
+    """One rank's process. Rank 0's standard error is shown at once; that of the others is kept until it matters."""
 
     def __init__(self, number: int, command: list[str], environment: dict[str, str]):
         self.number = number
-        self.stalled: str | None = None  # what was found when it no longer came to a next step
+        self.stalled: str | None = None  # why it counts as stalled, if it came to no further step
         self.lines: deque[str] = deque(maxlen=_LINES_KEPT)
         # A session of its own: Ctrl-C on a terminal reaches the launcher alone, which asks the ranks to stop.
         self.process = subprocess.Popen(
@@ -52,7 +52,7 @@ class Rank:
         self._reader.start()
 
     def error(self) -> str:
-        """What the rank said last: its own error line where it has one; of one that was killed, by what."""
+        """The rank's own error line, or else its last line. For a killed rank without one, the signal."""
         self._reader.join(5)
         said = [line for line in self.lines if line.strip()]
         errors = [line for line in said if line.startswith("error: ")]
@@ -68,7 +68,7 @@ class Rank:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.lines.append(line.rstrip("\n"))
-            # The launcher says the error itself, with what became of the phase.
+            # The launcher prints the error line itself, with what became of the phase.
             if self.number == 0 and not line.startswith("error: "):
                 print(printable(line.rstrip("\n")), file=sys.stderr, flush=True)
 
@@ -76,8 +76,8 @@ class Rank:
 def train_here(
     phase: str, command: list[str], processes: int, run: RunFolder, stall_seconds: float, grace_seconds: float
 ) -> Ended:
-    """Train a phase in as many ranks on this machine, as `run_ranks` does, and say how it ended."""
-    for file in (run.stop_file, run.outcome_file):  # what is asked and said from now on is about now
+    """Train a phase in `processes` ranks on this machine with `run_ranks`. Returns how it ended."""
+    for file in (run.stop_file, run.outcome_file):  # remove requests and outcomes of earlier runs
         file.unlink(missing_ok=True)
     failed = run_ranks(command, processes, run, stall_seconds, grace_seconds)
     outcome = read_outcome(run)
@@ -111,9 +111,9 @@ def run_ranks(
 ) -> Rank | None:
     """Run a command as `processes` ranks until all have ended; a signal to this process asks them to stop.
 
-    Ranks that come to no step for `stall_seconds`, and cannot say so themselves, leave their stacks and are ended.
+    Ranks that come to no step for `stall_seconds` and cannot report it themselves leave their stacks and are ended.
 
-    Returns the first rank that failed, if any. Whether the phase is complete or stopped is `outcome`'s to say.
+    Returns the first rank that failed, if any. `read_outcome` says whether the phase is complete or stopped.
     """
     ranks = [
         Rank(number, command, environment) for number, environment in enumerate(_environments(processes, grace_seconds))
@@ -129,12 +129,12 @@ def run_ranks(
 
 
 def _environments(processes: int, grace_seconds: float) -> list[dict[str, str]]:
-    """What each rank's environment says of its place."""
+    """The environment of each rank, which states its place among the others."""
     common = {PROCESSES: str(processes), LAUNCHER: str(os.getpid()), GRACE: str(grace_seconds)}
     common |= {_FLIGHT_RECORDER: os.environ.get(_FLIGHT_RECORDER, "2000")}
     if processes == 1:
         return [common]
-    # Ranks that all took all cores would wait for each other at every barrier.
+    # If every rank took all cores, ranks would wait for each other at every barrier.
     threads = str(max(1, len(os.sched_getaffinity(0)) // processes))
     common |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads), "WORLD_SIZE": str(processes)}
     common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
@@ -149,7 +149,7 @@ def _free_port() -> int:
 
 @contextmanager
 def _stopping(stop_file: Path) -> Iterator[list[float]]:
-    """While this lasts, a signal to this process makes the stop file; when it came is in the list."""
+    """While the block runs, a signal to this process makes the stop file. The list holds the time of the signal."""
     asked: list[float] = []
 
     def on_signal(*_: object) -> None:
@@ -166,27 +166,27 @@ def _stopping(stop_file: Path) -> Iterator[list[float]]:
 
 
 class _Overseer:
-    """Sees from outside what ranks cannot say: that one was stopped, or all were."""
+    """Sees from outside what ranks cannot report: that one of them, or all of them, were stopped."""
 
     def __init__(self, ranks: list[Rank], run: RunFolder, asked: list[float], seconds: float):
         self._run = run
         self._asked = asked
         self._seconds = seconds
         self._beats = Heartbeats(run, len(ranks), {rank.number: rank.process.pid for rank in ranks})
-        self._stopped: dict[int, float] = {}  # since when
-        self._begun: dict[int, float] = {}  # when each last had a heartbeat, which it takes away at its end
+        self._stopped: dict[int, float] = {}  # since when each is stopped
+        self._begun: dict[int, float] = {}  # when each last had a heartbeat file; a rank removes it at its end
         self._stuck: float | None = None
         self._looked = time.monotonic()
 
     def finds(self, running: list[Rank]) -> str | None:
-        """Why the ranks have to be ended: one line. It looks about once a second."""
+        """One line on why the ranks must be ended, or None. Looks about once a second."""
         now = time.monotonic()
         if now < self._looked + _LOOK_SECONDS:
             return None
         pause, self._looked = now - self._looked, now
         self._beats.look()
         self._begun |= {rank.number: now for rank in running if self._beats.has_begun(rank.number)}
-        if pause > _SILENT_SECONDS:  # this process was stopped itself, the ranks perhaps with it
+        if pause > _SILENT_SECONDS:  # this process itself was stopped, perhaps together with the ranks
             self._stopped.clear()
             self._begun = dict.fromkeys(self._begun, now)
             self._stuck = None
@@ -202,7 +202,7 @@ class _Overseer:
         return self._report(f"no step for {self._seconds:.0f} s", running) if now >= self._stuck + margin else None
 
     def _deaf(self, running: list[Rank], now: float) -> bool:
-        """Whether there is a rank that cannot know that it was asked."""
+        """Whether some rank cannot notice the request to stop."""
         waited = now - self._asked[0]
         stopped = [since for since in self._stopped.values() if now - since >= _STOPPED_SECONDS]
         silent = [rank for rank in running if self._silent(rank, _SILENT_SECONDS)]
@@ -232,7 +232,7 @@ class _Overseer:
 
 
 def _stacks_from_outside(pid: int, run: RunFolder, rank: int) -> None:
-    """The stacks of a process that is stopped, where py-spy is installed and may look into it."""
+    """Write the stacks of a stopped process, if py-spy is installed and may look into it."""
     program = shutil.which("py-spy")
     if program is None:
         return
@@ -253,7 +253,7 @@ def _wait(ranks: list[Rank], asked: list[float], limit: float, overseer: _Overse
         if failed is None and (found := overseer.finds(running)):
             failed = running[0]
             failed.stalled = found
-        # The others may wait in a collective, for ever, for one that has failed.
+        # The others may wait forever in a collective for the rank that has failed.
         late = failed and (failed.stalled or now > failed_at + _OTHERS_SECONDS)
         if late or (asked and now > asked[0] + limit):
             for rank in running:
@@ -263,6 +263,6 @@ def _wait(ranks: list[Rank], asked: list[float], limit: float, overseer: _Overse
 
 
 def _first_failed(ranks: list[Rank]) -> Rank | None:
-    """The one that explains the others': one that was killed, of those that have ended by now."""
+    """The failed rank that explains the others' failures: of those that have ended, preferably one that was killed."""
     failed = [rank for rank in ranks if rank.process.returncode]
     return min(failed, key=lambda rank: rank.process.returncode > 0, default=None)

@@ -13,7 +13,7 @@ from azneobert.layout import RunFolder
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a phase ended, and at which step; a failed one has neither said so nor left a checkpoint of that step."""
+    """How a phase ended, and at which step. It failed if it left no outcome, or no checkpoint of the outcome's step."""
 
     state: Literal["complete", "stopped", "failed"]
     step: int | None = None
@@ -21,9 +21,9 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a launcher's ranks have ended, and the line that says so where the phase is not complete.
+    """How a launcher's ranks have ended, with a line that explains it if the phase is not complete.
 
-    A run that stopped, or stalled, is sound: a new start goes on.
+    A run that stopped or stalled is sound: a new start continues it.
     """
 
     state: Literal["complete", "stopped", "stalled", "failed"]
@@ -31,7 +31,7 @@ class Ended:
 
 
 def read_outcome(folder: RunFolder) -> Outcome:
-    """What the run in a folder says of its end, if the checkpoint of that step bears it out."""
+    """The outcome that the run in a folder has recorded, if its checkpoint of that step confirms it."""
     try:
         said = read_json(folder.outcome_file)
         state, step = said["state"], said["step"]

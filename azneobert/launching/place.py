@@ -1,4 +1,4 @@
-"""A rank's place among the others, as its launcher gave it: taken before torch is asked for it."""
+"""A rank's place among the others, as its launcher gave it. It is set before torch asks for it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MARGIN_SECONDS = 60.0  # of a former start, on top of its grace
 
 
 def join_launcher(run: RunFolder) -> None:
-    """Take the place that the launcher says, and end with it, or be asked to stop by SLURM's signals.
+    """Take the place that the launcher gives. A local rank ends with its launcher; SLURM's signals ask a rank to stop.
 
     Raises:
         TrainingError: the launcher has died, or SLURM does not say which rank this is.
@@ -31,14 +31,14 @@ def join_launcher(run: RunFolder) -> None:
         _hear_signals(run.stop_file)
         _join_slurm()
     elif launcher is not None and sys.platform.startswith("linux"):
-        # The kernel ends this rank, by SIGTERM and so behind a checkpoint, when the process that launched it dies.
+        # When the launching process dies, the kernel sends this rank SIGTERM, so it ends after a checkpoint.
         end_with_parent(signal.SIGTERM)
-        if os.getppid() != int(launcher):  # it died before the kernel was asked
+        if os.getppid() != int(launcher):  # the launcher died before the request to the kernel
             raise TrainingError("launcher: has died; start the phase again")
 
 
 def ask_former_start_to_stop(run: RunFolder) -> None:
-    """Where an earlier start of the same job still trains, have it save and end; nothing is trained twice.
+    """If an earlier start of the same job still trains, make it save and end, so that nothing is trained twice.
 
     SLURM starts a job elsewhere when a node no longer answers, and cannot end what runs there.
 
@@ -56,13 +56,13 @@ def ask_former_start_to_stop(run: RunFolder) -> None:
             raise TrainingError(
                 f"{run.path}: an earlier start was asked to stop and has trained on here for {limit:.0f} s; end it"
             )
-        if run.stop_file.exists() and run.stop_file.read_text() == mine:  # nobody has asked this start since
+        if run.stop_file.exists() and run.stop_file.read_text() == mine:  # no new request to this start
             run.stop_file.unlink()
     lock.release()
 
 
 def _hear_signals(stop_file: Path) -> None:
-    """Until the training hears signals itself, they leave the stop file, which it will find."""
+    """Until the training handles signals itself, a signal makes the stop file, which the training will find."""
 
     def asked(*_: object) -> None:
         stop_file.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def _join_slurm() -> None:
 
 
 def _interface_towards(address: str) -> str | None:
-    """The network interface by which this host reaches another; gloo would take the one that the host's name says."""
+    """The network interface by which this host reaches another. Gloo would use the one of the host's own name."""
     try:
         family = socket.AF_INET6 if ipaddress.ip_address(address).version == 6 else socket.AF_INET
     except ValueError:  # a name

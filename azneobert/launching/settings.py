@@ -41,12 +41,12 @@ def _text(value: Any) -> Any:
 
 Word = Annotated[str, AfterValidator(_word)]
 Seconds = Annotated[int, Field(ge=1, le=10**6)]
-# As sbatch takes them: minutes, minutes:seconds, hours:minutes:seconds, days-hours, ...
+# The forms of sbatch: minutes, minutes:seconds, hours:minutes:seconds, days-hours, ...
 TimeLimit = Annotated[str, BeforeValidator(_text), Field(pattern=r"^(\d+-\d+(:\d+){0,2}|\d+(:\d+){0,2})$")]
 
 
 class LaunchSettings(Block):
-    """How the ranks of a phase are started. What concerns SLURM holds for `launcher: slurm` alone."""
+    """How the ranks of a phase are started. Settings of SLURM apply only with `launcher: slurm`."""
 
     launcher: Literal["local", "slurm"] = "local"
     grace_seconds: Seconds = int(GRACE_SECONDS)  # from a request to stop to the forced exit of a rank
@@ -55,10 +55,10 @@ class LaunchSettings(Block):
     qos: Word | None = None
     time: TimeLimit = "24:00:00"
     nodes: Annotated[str, BeforeValidator(_text), Field(pattern=r"^[1-9]\d{0,4}(-[1-9]\d{0,4})?$")] = "1"
-    gpus: Annotated[int, Field(ge=0, le=64)] = 8  # a node, and so many ranks
-    ranks: Annotated[int, Field(ge=1, le=1024)] = 1  # a node, where there are no GPUs
-    cpus: Annotated[int, Field(ge=1, le=1024)] = 8  # a rank
-    memory: Word | None = None  # a node
+    gpus: Annotated[int, Field(ge=0, le=64)] = 8  # per node, with a rank for each
+    ranks: Annotated[int, Field(ge=1, le=1024)] = 1  # per node, if `gpus` is 0
+    cpus: Annotated[int, Field(ge=1, le=1024)] = 8  # per rank
+    memory: Word | None = None  # per node
     options: Annotated[tuple[Annotated[str, AfterValidator(_option)], ...], BeforeValidator(as_tuple)] = ()
     setup: str = ""  # lines of shell before the ranks start
     warning_seconds: Seconds = 300
@@ -86,7 +86,7 @@ class LaunchSettings(Block):
 
     @property
     def node_range(self) -> tuple[int, int]:
-        """On how many nodes at least and at most."""
+        """The smallest and the largest number of nodes."""
         low, _, high = self.nodes.partition("-")
         return int(low), int(high or low)
 
@@ -107,12 +107,12 @@ def seconds_of(limit: str) -> int:
 
 
 def load_launch(folder: Path | None = None) -> LaunchSettings:
-    """What launch.yaml says, by default of the project's folder; without the file, that everything runs here.
+    """The settings in launch.yaml, by default of the project's folder. Without the file, everything runs here.
 
     Raises:
-        RecipeError: it holds an unknown key, a wrong type, or what does not fit.
+        RecipeError: it holds an unknown key, a wrong type, or values that do not fit together.
     """
-    # `dvc exp run --temp` runs in a copy of what git has, and git does not have it.
+    # `dvc exp run --temp` runs in a copy of what git tracks, and git does not track launch.yaml.
     places = [folder] if folder else [Path(), Path(os.environ.get("DVC_ROOT", "."))]
     for file in (place / FILE for place in places):
         try:

@@ -1,7 +1,7 @@
-"""A phase as a job of SLURM: submitted, found again, watched to its end. There is one job of a phase, or none.
+"""A phase as a job of SLURM: submitted, found again, watched to its end. A phase has at most one job.
 
-The job does without its watcher: it requeues itself until the phase is complete. The watcher shows its log, and submits
-another where a job may not be requeued.
+The job does not need its watcher: it requeues itself until the phase is complete. The watcher shows the job's log, and
+submits another job where jobs may not be requeued.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from azneobert.printable import printable
 
 TEMPLATE = Path("slurm/phase.sh")
 _LINE_SECONDS = 1.0  # between two looks at the log
-_RELEASES = 3  # of a job that SLURM holds back since a node could not start it
-_TAIL = 1 << 20  # bytes of the log in which an error is looked for
+_RELEASES = 3  # how often to release a job that SLURM holds after a node could not start it
+_TAIL = 1 << 20  # bytes at the end of the log that are searched for an error
 _RAISED = re.compile(r"(?:\[rank\d+\]: )?((?:\w+\.)*\w*(?:Error|Exception): .+)")  # the end of a traceback
-_PASSING = ("TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE")  # ends that are no fault of the run
+_PASSING = ("TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "DEADLINE")  # ends that are not the run's fault
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class PhaseJob:
     recipe_file: Path
     run: RunFolder
     folder: JobFolder
-    identity: str  # what a job of this phase must train to be this one
-    command: list[str]  # of a rank: a program, and what it is given
+    identity: str  # of what is trained: a job with another identity trains something else
+    command: list[str]  # of a rank: a program and its arguments
     settings: LaunchSettings
     image: Image | None = None  # that the ranks run in
 
@@ -70,7 +70,7 @@ class PhaseJob:
 
 @dataclass(frozen=True)
 class JobRecord:
-    """What is noted of a job: its number, what it trains, and from which byte on the log is its own."""
+    """The record of a job: its number, what it trains, and the byte at which its part of the log begins."""
 
     job_id: str
     identity: str
@@ -78,10 +78,10 @@ class JobRecord:
 
 
 def find(wanted: PhaseJob) -> Job | None:
-    """The job that trains this phase, waiting or running: by its number, or by its name where that was not noted.
+    """The waiting or running job of this phase: by its number, or by its name if the number was not recorded.
 
     Raises:
-        TrainingError: there is one, and it trains something else.
+        TrainingError: the job trains something else.
         ClusterAwayError: SLURM does not answer.
     """
     record = read_record(wanted.folder)
@@ -93,13 +93,13 @@ def find(wanted: PhaseJob) -> Job | None:
             f"job {job.id}: is {job.state} and trains {wanted.phase} of another recipe or other data; "
             f"use `scancel {job.id}`, or put back what it was submitted with, {wanted.folder.recipe}"
         )
-    if job and record and record.job_id != job.id:  # whoever submitted it was killed before it was noted
+    if job and record and record.job_id != job.id:  # whoever submitted the job was killed before recording its number
         write_json(wanted.folder.record, asdict(replace(record, job_id=job.id)))
     return job
 
 
 def submit(wanted: PhaseJob, *, afresh: bool = True) -> str:
-    """Submit a job for the phase; its number. `afresh`: what earlier jobs have failed at does not count.
+    """Submit a job for the phase. Returns its number. `afresh`: the starts of earlier jobs no longer count.
 
     Raises:
         TrainingError: there is no SLURM here, or it refuses the job.
@@ -108,11 +108,11 @@ def submit(wanted: PhaseJob, *, afresh: bool = True) -> str:
     write_whole(folder.recipe, wanted.recipe_file.read_bytes())
     write_whole(folder.script, script_of(wanted).encode())
     folder.log.touch()
-    wanted.run.outcome_file.unlink(missing_ok=True)  # what a rank says from now on is about this job
+    wanted.run.outcome_file.unlink(missing_ok=True)  # an outcome that a rank writes from now on is this job's
     if afresh:
         folder.starts.unlink(missing_ok=True)
     record = JobRecord("", wanted.identity, folder.log.stat().st_size)
-    write_json(folder.record, asdict(record))  # a job whose number is not noted is known by its name
+    write_json(folder.record, asdict(record))  # until the number is recorded, the job is found by its name
     try:
         record = replace(record, job_id=cluster.submit(folder.script))
     except TrainingError:
@@ -123,7 +123,7 @@ def submit(wanted: PhaseJob, *, afresh: bool = True) -> str:
 
 
 def read_record(folder: JobFolder) -> JobRecord | None:
-    """What is noted of the last job of a phase; None where there is nothing, or nothing that can be read."""
+    """The record of the last job of a phase; None if it is missing or cannot be read."""
     try:
         return JobRecord(**read_json(folder.record))
     except (OSError, ValueError, TypeError):
@@ -132,14 +132,14 @@ def read_record(folder: JobFolder) -> JobRecord | None:
 
 @contextmanager
 def submitting(folder: JobFolder) -> Iterator[None]:
-    """While this lasts, nobody else looks for a job of the phase and submits one."""
+    """While the block runs, no other process looks for a job of the phase and submits one."""
     folder.path.mkdir(parents=True, exist_ok=True)
     with locked(folder.lock_file):
         yield
 
 
 def script_of(wanted: PhaseJob) -> str:
-    """The batch script of a job: the template, with what SLURM is asked for and what the script has to know."""
+    """The batch script of a job: the template, filled with the options for SLURM and the script's settings."""
     settings, folder = wanted.settings, wanted.folder
     project = Path.cwd()
     options = {
@@ -194,9 +194,9 @@ def script_of(wanted: PhaseJob) -> str:
 
 
 def watch(wanted: PhaseJob, job_id: str) -> Ended:
-    """Show a job's log until it has ended; submit another where the run only stopped and SLURM does not requeue it.
+    """Show a job's log until the job ends. Submit another if the run only stopped and SLURM does not requeue the job.
 
-    Ctrl-C and SIGTERM end the watching alone, as does the end of who started this process: the job goes on.
+    Ctrl-C, SIGTERM and the end of the process that started this one end the watching alone: the job goes on.
     """
     shown, asker = _Log(wanted.folder), _asker()
     former = {number: signal.signal(number, _leave) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -249,13 +249,13 @@ def _lives(process: psutil.Process) -> bool:
 
 
 def _until_finished(wanted: PhaseJob, job_id: str, shown: _Log, asker: psutil.Process | None) -> Job | None:
-    """Wait for the end of a job; what SLURM says of it, if it still says anything."""
+    """Wait for the end of a job. Returns what SLURM says of it; None if SLURM no longer knows it."""
     told, released = "", 0
     left_out: set[str] = set()
     asked = away_since = 0.0
     while True:
         now = time.monotonic()
-        if asker and not _lives(asker):  # dvc was killed: another one may be waiting for the job by now
+        if asker and not _lives(asker):  # dvc was killed: another dvc may be waiting for the job by now
             raise _Left
         shown.show()
         if now >= asked + wanted.settings.poll_seconds:
@@ -269,7 +269,7 @@ def _until_finished(wanted: PhaseJob, job_id: str, shown: _Log, asker: psutil.Pr
             else:
                 away_since = 0.0
                 if job is None or job.finished:
-                    time.sleep(_LINE_SECONDS)  # a network file system shows late what was written elsewhere
+                    time.sleep(_LINE_SECONDS)  # a network file system may show writes of other nodes late
                     shown.show()
                     return job
                 if job.pending and job.restarts:
@@ -285,7 +285,7 @@ def _until_finished(wanted: PhaseJob, job_id: str, shown: _Log, asker: psutil.Pr
 
 
 def _exclude(wanted: PhaseJob, job: Job, left_out: set[str]) -> set[str]:
-    """Keep a requeued job off the nodes that were lost under it, one that comes up again included; which they are."""
+    """Keep a requeued job off nodes that failed under it, even if they come up again. Returns newly excluded nodes."""
     starts = wanted.folder.starts.read_text().splitlines() if wanted.folder.starts.is_file() else []
     nodes = starts[-1].split()[3] if starts else ""
     with suppress(TrainingError):
@@ -316,7 +316,7 @@ def _standing(job: Job) -> str:
 
 
 def _how_it_ended(wanted: PhaseJob, job_id: str, job: Job | None) -> Ended | None:
-    """What became of the phase with this job; None where another job can go on."""
+    """What became of the phase in this job; None if another job can go on."""
     phase, outcome = wanted.phase, read_outcome(wanted.run)
     if outcome.state == "complete":
         return Ended("complete")
@@ -324,7 +324,7 @@ def _how_it_ended(wanted: PhaseJob, job_id: str, job: Job | None) -> Ended | Non
     if state == "CANCELLED":
         saved = "and saved nothing more" if outcome.step is None else f"behind the checkpoint of step {outcome.step}"
         return Ended("stopped", f"{phase}: job {job_id} was cancelled, {saved}; start again to go on")
-    # The script says by its code that another start can go on; killed, as by a node that fails, it says nothing.
+    # The script's exit code says that another start can go on. Killed, as by a failing node, it cannot say so.
     passing = job is not None and (job.exit_code.startswith(f"{EXIT_STOPPED}:") or not job.exit_code.endswith(":0"))
     if passing or outcome.state == "stopped" or state in _PASSING:
         return None
@@ -338,7 +338,7 @@ def _how_it_ended(wanted: PhaseJob, job_id: str, job: Job | None) -> Ended | Non
 
 
 def last_error(folder: JobFolder, job_id: str) -> str | None:
-    """The error line that explains the end of a job's last start, as its log has it."""
+    """The error line in a job's log that explains the end of its last start."""
     try:
         record = read_record(folder)
         with folder.log.open("rb") as file:
@@ -351,13 +351,13 @@ def last_error(folder: JobFolder, job_id: str) -> str | None:
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     causes = [line for line in errors if " has lost another rank" not in line]
     raised = [match[1] for line in lines if (match := _RAISED.match(line))]
-    # Before the script's first line the last line is what there is, as of a shell that found no program.
+    # If the script never got to its first message, use the last line, such as a shell's that found no program.
     said = [line for line in lines if line.strip()] if not marks else []
     return next((found[0] for found in (causes, errors, raised, said[-1:]) if found), None)
 
 
 class _Log:
-    """The log of a job, shown from where the last one who watched had come to. Errors are left to the end."""
+    """The log of a job, shown from where the last watcher stopped. Error lines are left to the end."""
 
     def __init__(self, folder: JobFolder):
         self._folder = folder
@@ -370,7 +370,7 @@ class _Log:
         """Print the whole lines that have come since."""
         try:
             with self._folder.log.open("rb") as file:
-                if file.seek(0, os.SEEK_END) < self._shown:  # another file has taken its place
+                if file.seek(0, os.SEEK_END) < self._shown:  # another file has replaced the log
                     self._shown = 0
                 file.seek(self._shown)
                 content = file.read(_TAIL)

@@ -22,10 +22,10 @@ from azneobert.registry.new_version import seal
 
 
 def checkpoint_to_store(checkpoint: Path, scratch: Path, *, with_moments: bool) -> tuple[Path, Manifest]:
-    """The checkpoint as a version is to hold it, which may be a copy in a scratch folder; and its manifest.
+    """The checkpoint in the form that a version holds, possibly a copy in a scratch folder; and its manifest.
 
     Raises:
-        CheckpointError: it is damaged, or holds what is not finite.
+        CheckpointError: it is damaged, or holds numbers that are not finite.
     """
     moments = with_moments and read_manifest(checkpoint).moments
     state, manifest = read_checkpoint(checkpoint, moments=moments)
@@ -38,10 +38,10 @@ def checkpoint_to_store(checkpoint: Path, scratch: Path, *, with_moments: bool) 
 
 
 def check_evaluated(checkpoint: Path, manifest: Manifest, figures: dict[str, Any]) -> None:
-    """See to it that the figures are of these weights, as far as they say of which they are.
+    """Check that the figures belong to these weights, if the figures say to which they belong.
 
     Raises:
-        RegistryError: they are of others.
+        RegistryError: they belong to other weights.
     """
     evaluated, found = figures.get(WEIGHTS_FIGURE), manifest.files["weights.safetensors"]["sha256"]
     if evaluated not in (None, found):
@@ -52,7 +52,7 @@ def check_evaluated(checkpoint: Path, manifest: Manifest, figures: dict[str, Any
 
 
 def check_complete(checkpoint: Path, manifest: Manifest) -> None:
-    """See to it that a checkpoint is the last one of its phase.
+    """Check that a checkpoint is the last one of its phase.
 
     Raises:
         RegistryError: the phase has more steps.
@@ -74,10 +74,10 @@ def assemble(
     golden: Path | None = None,
     counts: Counts | None = None,
 ) -> Manifest:
-    """Make the folder of a version of a checkpoint that was verified; the checkpoint's manifest.
+    """Make the folder of a version from a verified checkpoint. Returns the checkpoint's manifest.
 
-    `golden` keeps the golden ids and logits: they are taken from that file, or made and left there. Another processor
-    would make other last digits of them, and so another version.
+    `golden` is a file that keeps the golden ids and logits: they are read from it, or computed and written to it.
+    Another processor would compute other last digits, and so make another version.
     """
     state, manifest = read_checkpoint(checkpoint, moments=False)
     export_transformers(

@@ -14,7 +14,7 @@ from azneobert.recipe import Recipe
 from azneobert.registry.corpus import Counts, corpus_table
 from azneobert.registry.results import results_tables
 
-CARD = "card.json"  # of a version: what its cards are written from
+CARD = "card.json"  # of a version: the facts from which its cards are written
 _CARD = """# {title}
 
 A masked language model for {language}: NeoBERT's architecture, {parameters:,} parameters,
@@ -68,10 +68,10 @@ _LANGUAGES = {"azeri_latin": "Azerbaijani (Latin script)", "turkish": "Turkish",
 
 
 def card_facts(recipe: Recipe, manifest: Manifest, figures: dict[str, Any], counts: Counts) -> dict[str, Any]:
-    """All that a version says of itself, as JSON can hold it: its card.json, which both cards are written from.
+    """Everything that a version says of itself, for its card.json, from which both cards are written.
 
-    The recipe is the one of the training, as the checkpoint holds it, with the language that the version's tokenizer
-    repairs by, and the licence that is stated now. `figures` is the report of the phase's evaluation.
+    The recipe is that of the training, from the checkpoint, with the language by which the version's tokenizer repairs
+    texts, and the licence that is stated now. `figures` is the report of the phase's evaluation.
     """
     trained = manifest.recipe if "data" in manifest.recipe else recipe.model_dump(mode="json")
     cleaning = {**trained["data"]["cleaning"], "language": recipe.data.cleaning.model_dump(mode="json")["language"]}
@@ -107,7 +107,7 @@ def model_card(facts: dict[str, Any], pictures: list[str]) -> str:
 
 
 def common_fields(facts: dict[str, Any], pictures: list[str]) -> dict[str, Any]:
-    """What both cards say of a version, by the names of the fields in their texts."""
+    """The facts that both cards state, by the names of the fields in their texts."""
     model = facts["identity"]["model"]
     return {
         "title": f"AzNeoBERT, {facts['phase']} of recipe `{facts['recipe_name']}`",
@@ -128,13 +128,13 @@ def common_fields(facts: dict[str, Any], pictures: list[str]) -> dict[str, Any]:
 
 
 def language_name(facts: dict[str, Any]) -> str:
-    """What the recipe calls the language of the texts."""
+    """The recipe's name for the language of the texts."""
     setting = facts["recipe"]["data"]["cleaning"]["language"]
     return str(setting if isinstance(setting, str) else setting["name"])
 
 
 def language_of(facts: dict[str, Any]) -> Language | None:
-    """The language that the tokenizer repairs by, None for any."""
+    """The language by which the tokenizer repairs texts; None for `any`."""
     return find_language(name_or_block(facts["recipe"]["data"]["cleaning"]["language"]))
 
 
@@ -148,7 +148,7 @@ def repairs(language: Language | None) -> str:
 
 
 def limits(language: Language | None) -> str:
-    """What the tokenizer leaves to who uses it, in sentences that start a line each."""
+    """What the tokenizer leaves to its user, as sentences that each start a line."""
     left = [
         "It does not take white space from the two ends of a text, and does not cut more than 30 accents on a letter."
     ]

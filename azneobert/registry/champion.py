@@ -17,7 +17,7 @@ _MUST_AGREE = {TOKENIZER_TAG: "tokenizer", HELD_OUT_TAG: "held-out data"}
 
 @dataclass(frozen=True)
 class Promotion:
-    """What `promote` has done: the version that has the alias now, the one that had it, and why, in a line."""
+    """The result of `promote`: the version that has the alias now, the one that had it before, and why, in a line."""
 
     version: Version
     former: Version | None
@@ -35,7 +35,7 @@ def held_out_loss(version: Version) -> float | None:
 def differing(a: Version, b: Version) -> str | None:
     """What keeps the figures of two versions from being compared; None where nothing does.
 
-    Losses of two tokenizers count other tokens, and those of two sets of texts say which texts are easier.
+    Losses with two tokenizers are over different tokens; losses on two sets of texts show which texts are easier.
     """
     for tag, what in _MUST_AGREE.items():
         one, other = a.tags.get(tag), b.tags.get(tag)
@@ -47,7 +47,7 @@ def differing(a: Version, b: Version) -> str | None:
 
 
 def promote(uri: str, tracking: Tracking, alias: str = CHAMPION, *, force: bool = False) -> Promotion:
-    """Point an alias at a version, where that is better than the one which has the alias, or with `force`.
+    """Point an alias at a version if it is better than the version that has the alias, or with `force`.
 
     Raises:
         RegistryError: it is not better, or the two cannot be compared; the URI names nothing; MLflow does not answer.

@@ -1,8 +1,8 @@
-"""What a version consists of, as its manifest.json states: the encoder's files, and the checkpoint that goes with it.
+"""What a version consists of, by its manifest.json: the encoder's files, and the checkpoint that goes with it.
 
-The manifest names the checkpoint by the sha256 of its own manifest.json, which names the hashes of its files. The
-checkpoint lies apart from the encoder, so that who loads the encoder does not fetch the optimizer's moments. Versions
-of the first format have it in their folder ``checkpoint/``.
+The manifest names the checkpoint by the sha256 of the checkpoint's own manifest.json, which lists the hashes of its
+files. The checkpoint lies apart from the encoder, so that loading the encoder does not fetch the optimizer's moments.
+Versions of the first format hold the checkpoint in their folder ``checkpoint/``.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ Files = dict[str, dict[str, Any]]
 class Contents:
     """The files of a version's encoder by name, each with `sha256` and `size`; and what is known of its checkpoint.
 
-    `checkpoint_sha256` is that of the checkpoint's manifest.json. `inner` are the checkpoint's files where the version
-    holds it itself, by their names in the checkpoint.
+    `checkpoint_sha256` is that of the checkpoint's manifest.json. `inner` are the checkpoint's files, by their names in
+    the checkpoint, if the version itself holds them.
     """
 
     files: Files
@@ -78,16 +78,16 @@ def read_contents(uri: str, folder: Path, manifest_sha256: str | None = None) ->
 
 
 def unknown_files(contents: Contents, found: set[str]) -> list[str]:
-    """Those of the names that the manifest does not vouch for."""
+    """The names in `found` that the manifest does not list."""
     inner = {f"{INNER_CHECKPOINT}/{name}" for name in contents.inner or ()}
     return sorted(found - contents.files.keys() - inner - {VERSION_MANIFEST} - _ADDED)
 
 
 def verify_version(uri: str, folder: Path, manifest_sha256: str | None = None) -> Contents:
-    """Check every file of a pulled version against its manifest; what that states.
+    """Check every file of a pulled version against its manifest. Returns what the manifest states.
 
     Raises:
-        RegistryError: a file is missing, changed or not named there, or as `read_contents`.
+        RegistryError: a file is missing, changed or not in the manifest, or as `read_contents`.
     """
     contents = read_contents(uri, folder, manifest_sha256)
     entries = (entry for entry in folder.rglob("*") if entry.is_symlink() or not entry.is_dir())

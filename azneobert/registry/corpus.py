@@ -1,4 +1,4 @@
-"""What a version was made of: its collections, where they come from, and how many documents and tokens they hold."""
+"""The data of a version: its collections, where they come from, and how many documents and tokens they hold."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from azneobert.layout import Layout, read_report
 
 Counts = dict[str, dict[str, int]]  # of each collection: `documents` and `tokens`
 
-_READERS = ("json", "csv", "text", "parquet")  # what `datasets` reads files by, which is no data set of the hub
+_READERS = ("json", "csv", "text", "parquet")  # file readers of `datasets`, which are not data sets of the hub
 
 
 def count_collections(layout: Layout, collections: Iterable[str]) -> Counts:
-    """The documents and tokens of each collection, cleaned and without duplicates; those that are held out among them.
+    """The documents and tokens of each collection after cleaning and without duplicates, held-out ones included.
 
     Raises:
         DataError: the report of a collection's tokens is missing or damaged.
@@ -27,7 +27,7 @@ def count_collections(layout: Layout, collections: Iterable[str]) -> Counts:
 
 def corpus_table(facts: dict[str, Any]) -> str:
     """A table of the collections in Markdown; documents and tokens where they are known."""
-    counts: Counts = facts.get("collections", {})  # a version of an earlier commit says nothing of them
+    counts: Counts = facts.get("collections", {})  # a version of an earlier commit has none
     titles = ("collection", "from", *(("documents", "tokens") if counts else ()))
     rows = [(name, _origin(source), *(_counted(counts, name) if counts else ())) for name, source in sources_of(facts)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (titles, ("---",) * len(titles), *rows))
@@ -47,13 +47,13 @@ def dataset_of(name: str, source: dict[str, Any]) -> str:
 
 
 def _counted(counts: Counts, name: str) -> tuple[str, str]:
-    """Both counts of a collection; those of one that the recipe has lost since the training are not known."""
+    """Both counts of a collection. They are unknown if the recipe has dropped the collection since the training."""
     found = counts.get(name)
     return (f"{found['documents']:,}", f"{found['tokens']:,}") if found else ("", "")
 
 
 def _origin(source: dict[str, Any]) -> str:
-    """Where a collection comes from, as far as that is public: an address with a password or a key in it is not."""
+    """Where a collection comes from, if that is public: an address with a password or a key in it is not."""
     dataset = source.get("dataset")
     if dataset is None:
         return "local files"

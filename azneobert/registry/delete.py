@@ -1,4 +1,4 @@
-"""A version goes: from the registry, with its model and the files that no other version needs."""
+"""Delete a version from the registry, with its model and the files that no other version needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from azneobert.registry.versions import Version, find_version, list_versions, pl
 def delete(uri: str, tracking: Tracking, *, force: bool = False) -> Version:
     """Delete a version and the files of its encoder; the checkpoint stays among the artifacts of its run.
 
-    Of a version of the first format all files stay there: they are the run's.
+    For a version of the first format all files stay there, since they belong to the run.
 
     Raises:
         RegistryError: an alias points at it, and `force` is not given; the URI names nothing; MLflow does not answer.

@@ -28,9 +28,9 @@ VALIDATION_TAG = "azneobert.validation"
 
 @dataclass(frozen=True)
 class Tuned:
-    """A fine-tuned model's folder, and the report of its experiment: tune.py says what that holds.
+    """A fine-tuned model's folder, and the report of its experiment: tune.py says what the report holds.
 
-    `source` is the version it was made from, as models:/azneobert/3, where the store has it, or another name.
+    `source` is the version that it was made from, as models:/azneobert/3, if the store has it, or another name.
     """
 
     folder: Path
@@ -40,12 +40,12 @@ class Tuned:
 
 
 def push_finetuned(tuned: Tuned, name: str, run_id: str, tracking: Tracking, *, promote: bool = True) -> Version:
-    """Register it as a version of the model `name`; the version that is there already where the content is the same.
+    """Register a fine-tuned model as a version of the model `name`. Equal content returns the existing version.
 
-    A version whose files are gone from the store, or damaged there, gets them again.
+    If the files of that version are missing or damaged in the store, they are stored again.
 
-    The alias `champion` goes to it where its validation score is better than the champion's on the same data, or there
-    is no champion; without `promote` it stays where it is.
+    The alias `champion` moves to the version if its validation score is better than the champion's on the same data, or
+    if there is no champion. Without `promote` the alias stays where it is.
 
     Raises:
         RegistryError: MLflow does not answer, or the project was moved or copied since.
@@ -76,7 +76,7 @@ def push_finetuned(tuned: Tuned, name: str, run_id: str, tracking: Tracking, *, 
 
 
 def is_finetuned(folder: Path) -> bool:
-    """Whether a pulled version is a fine-tuned model, which says what its task is."""
+    """Whether a pulled version is a fine-tuned model: only such a version states its task."""
     return (folder / _TASK).is_file()
 
 

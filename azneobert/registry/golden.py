@@ -1,7 +1,7 @@
-"""Golden ids and logits: what a version made of sentences when it was registered, to be made of them everywhere.
+"""Golden ids and logits: a version's outputs for some sentences at registration. It must give them everywhere.
 
-Libraries have changed the ids of a tokenizer from one version to the next without a word, which a model answers with
-other numbers and no error.
+Libraries have silently changed the ids of a tokenizer from one release to the next. A model then gives other numbers
+and no error.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from azneobert.pretrained import load_model, load_tokenizer
 from azneobert.registry.sentences import SENTENCES
 
 GOLDEN = "golden.json"
-TOLERANCE = 0.01  # of a logit in fp32; processors and kernels add in another order, which gives some 1e-5
+TOLERANCE = 0.01  # of a logit in fp32; other orders of addition on processors and in kernels give some 1e-5
 _TOP = 10
 
 
 def make_golden(folder: Path) -> dict[str, Any]:
-    """What the model in a folder makes of each sentence: `ids`, the position that was `masked`, and its `top` logits.
+    """The outputs of the model in a folder for each sentence: `ids`, the `masked` position, and its `top` logits.
 
     `top` are the ten largest logits at the mask with their ids, largest first.
 
@@ -40,10 +40,10 @@ def make_golden(folder: Path) -> dict[str, Any]:
 
 
 def check_ids(uri: str, folder: Path) -> int:
-    """See to it that the tokenizer in a folder gives the ids of golden.json here; for how many sentences.
+    """Check that the tokenizer in a folder gives the ids of golden.json here. Returns the number of sentences.
 
     Raises:
-        RegistryError: it does not, naming the first sentence; or golden.json cannot be read.
+        RegistryError: an id differs (the message names the first such sentence), or golden.json cannot be read.
     """
     entries = _read(uri, folder)
     tokenizer = load_tokenizer(folder)
@@ -64,7 +64,7 @@ def check_ids(uri: str, folder: Path) -> int:
 
 
 def largest_difference(uri: str, folder: Path) -> float:
-    """By how much a golden logit differs at most, computed here in fp32; infinite where one is not finite.
+    """The largest difference of a golden logit from its value here in fp32; infinite if one here is not finite.
 
     Raises:
         RegistryError: golden.json cannot be read.

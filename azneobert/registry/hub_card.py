@@ -1,7 +1,7 @@
-"""The README.md of a published model: a header that the hub reads, and what people ask of a model, answered.
+"""The README.md of a published model: a header that the hub reads, and answers to what people ask about a model.
 
-It tells of the collections by their names and by where the public ones are published. Paths, run ids and the address of
-the store, which card.json holds too, are nobody's business outside and are left out.
+It names the collections, and says where the public ones are published. Paths, run ids and the address of the store,
+which card.json holds too, are private and left out.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ numbers.
 
 @dataclass(frozen=True)
 class Published:
-    """What was made of a version's files: the type of numbers, and hashes by what they are of."""
+    """Facts of the published files: the type of numbers, licence, pictures, and hashes by what they belong to."""
 
     dtype: str
     license: str
@@ -142,7 +142,7 @@ def _header(facts: dict[str, Any], published: Published) -> str:
 
 
 def _results(figures: dict[str, Any]) -> list[Any]:
-    """The held-out figures, over all and by collection, as an index of models takes them."""
+    """The held-out figures, overall and by collection, in the form of a model index."""
     from huggingface_hub import EvalResult
 
     places = {"all collections": "", **{name: f"/{name}" for name in collections_of(figures)}}
@@ -167,13 +167,13 @@ def _left_out(facts: dict[str, Any]) -> str:
 
 
 def _tokenizer_limits(facts: dict[str, Any]) -> str:
-    """What the tokenizer leaves to who uses it, as items of a list."""
+    """What the tokenizer leaves to its user, as items of a list."""
     lines = limits(language_of(facts)).replace(":\n", ": ").splitlines()
     return "\n".join(f"- {line.replace('It does not', 'Its tokenizer does not', 1)}" for line in lines)
 
 
 def _recipe(facts: dict[str, Any]) -> dict[str, Any]:
-    """The blocks of the recipe that decide the numbers, without a path in them."""
+    """The blocks of the recipe that decide the numbers, without paths."""
     recipe = facts["recipe"]
     phases = ("phase1", "phase2")
     tokenizer = {key: recipe["tokenizer"][key] for key in ("vocab_size", "trained")}

@@ -1,6 +1,6 @@
-"""The files by which MLflow's own loaders take a version: MLmodel, its requirements, an input example.
+"""The files that MLflow's own loaders need in a version: MLmodel, its requirements, an input example.
 
-MLflow writes a time and a random id into MLmodel. Here they are constants: a version's content decides its digest.
+MLflow writes a time and a random id into MLmodel. Here both are constants, so that content alone decides the digest.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PIPELINES = {
 
 
 def write_mlmodel(folder: Path, task: str = "fill-mask", architecture: str = "EuroBertForMaskedLM") -> None:
-    """Make an exported folder one that `mlflow.transformers` and `mlflow.pyfunc` load, as a pipeline for a task.
+    """Add the files by which `mlflow.transformers` and `mlflow.pyfunc` load a folder as a pipeline for `task`.
 
     `architecture` is the class of transformers that its config.json names.
     """

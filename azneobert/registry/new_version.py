@@ -1,4 +1,4 @@
-"""A folder becomes a LoggedModel of its run, and the model a registered version: what every push does in the end."""
+"""The last steps of every push: a folder becomes a LoggedModel of its run, and the model a registered version."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def seal(folder: Path, **more: object) -> str:
     files = {}
     for file in sorted(folder.rglob("*")):
         if file.is_file():
-            file.chmod(0o644)  # whatever the umask, and whatever a library thinks
+            file.chmod(0o644)  # whatever the umask or a library has set
             files[file.relative_to(folder).as_posix()] = {"sha256": sha256_file(file), "size": file.stat().st_size}
     content = {"format": "azneobert-version", "format_version": FORMAT_VERSION, **more, "files": files}
     write_json(folder / VERSION_MANIFEST, content)
@@ -36,9 +36,9 @@ def seal(folder: Path, **more: object) -> str:
 
 @dataclass(frozen=True)
 class Model:
-    """What is about to be a version: its sealed folder, and what MLflow is told of it.
+    """A version about to be registered: its sealed folder, and what MLflow is told of it.
 
-    `metrics` go beside the model and to its run, at `step`. `kind` is MLflow's word for what sort of model it is.
+    `metrics` are logged for the model and for its run, at `step`. `kind` is MLflow's model type.
     """
 
     folder: Path
@@ -63,7 +63,7 @@ def ensure_model(client: MlflowClient, name: str, description: str) -> None:
 
 
 def create_version(client: MlflowClient, tracking: Tracking, model: Model, run_id: str) -> int:
-    """Put the folder into the store, then make the version; its number. What a killed push has stored is used."""
+    """Put the folder into the store, then make the version. Returns its number. Uses what a killed push stored."""
     experiment = client.get_run(run_id).info.experiment_id
     model_id = _stored_before(client, tracking, model, experiment, run_id)
     model_id = model_id or _put(client, model, experiment, run_id)
@@ -88,7 +88,7 @@ def has_sizes(stored: Stored, sizes: dict[str, int]) -> bool:
 
 
 def _stored_before(client: MlflowClient, tracking: Tracking, model: Model, experiment: str, run_id: str) -> str | None:
-    """The model that a push stored which was killed before it made the version; one half stored is removed."""
+    """The model of a push that was killed before it made the version. Half-stored models are removed."""
     query = f"tags.`{DIGEST_TAG}` = '{model.digest}'"
     for found in client.search_logged_models([experiment], filter_string=query):
         if str(found.status) != "READY":

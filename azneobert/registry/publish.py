@@ -1,4 +1,4 @@
-"""A pulled version becomes the folder that is uploaded to a model hub, and is uploaded where somebody asks for it."""
+"""Turn a pulled version into the folder for a model hub, and upload it only on request."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _LICENSES = "https://huggingface.co/docs/hub/repositories-licenses"
 
 
 def publish(version: Path, target: Path, dtype: Dtype = "bf16", license_id: str | None = None) -> Path:
-    """Make the folder of a model hub of a pulled version; it appears whole, in a place that is new or empty.
+    """Make the folder for a model hub from a pulled version. It appears whole, in a new or empty place.
 
-    `license_id` is an identifier as the hub has them; without it the recipe's `registry.license` is taken. In bf16 the
+    `license_id` is an identifier of the hub's list; by default it is the recipe's `registry.license`. In bf16 the
     weights are rounded to the nearest number, halves to even.
 
     Raises:
@@ -59,7 +59,7 @@ def publish(version: Path, target: Path, dtype: Dtype = "bf16", license_id: str 
 def publish_uri(
     uri: str, target: Path, tracking: Tracking, dtype: Dtype = "bf16", license_id: str | None = None
 ) -> Path:
-    """`publish` of a version that a registry URI names; it is pulled, verified and thrown away again.
+    """`publish` for a registry URI: the version is pulled, verified, published, and its copy removed again.
 
     Raises:
         RegistryError: as `pull` and `publish`.
@@ -69,10 +69,10 @@ def publish_uri(
 
 
 def check_upload(repository: str) -> None:
-    """See to it that an upload could begin: the name of a repository, and a token.
+    """Check that an upload could begin: there is a valid repository name, and a token.
 
     Raises:
-        RegistryError: one of them is missing; nothing has been asked of the hub.
+        RegistryError: one of them is missing; the hub has not been contacted.
     """
     from huggingface_hub import get_token
 
@@ -83,10 +83,10 @@ def check_upload(repository: str) -> None:
 
 
 def upload(folder: Path, repository: str) -> str:
-    """Upload a published folder as one commit; its address. A repository that is not there yet is made, a private one.
+    """Upload a published folder as one commit. Returns its address. A missing repository is made, as a private one.
 
     Raises:
-        RegistryError: there is no token, or the hub does not take it; what is there stays as it was.
+        RegistryError: there is no token, or the hub refuses the upload; what is there stays as it was.
     """
     from httpx import HTTPError
     from huggingface_hub import CommitOperationAdd, HfApi
@@ -152,7 +152,7 @@ def _write(version: Path, folder: Path, facts: dict[str, Any], dtype: Dtype, lic
         card = hub_card(facts, Published(dtype, licensed, pictures, sha256))
     except CheckpointError as error:
         raise RegistryError(f"{version / _WEIGHTS}: {error}") from None
-    # A version that was put together by hand: its hashes are right, its content is not.
+    # For a version made by hand, whose hashes are right but whose content is wrong.
     except (AttributeError, IndexError, KeyError, SafetensorError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__} {error}"[:200]
         raise RegistryError(
@@ -164,7 +164,7 @@ def _write(version: Path, folder: Path, facts: dict[str, Any], dtype: Dtype, lic
 
 
 def _write_weights(source: Path, target: Path, dtype: Dtype) -> str:
-    """Write the weights, in fp32 by copying the file; the sha256 of what is written."""
+    """Write the weights; fp32 copies the file. Returns the sha256 of what is written."""
     if dtype == "fp32":
         shutil.copyfile(source, target)
         return sha256_file(target)

@@ -1,7 +1,7 @@
-"""A version comes back into a new folder: its encoder, or its universal checkpoint; every file's hash verified.
+"""Pull a version into a new folder: its encoder, or its universal checkpoint, with every file's hash verified.
 
-What is on its way stands in a folder beside the new one until all of it is there. A pull that was interrupted goes on
-from it: what is whole there is not fetched again.
+Until all files are there, they stand in a folder beside the new one. An interrupted pull continues from that folder:
+whole files are not fetched again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from azneobert.registry.golden import GOLDEN, check_ids
 from azneobert.registry.stored import Advance, Stored
 from azneobert.registry.versions import DIGEST_TAG, Version, find_version, place_of
 
-Expect = Callable[[int], Advance]  # is told how many bytes are to come; what it gives back, how many have
+Expect = Callable[[int], Advance]  # takes the bytes to come; its result is told the bytes that have come
 
 _FILES_AT_ONCE = 3
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -41,11 +41,11 @@ def in_silence(size: int) -> Advance:
 
 
 def pull(uri: str, target: Path, tracking: Tracking, expect: Expect = in_silence) -> Path:
-    """Bring the encoder of a version into the new folder `target`: every file's hash verified, and its golden ids.
+    """Pull the encoder of a version into the new folder `target`, with every file's hash and its golden ids verified.
 
     Raises:
         RegistryError: the URI names nothing, MLflow does not answer, the project was moved or copied since, a file
-            is missing or was changed, the ids of its sentences are others here, or `target` is in the way.
+            is missing or was changed, its golden ids differ here, or `target` is in the way.
     """
     with _on_its_way(uri, target, tracking) as (version, partial):
         encoder, contents = _contents(uri, version, partial, tracking)
@@ -58,13 +58,13 @@ def pull(uri: str, target: Path, tracking: Tracking, expect: Expect = in_silence
 def pull_checkpoint(
     uri: str, target: Path, tracking: Tracking, expect: Expect = in_silence, *, moments: bool = True
 ) -> Path:
-    """Bring the universal checkpoint of a version into the new folder `target`, every file's hash verified.
+    """Pull the universal checkpoint of a version into the new folder `target`, with every file's hash verified.
 
-    Without `moments`, two thirds of the bytes stay where they are; the manifest then says that there are none.
+    Without `moments`, two thirds of the bytes are not fetched, and the manifest says that there are no moments.
 
     Raises:
-        RegistryError: as `pull`; or there are no moments where they are asked for.
-        CheckpointError: what was registered as a checkpoint is none.
+        RegistryError: as `pull`; or moments are asked for, and there are none.
+        CheckpointError: what was registered as a checkpoint is not one.
     """
     with _on_its_way(uri, target, tracking, "-checkpoint" if moments else "-weights") as (version, partial):
         _, contents = _contents(uri, version, partial / ".version", tracking)
@@ -89,8 +89,8 @@ def pull_checkpoint(
 def _on_its_way(uri: str, target: Path, tracking: Tracking, what: str = "") -> Iterator[tuple[Version, Path]]:
     """The version, and the folder that becomes `target` at the end.
 
-    It stays for the next time where the disk, the network or a person ended the pull, and goes where what came was
-    refused.
+    The folder stays for the next pull if the disk, the network or a person ended this one. It is removed if the content
+    was refused.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise RegistryError(f"{target}: is there already and not an empty folder; name a new one")
@@ -112,7 +112,7 @@ def _on_its_way(uri: str, target: Path, tracking: Tracking, what: str = "") -> I
         if error.errno not in _FULL:
             raise
         with suppress(OSError):
-            partial.rmdir()  # nothing has come
+            partial.rmdir()  # succeeds only if nothing has come
         raise RegistryError(
             f"{error.filename or target}: {error.strerror}; free room on the disk, then the same command goes on"
         ) from None
@@ -157,7 +157,7 @@ def _sizes(uri: str, stored: Stored) -> dict[str, int | None]:
 
 
 def _fetch_all(uri: str, stored: Stored, files: Files, partial: Path, expect: Expect) -> None:
-    """Fetch what is not whole yet, some files at a time, the largest first."""
+    """Fetch the files that are not whole yet, some at a time, the largest first."""
     if missing := sorted(files.keys() - _sizes(uri, stored).keys()):
         raise _RefusedError(f"{uri}: {missing[0]} is missing in the store; use `azneobert registry restore`")
     wanted = {name: stated for name, stated in files.items() if not _is_whole(partial / name, stated)}

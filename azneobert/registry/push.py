@@ -1,7 +1,7 @@
-"""A checkpoint becomes a version: its encoder a model that MLflow shows and loads, its training state a folder aside.
+"""Turn a checkpoint into a version: a model that MLflow shows and loads, and the training state in a second folder.
 
-The encoder is a LoggedModel of the run that trained it, which the version names as its source; the universal
-checkpoint is a folder among the run's artifacts. Both are put there whole before the version exists.
+The encoder is a LoggedModel of the run that trained it; the version names the LoggedModel as its source. The universal
+checkpoint is a folder among the run's artifacts. Both are stored whole before the version exists.
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ def push(
 ) -> Version:
     """Register a universal checkpoint and point aliases at it. Pushing the same content again finds the same version.
 
-    A version whose files are gone from the store, or damaged there, gets them again.
+    If the files of a version are missing or damaged in the store, they are stored again.
 
-    `figures` (held-out results by name), `pictures` and `counts` (of the collections that it was made of) go into the
-    model card. `run_id` is the MLflow run where the store does not have the one that the checkpoint names. An alias
-    leaves a version that another recipe has registered with `force` alone. `expected` is the sha256 that the version's
-    manifest must have. `golden` is a file that keeps the golden ids and logits of this content.
+    `figures` (held-out results by name), `pictures` and `counts` (of the collections of the training) go into the model
+    card. `run_id` is the MLflow run to use if the store does not have the run that the checkpoint names. An alias
+    leaves a version of another recipe only with `force`. `expected` is the sha256 that the version's manifest must
+    have. `golden` is a file that keeps the golden ids and logits of this content.
 
     Raises:
         RegistryError: MLflow does not answer, the project was moved or copied since, an alias would leave another
@@ -116,7 +116,7 @@ def is_whole(version: Version, tracking: Tracking) -> bool:
 
 
 class _Pushed:
-    """What is about to be a version, and the store that is to have it."""
+    """A version about to be registered, and its store."""
 
     def __init__(
         self,
@@ -133,7 +133,7 @@ class _Pushed:
         self._folder, self._checkpoint, self._manifest, self._figures = folder, checkpoint, manifest, figures
 
     def find_whole(self) -> int | None:
-        """The version of this content, its files in their place; None where there is none that can have them."""
+        """The version of this content, with its files whole in the store; None if no version can have them."""
         query = f"name = '{self._name}' and tags.`{DIGEST_TAG}` = '{self._digest}'"
         for found in sorted(self._client.search_model_versions(query), key=lambda version: int(version.version)):
             version = version_of(self._client, self._name, found.version)
@@ -141,7 +141,7 @@ class _Pushed:
             if not missing:
                 return version.number
             if version.model_id is None or not self._can_hold(version.run_id, version.model_id):
-                continue  # they can be put nowhere
+                continue  # there is no place for the files
             log.warning("%s: its %s is not whole in the store; put there again", version.uri, " and ".join(missing))
             with uploading():
                 if "encoder" in missing:
@@ -152,7 +152,7 @@ class _Pushed:
         return None
 
     def _can_hold(self, run_id: str, model_id: str) -> bool:
-        """Whether the run and the model are there to which a version's files belong."""
+        """Whether the run and the model to which a version's files belong still exist."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -253,7 +253,7 @@ def _has_checkpoint(checkpoint: Stored, contents: Contents, scratch: Path) -> bo
 
 
 def _run_of(client: MlflowClient, tracking: Tracking, manifest: Manifest, run_id: str | None) -> str:
-    """The run that trained the checkpoint, or one made for the version where the store has none of it."""
+    """The run that trained the checkpoint, or a new run for the version if the store has no such run."""
     for candidate in (manifest.lineage.get("mlflow_run_id"), run_id):
         if candidate and find_run(client, candidate) is not None:
             return candidate

@@ -1,6 +1,6 @@
-"""What a recipe's pipeline has registered, by content: no number, run or place of one MLflow store.
+"""What a recipe's pipeline has registered, by content: without numbers, runs or places of one MLflow store.
 
-So the file means the same on every machine, and a version is found again in whichever store it stands.
+So the file means the same on every machine, and a version can be found in any store that has it.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def read_registered(file: Path) -> dict[str, Registered]:
 
 
 def registered_version(asked: str, registered: dict[str, Registered], tracking: Tracking) -> str:
-    """The URI to pull for a URI: where it is an alias of this pipeline's own, the very version that it registered.
+    """The URI to pull for `asked`: for an alias of this pipeline, the very version that the pipeline registered.
 
-    The alias itself may point at another version by now, such as an experiment's.
+    The alias itself may point at another version by now, such as one of an experiment.
 
     Raises:
         RegistryError: the store does not have that version.

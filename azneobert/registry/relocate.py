@@ -1,4 +1,4 @@
-"""A store that was moved or copied with its project: what MLflow noted of the former place becomes the place of now."""
+"""Mend a store that was moved or copied with its project: paths of the former place become paths of the new one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from azneobert.mlflow_place import (
 )
 from azneobert.recipe import Tracking
 
-# Where MLflow notes absolute places, and in which rows.
+# The columns in which MLflow stores absolute paths, and which of their rows.
 _COLUMNS = (
     ("experiments", "artifact_location", ""),
     ("runs", "artifact_uri", ""),
@@ -34,7 +34,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Relocation:
-    """What `relocate` has changed: how many rows by `table.column`, from which folders to which, and the copy."""
+    """What `relocate` has changed: rows by `table.column`, the former folders, the new one, and the backup."""
 
     rows: dict[str, int]
     former: tuple[Path, ...]
@@ -78,7 +78,7 @@ def relocate(tracking: Tracking) -> Relocation | None:
 
 
 def _columns(connection: sqlite3.Connection) -> list[tuple[str, str, str]]:
-    """Those of the columns that this database has: MLflow's tables grew with the years."""
+    """The entries of `_COLUMNS` that this database has: MLflow has added columns over the years."""
     return [
         (table, column, condition)
         for table, column, condition in _COLUMNS
@@ -92,7 +92,7 @@ def _locations(connection: sqlite3.Connection, table: str, column: str, conditio
 
 
 def _former_roots(connection: sqlite3.Connection, database: Path) -> tuple[Path, ...]:
-    """The places that the project was in. What ran in a folder below one of them moved with it."""
+    """The places where the project was. A place below another one moved with it and is left out."""
     found = {
         root
         for column in _columns(connection)

@@ -1,4 +1,4 @@
-"""From what DVC brings to a clone back to MLflow: the runs, their curves, the versions and their aliases."""
+"""Restore into MLflow, from what DVC brings to a clone: the runs, their curves, the versions and their aliases."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from azneobert.training.report import attach_report
 
 
 def restore(recipe: Recipe, layout: Layout) -> Iterator[str]:
-    """Bring back what MLflow lacks; a line for each run and each version, there already or not.
+    """Restore what MLflow lacks. Yields a line for each run and each version, including those already there.
 
     Raises:
         RegistryError: there is nothing to restore from, or MLflow does not answer.

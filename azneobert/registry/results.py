@@ -19,7 +19,7 @@ def collections_of(figures: dict[str, Any]) -> list[str]:
 
 
 def results_tables(figures: dict[str, Any]) -> str:
-    """The results in Markdown, as far as a version has them: one of before has none by length."""
+    """The results in Markdown, as far as a version has them: older versions have none by length."""
     kinds = [kind for kind in _FORMATS if f"eval/{kind}" in figures]
     if not kinds:
         return "It was not evaluated."

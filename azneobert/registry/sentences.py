@@ -1,6 +1,6 @@
-"""Sentences written for the golden ids of a version: what tokenizers and their libraries have come to differ on.
+"""Sentences for the golden ids of a version, on which tokenizers and their libraries are known to differ.
 
-They are no text of a corpus. Letters, cases, marks and odd characters matter here, not what is said.
+They come from no corpus. Letters, cases, marks and odd characters matter here, not the meaning.
 """
 
 SENTENCES = (

@@ -1,4 +1,4 @@
-"""A phase that starts from a registered version: its checkpoint is brought once, and is the same from then on."""
+"""A phase that starts from a registered version: its checkpoint is pulled once, and stays the same from then on."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from azneobert.recipe import PhaseName, Recipe
 from azneobert.registry.pull import Expect, in_silence, pull_checkpoint
 from azneobert.registry.versions import DIGEST_TAG, find_version
 
-_VERSION = "version.json"  # which one it is
+_VERSION = "version.json"  # names the version
 
 
 def bring_start(recipe: Recipe, layout: Layout, phase: PhaseName, expect: Expect = in_silence) -> str | None:
-    """Bring the checkpoint of the version that a phase starts from, if it does; a line that says which one it is.
+    """Pull the checkpoint of the version that a phase starts from, if any. Returns a line that names the version.
 
-    An alias is resolved when the checkpoint is brought: a run that is interrupted goes on from what it began with,
-    wherever the alias points by then. Where the URI in the recipe has changed, that one is brought.
+    An alias is resolved at this pull: an interrupted run goes on from the version that it began with, wherever the
+    alias points by then. If the URI in the recipe has changed, the new version is pulled.
 
     Raises:
         RegistryError: as `pull_checkpoint`; or the version has another model or tokenizer than the recipe.
@@ -55,7 +55,7 @@ def _known(file: Path) -> dict[str, Any]:
 
 
 def _check(recipe: Recipe, phase: PhaseName, checkpoint: Path, known: dict[str, Any]) -> None:
-    """See to it, before hours of work on the data, that the version is of the recipe's model."""
+    """Check, before hours of work on the data, that the version has the recipe's model."""
     theirs, ours = read_manifest(checkpoint).identity["model"], recipe.model.model_dump(mode="json")
     for key, value in ours.items():
         if key in theirs and theirs[key] != value:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 4 << 20
 _FULL = "No space left on device"
-Advance = Callable[[int], None]  # is told how many more bytes are there
+Advance = Callable[[int], None]  # is told how many more bytes have come
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Stored:
     tracking: Tracking
 
     def sizes(self) -> dict[str, int | None]:
-        """The bytes of each file by its name in the folder; none where there is no such folder.
+        """The bytes of each file by its name in the folder; empty if there is no such folder.
 
         Raises:
             RegistryError: the store does not answer.
-            ValueError: the folder holds what is neither a file nor a folder, such as a link.
+            ValueError: an entry of the folder is neither a file nor a folder, such as a link.
         """
         folder = path_of(self.location)
         if folder is None:
@@ -56,7 +56,7 @@ class Stored:
         return found
 
     def fetch(self, name: str, target: Path, advance: Advance = lambda size: None) -> str:
-        """Bring a file of the folder to `target`, which is replaced; the sha256 of what has come.
+        """Fetch a file of the folder to `target`, which is replaced. Returns the sha256 of the fetched file.
 
         Raises:
             RegistryError: the store does not answer, or refuses.
@@ -70,7 +70,7 @@ class Stored:
             try:
                 Path(self._repository().download_artifacts(name, dst_path=str(scratch))).replace(target)
             except Exception as error:
-                if _FULL in str(error):  # MLflow would not say of which disk
+                if _FULL in str(error):  # MLflow's error does not name the disk
                     raise OSError(errno.ENOSPC, _FULL, str(target)) from None
                 with mlflow_errors(tracking_uri(self.tracking)):
                     raise
@@ -88,7 +88,7 @@ class Stored:
 
 
 def _copy_hashed(folder: Path, name: str, target: Path, advance: Advance) -> str:
-    """Copy and hash in one reading. Hashing takes as long as writing, so that a thread of its own does it."""
+    """Copy and hash in one reading. A second thread hashes, since hashing takes as long as writing."""
     digest = hashlib.sha256()
     with open_within(folder, name) as source, target.open("wb") as copy, ThreadPoolExecutor(1) as thread:
         hashing = thread.submit(digest.update, b"")

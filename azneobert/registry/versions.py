@@ -19,7 +19,7 @@ DIGEST_TAG = "azneobert.manifest_sha256"
 RECIPE_TAG = "azneobert.recipe"
 TOKENIZER_TAG = "azneobert.tokenizer_sha256"
 HELD_OUT_TAG = "azneobert.held_out_sha256"
-EVALUATED = {"loss": "eval/loss", "accuracy": "eval/accuracy"}  # a tag's and a metric's name: the figure of a report
+EVALUATED = {"loss": "eval/loss", "accuracy": "eval/accuracy"}  # name of tag and metric: the figure of a report
 _URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<number>\d+))")
 _SOURCE = re.compile(r"runs:/(?P<run_id>[^/]+)/(?P<place>.+)")
 _MODEL = re.compile(r"models:/(?P<model_id>m-[0-9a-f]+)")
@@ -29,7 +29,7 @@ _MODEL = re.compile(r"models:/(?P<model_id>m-[0-9a-f]+)")
 class Version:
     """A registered version, as `list_versions` and `push` report it.
 
-    `model_id` is that of the LoggedModel that holds its encoder; versions of the first format have none.
+    `model_id` is the LoggedModel that holds its encoder; versions of the first format have none.
     """
 
     name: str
@@ -118,7 +118,7 @@ def find_version(uri: str, tracking: Tracking) -> Version:
 def place_of(client: MlflowClient, version: Version, contents: Contents | None = None) -> str:
     """Where MLflow keeps a version's encoder: a folder of this machine, or an address on a server's storage.
 
-    Of its checkpoint, where the version's `contents` are given.
+    With the version's `contents`, it is the place of the checkpoint instead.
     """
     if contents is not None:
         if contents.inner is not None:
@@ -135,7 +135,7 @@ def place_of(client: MlflowClient, version: Version, contents: Contents | None =
 
 
 def checkpoint_place(manifest_sha256: str) -> str:
-    """The folder of a checkpoint among the artifacts of its run: its own, so that no later one can change it."""
+    """The folder of a checkpoint among its run's artifacts. Each has its own, so no later checkpoint can change it."""
     return f"checkpoint-{manifest_sha256[:12]}"
 
 

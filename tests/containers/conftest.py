@@ -1,4 +1,4 @@
-"""The CPU image, built from containers/azneobert.def as a user builds it, once for all sessions that it serves."""
+"""The CPU image, built from containers/azneobert.def as a user builds it, once for all sessions that can use it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CAP_SYS_RESOURCE = 1 << 24
 
 
 def limited_root() -> bool:
-    """Whether this is root without what Apptainer's own set-up of a container needs of root."""
+    """Whether this is a root user without the privileges that Apptainer's set-up of a container needs."""
     status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line)
     return os.geteuid() == 0 and not int(status["CapEff"], 16) & _CAP_SYS_RESOURCE
 
@@ -76,7 +76,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def image(base: Path) -> Path:
-    """The CPU image; it is built anew when one of the files that go into it has changed."""
+    """The CPU image. It is built again when a file that goes into it has changed."""
     digest = hashlib.sha256(base.name.encode())
     names = ["build", "azneobert.def", "step.py"]
     inside = [*(ROOT / "azneobert").rglob("*.py"), *(ROOT / "containers" / name for name in names)]

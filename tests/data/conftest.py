@@ -58,7 +58,7 @@ def sample_texts(project: Path) -> list[str]:
 
 @pytest.fixture
 def write_lines() -> Callable[[Path, Sequence[object]], Path]:
-    """Write a .jsonl file: a string is a line as it stands, anything else becomes JSON."""
+    """Write a .jsonl file. A string is written as it is, anything else as JSON."""
 
     def write(path: Path, lines: Sequence[object]) -> Path:
         shown = (line if isinstance(line, str) else json.dumps(line, ensure_ascii=False) for line in lines)

@@ -1,4 +1,4 @@
-"""What the tests of fine-tuning share: what came of a tiny encoder."""
+"""What the tests of fine-tuning share: experiments on a tiny encoder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from azneobert.task_settings import TaskSettings, TuningSettings
 
 @dataclass(frozen=True)
 class Experiment:
-    """A task, what an experiment of two seeds on it has written and reported, and what was said meanwhile."""
+    """A task, what an experiment of two seeds on it has written and reported, and its results."""
 
     task: Task
     settings: TuningSettings

@@ -1,4 +1,4 @@
-"""What must be set before the first matrix product of a process on a GPU, whichever test makes it."""
+"""What must be set before a process's first matrix product on a GPU, in whichever test that is."""
 
 from __future__ import annotations
 

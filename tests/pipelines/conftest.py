@@ -1,4 +1,4 @@
-"""One `make repro` at toy size for all tests, whichever process they run in."""
+"""One `make repro` at toy size for all tests, in all test processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from azneobert.locks import locked
 
 @pytest.fixture(scope="session")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Reproduced:
-    """The toy project after its first `make repro`, to copy: nobody changes it."""
+    """The toy project after its first `make repro`. Tests copy it; no test changes it."""
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "reproduced"
     shared.mkdir(exist_ok=True)
@@ -29,6 +29,6 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Reproduced:
 
 @pytest.fixture(scope="session")
 def reproduced(pristine: Reproduced, tmp_path_factory: pytest.TempPathFactory) -> Reproduced:
-    """A copy of it for the tests of this process, which leave it as they found it or nearly so."""
+    """A copy of the project for the tests of this process, which leave it nearly unchanged."""
     folder: Path = tmp_path_factory.mktemp("reproduced") / "project"
     return Reproduced(pristine.project.copy(folder), pristine.printed)

@@ -1,4 +1,4 @@
-"""A toy project whose data are made, a real cluster of emulated nodes, and what an undisturbed local run gives."""
+"""A toy project with prepared data, a real cluster of emulated nodes, and the result of an undisturbed local run."""
 
 from __future__ import annotations
 

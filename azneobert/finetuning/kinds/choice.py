@@ -1,4 +1,4 @@
-"""Multiple choice: each answer is a pair with its question, of which the model says whether it is right."""
+"""Multiple choice: the model reads each answer together with its question and says whether the answer is right."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WRONG, _RIGHT = 0, 1
 
 
 class Choice(Texts):
-    """The answer that is right with the highest probability is given."""
+    """Predicts the answer with the highest probability of being right."""
 
     def head(self, task: Task) -> dict[str, Any]:
         """Right or wrong."""

@@ -1,4 +1,4 @@
-"""What a kind of task has to say: how examples become a model's inputs, and its outputs predictions."""
+"""What a kind of task defines: how examples become a model's inputs, and how outputs become predictions."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 
 from azneobert.finetuning.task import Example, Label, Task
 
-IGNORED = -100  # the label of a position that no loss is taken of
+IGNORED = -100  # the label of a position without a loss
 
 
 @dataclass(frozen=True)
 class Row:
-    """One input of the model: what it is given, and which example it is of. `mark` is the kind's own note."""
+    """One input of the model, and the example that it belongs to. `mark` is the kind's own note."""
 
     inputs: dict[str, Any]
     owner: int
@@ -33,9 +33,9 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Predictions:
-    """For each example what is predicted, in the shape of its label, and how sure the model is of it, from 0 to 1.
+    """The prediction for each example, in the shape of its label, and the model's confidence in it, from 0 to 1.
 
-    A regression is not sure of anything: there it is 0.
+    Regression has no confidence: it is 0 there.
     """
 
     labels: Sequence[Label]
@@ -55,10 +55,10 @@ class Kind(Protocol):
         """The model's inputs, with labels."""
 
     def collator(self, tokenizer: Any) -> Any:
-        """What makes a batch of rows, padded to the longest of them."""
+        """The function that makes a batch of rows, padded to the longest row."""
 
     def reduce(self, logits: torch.Tensor) -> torch.Tensor:
-        """What is kept of a batch's logits, on the device."""
+        """The part of a batch's logits to keep, computed on the device."""
 
     def decode(self, outputs: np.ndarray, rows: Sequence[Row], task: Task, examples: Sequence[Example]) -> Predictions:
         """The predictions, from what `reduce` has kept of each row, padded to the longest."""

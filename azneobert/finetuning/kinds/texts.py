@@ -77,7 +77,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def encode_pairs(tokenizer: Any, pairs: Sequence[tuple[Any, str | None, Any, int, Any]], max_length: int) -> Encoded:
-    """Rows of (text, second text or None, label, owner, mark); of a pair the longer text is cut first."""
+    """Rows from (text, second text or None, label, owner, mark). In a pair, the longer text is cut first."""
     if not pairs:
         return Encoded([])
     texts = [text for text, *_ in pairs]

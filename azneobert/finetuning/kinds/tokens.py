@@ -1,7 +1,7 @@
 """A tag for each word: entities, parts of speech.
 
-The model sees a word's pieces; its tag stands at the first of them. A sentence that is longer than the model takes is
-read in windows that overlap, and each word has its tag from the window in which it is farthest from an end.
+The model sees the pieces of a word; the word's tag stands at its first piece. A sentence that is too long for the model
+is read in overlapping windows, and each word gets its tag from the window in which it is farthest from an end.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Tokens:
         return {"id2label": names, "label2id": {name: number for number, name in names.items()}}
 
     def encode(self, tokenizer: Any, task: Task, examples: Sequence[Example], max_length: int) -> Encoded:
-        """A row for each window with a word of its own. Its mark: the positions whose tags count, and their words."""
+        """A row for each window that decides a tag. Its mark: the positions whose tags count, and their words."""
         encoded = tokenizer(
             [list(one.text) for one in examples],
             is_split_into_words=True,
@@ -44,8 +44,8 @@ class Tokens:
         )
         owners = encoded.pop("overflow_to_sample_mapping")
         firsts = [_first_pieces(encoded.word_ids(number)) for number in range(len(owners))]
-        # Of an example's word: how far from an end, in which row. Of rows as good the first has it: another one may
-        # begin within the word.
+        # For each word of an example: its distance from an end, and the row. Of equally good rows the first one wins,
+        # since a later one may begin within the word.
         best: dict[tuple[int, int], tuple[int, int]] = {}
         for number, (owner, found) in enumerate(zip(owners, firsts, strict=True)):
             length = len(encoded["input_ids"][number])
@@ -74,12 +74,12 @@ class Tokens:
         return DataCollatorForTokenClassification(tokenizer, label_pad_token_id=IGNORED)
 
     def reduce(self, logits: torch.Tensor) -> torch.Tensor:
-        """(rows, length, tags) -> (rows, length, 2): of each token the most probable tag and its probability."""
+        """(rows, length, tags) -> (rows, length, 2): the most probable tag of each token and its probability."""
         probability, tag = logits.float().softmax(-1).max(-1)
         return torch.stack([tag.float(), probability], -1)
 
     def decode(self, outputs: np.ndarray, rows: Sequence[Row], task: Task, examples: Sequence[Example]) -> Predictions:
-        """A tag for each word, and the probability of the least sure one. A word without a token is in no entity."""
+        """A tag for each word, and the lowest probability among them. A word without a token is in no entity."""
         outside = task.labels.index(OUTSIDE) if OUTSIDE in task.labels else 0
         tags = [[outside] * len(one.text) for one in examples]
         sure = [1.0] * len(examples)
