@@ -217,7 +217,7 @@ def look_at_memory(recipe: Recipe, attention: str, total: int, *, fused: bool) -
         if predicted > (1 - MARGIN) * total:
             yield warning(
                 f"{phase} is predicted to take {predicted / 2**30:,.1f} GiB with micro-batches of {rows} rows, and the "
-                f"GPU has {total / 2**30:,.1f}",
+                f"GPU has {total / 2**30:,.1f}, of which {MARGIN:.0%} have to stay free",
                 "use shorter rows, a smaller model or a larger GPU"
                 if rows == 1
                 else "set runtime.max_micro_batch: auto, or less",
