@@ -35,7 +35,7 @@ def ingest_collection(recipe: Recipe, layout: Layout, options: Namespace) -> Non
 
 
 def remarks(report: CleaningReport, settings: Cleaning) -> Iterator[str]:
-    """What a person may want to look at, a line each."""
+    """Remarks that a person may want to read, one line each."""
     if report.first_malformed:
         yield f"the first malformed record: {report.first_malformed}"
     if report.html:

@@ -1,4 +1,4 @@
-"""Attention over packed windows: one function, the kernels behind it, chosen once at start."""
+"""Attention over packed windows: one function with several kernels, of which one is chosen at start."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, in
 def reference(
     q_TNH: torch.Tensor, k_TNH: torch.Tensor, v_TNH: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int
 ) -> torch.Tensor:
-    """Scaled dot-product attention in which a token sees its own window only: on CPU, and the truth for the others.
+    """Scaled dot-product attention in which a token sees only its own window: for CPUs, and the reference for kernels.
 
     q_TNH, k_TNH, v_TNH: (tokens, heads, head size); cu_seqlens: (windows + 1, or more), where windows begin, the total
     repeated at the end; max_seqlen: no window is longer. Returns (tokens, heads, head size).

@@ -15,12 +15,12 @@ from azneobert.model.backend import Backend
 from azneobert.model.memory import MARGIN, StepMemory, blocks_of, largest_that_fits
 from azneobert.recipe import PhaseName, Recipe
 
-MOST_ON_CPU = 32  # rows; more make nothing faster there
+MOST_ON_CPU = 32  # rows; more rows are not faster on a CPU
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a device, or of this machine where it is a CPU, and those that this process may have of them."""
+    """The bytes of a device (for a CPU, of this machine), and how many of them this process may have."""
 
     total: int
     free: int
@@ -83,7 +83,7 @@ def control_group_limits(
 
 def _limit(folder: Path, limit: str, usage: str, cache: str) -> Memory | None:
     try:
-        total = int((folder / limit).read_text())  # not a number: none
+        total = int((folder / limit).read_text())  # not a number: no limit
         used = int((folder / usage).read_text())
         statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
