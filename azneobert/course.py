@@ -25,7 +25,7 @@ class Course:
 
     @classmethod
     def through(cls, phase: Phase, step: int, sample: int, token: int) -> Course:
-        """The course of a phase that has seen so many samples and tokens at a step."""
+        """The course of a phase that has seen `sample` samples and `token` tokens at a step."""
         size = phase.global_batch * phase.sequence_length
         first_sample, first_token = sample - step * phase.global_batch, token - step * size
         return cls(phase.global_batch, phase.sequence_length, first_sample, first_token)

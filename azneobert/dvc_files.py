@@ -34,7 +34,7 @@ class Output:
 
 
 def locked_outputs(lock: Path = LOCK) -> list[Output]:
-    """The outputs that dvc.lock names, of whichever recipe.
+    """The outputs that dvc.lock names, of any recipe.
 
     Raises:
         DataError: there is no dvc.lock, or it cannot be read.
@@ -76,7 +76,7 @@ def object_path(cache: Path, md5: str) -> Path:
 
 
 def cached_object(cache: Path, md5: str) -> bytes | None:
-    """The content of a small object of a cache, such as a folder's list; None where the cache does not have it."""
+    """The content of a small object of a cache, such as a folder's list; None if the cache does not have it."""
     try:
         return read_bounded(object_path(cache, md5), _LARGEST_FOLDER)
     except FileNotFoundError:

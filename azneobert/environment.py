@@ -1,4 +1,4 @@
-"""What this project's programs say to each other, and to libraries, beside files: variables and exit codes."""
+"""What this project's programs tell each other, and libraries, other than by files: variables and exit codes."""
 
 import ctypes
 import os

@@ -41,7 +41,7 @@ class Evaluation:
 def evaluate_suite(evaluation: Evaluation, say: Say) -> Comparison:
     """Train every model on every task of the suite, except what the folder already has; write and record the results.
 
-    What is wrong with a name, a folder or the store is found before anything is trained. A task that cannot be read is
+    Errors in a name, a folder or the store are found before anything is trained. A task that cannot be read is
     reported and left out; a task on which a model cannot be trained is left out for that model.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Files as this project handles them: hashed in pieces, written whole or not at all, durable. Each way is only here."""
+"""Files as this project handles them: hashed in pieces, written whole or not at all, durable. One helper for each."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def write_json(file: Path, content: Any) -> None:
 
 
 def read_json(path: Path, most: int = _LARGEST_JSON, deepest: int = _DEEPEST_JSON) -> Any:
-    """What a JSON file holds: a regular file of at most so many bytes, with at most so many levels of brackets.
+    """The content of a JSON file: a regular file of at most `most` bytes, with at most `deepest` levels of brackets.
 
     A key that stands twice in an object, NaN and infinity are refused: programs do not agree on what they mean.
 
@@ -79,7 +79,7 @@ def read_json(path: Path, most: int = _LARGEST_JSON, deepest: int = _DEEPEST_JSO
 
 
 def parse_json(content: bytes, deepest: int = _DEEPEST_JSON) -> Any:
-    """What bytes of JSON hold, under the limits of `read_json`.
+    """The content of bytes of JSON, under the limits of `read_json`.
 
     Raises:
         ValueError: they are not JSON of that kind.
@@ -106,7 +106,7 @@ def check_depth(content: bytes, deepest: int = _DEEPEST_JSON) -> None:
 
 
 def read_bounded(path: Path, most: int) -> bytes:
-    """The content of a regular file of at most so many bytes.
+    """The content of a regular file of at most `most` bytes.
 
     Raises:
         ValueError: it is something else than a regular file, or larger.

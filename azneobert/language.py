@@ -44,7 +44,7 @@ class Language(Block):
     max_must_not_share: Fraction = 1.0  # of all of a text's letters
     lookalikes: dict[str, str] = Field(default_factory=dict)  # a letter of another script: the one that was meant
     certain: str = ""  # look-alikes that are repaired even in a word that keeps other letters of their script
-    replace: dict[str, str] = Field(default_factory=dict)  # a character: what it is, in whatever word it stands
+    replace: dict[str, str] = Field(default_factory=dict)  # a character: what it becomes, in any word
     dotted_i: bool = False  # whether an i with a combining dot is an i: what lower-casing İ the English way leaves
     joiners: bool = True  # whether zero-width joiners stay behind letters that are spelled with them (Persian, Hindi)
 

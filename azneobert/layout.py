@@ -56,7 +56,7 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class JobFolder:
-    """What the cluster jobs that train a phase share. It is no part of a run: another run may take that one's place."""
+    """What the cluster jobs that train a phase share. It is no part of a run, which another run may replace."""
 
     path: Path
 
@@ -77,7 +77,7 @@ class JobFolder:
 
     @property
     def log(self) -> Path:
-        """What the job prints, over all its starts."""
+        """The output of the job, over all its starts."""
         return self.path / "log.txt"
 
     @property

@@ -16,7 +16,7 @@ _here = threading.local()  # `deadline`: that of this thread's current request
 
 
 def bound_answers() -> None:
-    """Limit each whole answer to MLflow's client to its timeout; the time to send a request is not limited.
+    """Limit the time of each whole answer to MLflow's client to its timeout; sending a request is not limited.
 
     For streamed answers, which are files, the limit holds for the headers.
     """

@@ -66,7 +66,7 @@ def database_file(tracking: Tracking) -> Path | None:
 
 
 def path_of(location: str) -> Path | None:
-    """The folder that MLflow means by an artifact location; None where it is not on this machine's file systems."""
+    """The folder that MLflow means by an artifact location; None if it is not on this machine's file systems."""
     if not location.startswith(("/", "file:///")):
         return None
     return Path(unquote(location.removeprefix("file://")))  # MLflow decodes plain paths too
@@ -160,7 +160,7 @@ def sqlite_errors(tracking: Tracking, database: Path) -> Iterator[None]:
 
 
 def schema_of(database: Path) -> str | None:
-    """MLflow's name for the version of the tables; None where there are none yet."""
+    """MLflow's name for the version of the tables; None if there are none yet."""
     if not database.exists() or (database.is_file() and database.stat().st_size == 0):
         return None
     with closing(open_database(database)) as connection:

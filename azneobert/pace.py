@@ -33,7 +33,7 @@ class Pace:
         if not self._marks:
             return "?"
         marks = list(self._marks)
-        # What came after the last mark counts only where there is nothing else.
+        # What came after the last mark counts only if there is nothing else.
         if len(marks) == 1:
             marks.append((time.monotonic(), done))
         spans = [(after[0] - before[0], after[1] - before[1]) for before, after in itertools.pairwise(marks)]

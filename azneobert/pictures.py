@@ -14,7 +14,7 @@ MEAN_OF = 20  # points of a running mean, by default
 
 
 class Picture(Protocol):
-    """What a picture shows: a dataclass, and its drawing."""
+    """A dataclass with the content of a picture, and a method that draws it."""
 
     def draw(self) -> Any:
         """A figure of matplotlib's."""

@@ -35,7 +35,7 @@ def os_error_line(error: OSError) -> str:
 
 
 class LineFormatter(logging.Formatter):
-    """A record of the log as a line that may be printed; a traceback, of a bug, keeps its lines."""
+    """Formats a log record as a line that is safe to print; the traceback of a bug keeps its lines."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """The record's line, without its traceback."""

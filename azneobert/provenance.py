@@ -126,7 +126,7 @@ def _versions_of(packages: tuple[str, ...]) -> dict[str, str]:
 
 
 def run_provenance() -> dict[str, Any]:
-    """What trains a run: commit, whether it is changed, code, versions, container image."""
+    """What trains a run: the commit, whether files differ from it, code, versions, container image."""
     commit, dirty = git_state()
     return {
         "git_commit": commit,

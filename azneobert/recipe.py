@@ -86,9 +86,9 @@ Source = FileSource | HubSource
 
 
 class Cleaning(Block):
-    """What happens to a text, and which texts stay: data/cleaning.py.
+    """How texts are cleaned, and which texts stay: data/cleaning.py.
 
-    With `report`, findings are only counted and shown; `drop` (or `strip`) changes texts.
+    Findings are always counted and shown; only with `drop` (or `strip`) do they change anything.
     """
 
     min_words: Positive
@@ -307,7 +307,7 @@ class Runtime(Block):
 
     `max_micro_batch` is in rows; with `auto` the run finds the largest that fits: training/micro_batch.py.
 
-    `changed_code` says what becomes of a finished run whose code has changed since: it is trained anew, or kept.
+    `changed_code` decides whether a finished run whose code has changed since is trained anew, or kept.
     After `stall_seconds` without a step the run leaves the stacks of its ranks, and ends to be started again.
     """
 

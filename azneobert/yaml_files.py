@@ -25,7 +25,7 @@ _Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.cons
 
 
 def read_yaml(path: Path, most: int = _LARGEST) -> dict[str, Any]:
-    """The mapping that a YAML file of at most so many bytes holds; its keys are strings.
+    """The mapping in a YAML file of at most `most` bytes; its keys are strings.
 
     Neither aliases nor tags are read: nine aliases can stand for a billion values, and a tag says what a value becomes.
 

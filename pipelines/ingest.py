@@ -52,7 +52,7 @@ def remarks(report: CleaningReport, settings: Cleaning) -> Iterator[str]:
             f"lines in more than {settings.line_copies:,} documents: {about}{report.lines['repeated']:,} copies beyond "
             f"those ({share:.1%} of all lines; repeated_lines: {settings.repeated_lines})"
         )
-    expected = f"{by_size[0][0]} script" if by_size else ""  # which nobody needs to see examples of
+    expected = f"{by_size[0][0]} script" if by_size else ""  # of which nobody needs to see examples
     for kind in sorted(report.examples.keys() - {expected}):
         yield from (f"{kind}: {example}" for example in report.examples[kind])
 

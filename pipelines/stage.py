@@ -1,4 +1,4 @@
-"""What every stage shares: where its recipe keeps things, and how it fails or is interrupted.
+"""The part that every stage shares: where its recipe keeps things, and how it fails or is interrupted.
 
 A stage imports this before anything else, and it imports nothing slow: its settings must hold while torch is imported.
 """

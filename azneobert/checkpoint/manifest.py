@@ -118,7 +118,7 @@ class Manifest:
 
     @property
     def last_segment(self) -> Segment:
-        """What trained the last steps; of an imported checkpoint nothing is known."""
+        """What trained the last steps; nothing is known for an imported checkpoint."""
         return self.segments[-1] if self.segments else Segment(0)
 
 
@@ -287,7 +287,7 @@ def verify_sizes(folder: Path, files: dict[str, dict[str, Any]]) -> None:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What state.json holds.
+    """The content of state.json.
 
     Raises:
         CheckpointError: it cannot be read.

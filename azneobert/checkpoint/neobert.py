@@ -52,7 +52,7 @@ _SWITCHES = {"ngpt": False, "rope": True, "rms_norm": True, "hidden_act": "swigl
 
 @dataclass(frozen=True)
 class _Sizes:
-    """What decides the shapes."""
+    """The sizes that decide the shapes."""
 
     hidden: int
     layers: int
@@ -75,7 +75,7 @@ class _Sizes:
         return made
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each official tensor, but for the head's bias."""
+        """The shape of each official tensor, except the head's bias."""
         hidden = self.hidden
         inner = -(-(2 * self.intermediate // 3) // 8) * 8  # two thirds, rounded up to a multiple of 8
         of_layer = {
@@ -244,7 +244,7 @@ def _model_of(file: Path) -> dict[str, Any]:
 
 
 def _config(model: dict[str, Any], tied: bool, pad_id: int) -> dict[str, Any]:
-    """What config.json of the published model holds, without what its class left there by accident."""
+    """The content of the published model's config.json, without what its class left there by accident."""
     return {
         "architectures": ["NeoBERTLMHead"],
         "auto_map": {
@@ -271,7 +271,7 @@ def _config(model: dict[str, Any], tied: bool, pad_id: int) -> dict[str, Any]:
 
 
 def _pad_id(tokenizer: Path | None) -> int:
-    """The id of [PAD]; 0, as in the published model, where there is no tokenizer to tell."""
+    """The id of [PAD]; 0, as in the published model, if there is no tokenizer."""
     if tokenizer is None:
         return 0
     try:

@@ -70,7 +70,7 @@ class _Module:
 def name_parameters(groups: Groups, tensors: Mapping[str, Shape], *, in_order: bool) -> list[list[str]]:
     """The name of each parameter in each group of an optimizer.
 
-    `groups` holds the shape of each parameter, None where it is not known; `tensors` the shapes of what may be a
+    `groups` holds the shape of each parameter, None if it is not known; `tensors` the shapes of what may be a
     parameter, with `in_order` in the order of the model's state dict. Tensors may be left over, as frozen ones are. The
     optimizer must have been given the parameters in the model's order, in one group or dealt out to several.
 

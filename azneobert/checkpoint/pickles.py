@@ -45,7 +45,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def load_pickle(file: Path) -> Any:
-    """What `torch.save` wrote, its tensors mapped into memory.
+    """The content that `torch.save` wrote, its tensors mapped into memory.
 
     Raises:
         CheckpointError: the file is missing, truncated or changed, or holds what might run code.
@@ -114,7 +114,7 @@ def _check_sums(file: Path) -> None:
 
 def _check_values(file: Path, content: Any) -> None:
     """Check that no tensor is larger than its stored data, and that the rest is small, even when written out."""
-    sizes: dict[int, int | None] = {}  # of each container; None while it is gone through
+    sizes: dict[int, int | None] = {}  # of each container; None while its values are counted
 
     def size_of(value: Any, depth: int) -> int:
         if isinstance(value, torch.Tensor):

@@ -66,7 +66,7 @@ class _Optimizer:
 
     @property
     def shapes(self) -> list[list[tuple[int, ...] | None]]:
-        """The shape of each group's parameters, None where there is no state to tell."""
+        """The shape of each group's parameters, None if it has no state."""
         return [[tuple(each["exp_avg"].shape) if each else None for each in group] for group in self.states]
 
 

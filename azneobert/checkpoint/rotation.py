@@ -305,7 +305,7 @@ class BackgroundWriter:
                 if self._error is None:
                     log.warning("%s; the training goes on, and this is tried again", error)
                 self._error = error
-            except Exception as error:  # whatever it is, a thread that ends without a word would lose checkpoints
+            except Exception as error:  # any error: a thread that ends silently would lose checkpoints
                 self._error = error
                 return
             if self._hurry.wait(self._retry_seconds):

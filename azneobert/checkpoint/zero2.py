@@ -87,7 +87,7 @@ class _Shards:
 
 
 def find_tag(folder: Path) -> Path | None:
-    """The folder with the files, which `latest` names, or None where there is no ZeRO checkpoint."""
+    """The folder with the files, which `latest` names, or None if there is no ZeRO checkpoint."""
     if os.path.lexists(folder / MODEL_STATES):
         return folder
     latest = folder / "latest"

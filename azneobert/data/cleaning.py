@@ -1,4 +1,4 @@
-"""What happens to a document's text before it is tokenized, and which documents are dropped.
+"""Cleans the text of documents before it is tokenized, and drops documents.
 
 Each step here, except the removal of repeated lines, depends only on the document's own text. So other documents change
 neither what happens to a document nor its side of the train/validation split. Duplicates are found later, over all

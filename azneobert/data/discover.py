@@ -1,4 +1,4 @@
-"""What lies in a folder: its collections, the fields of their text and ids, their language, and labelled tasks."""
+"""Finds what is in a folder: its collections, the fields of their text and ids, their language, and labelled tasks."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def _fingerprint(source: Source, cleaning: Cleaning, reader: SourceReader, code:
 
 
 def _check_malformed(source: Source, cleaning: Cleaning, report: CleaningReport, *, last: bool) -> None:
-    """Refuse a source of which more than the tolerated share cannot be read."""
+    """Refuse a source if more than the tolerated share of its records cannot be read."""
     allowed = cleaning.max_malformed * (report.documents if last else max(report.documents, _SURE_AFTER))
     if report.dropped["malformed"] > allowed:
         raise DataError(

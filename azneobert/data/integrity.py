@@ -117,7 +117,7 @@ class Verification:
             for expected in self._expected:
                 _check_once_a_day(expected)
             _compare_with_lock(self._folders)
-        except Exception as error:  # whatever it is, `require` raises it
+        except Exception as error:  # `require` raises any of them
             self._error = error
 
 

@@ -123,7 +123,7 @@ def _kinds(language: str | None) -> np.ndarray:
 
 @functools.lru_cache(maxsize=16)
 def _main_script(letters: str) -> ScriptName | None:
-    """The script of all letters of a language, None where it has more than one."""
+    """The script of all letters of a language, None if it has more than one."""
     scripts = {script_of(letter) for letter in expand_letters(letters) if letter.isalpha()}
     return scripts.pop() if len(scripts) == 1 else None
 

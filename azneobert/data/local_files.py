@@ -107,7 +107,7 @@ def _kind(mode: int) -> str:
 
 
 def file_format(file: Path, formats: tuple[str, ...] = FORMATS) -> tuple[str, str | None] | None:
-    """A file's format and compression by its name, None where it is of none of the formats."""
+    """A file's format and compression by its name, None if it has none of the formats."""
     for suffix, compression in COMPRESSIONS.items():
         inner = file.name.removesuffix(suffix)
         if file.name.endswith(suffix) and inner.endswith(formats) and not (suffix and inner.endswith(".parquet")):
@@ -397,7 +397,7 @@ def _recoded(batch: pa.RecordBatch, columns: list[str]) -> pa.RecordBatch:
 
 
 def _csv_header(file: Path, compression: str | None, cursor: _Cursor) -> list[str] | None:
-    """The names of the columns, None where the file holds nothing but blank lines."""
+    """The names of the columns, None if the file holds only blank lines."""
     problem = None if cursor.started else encoding_problem(Feed(file, compression).plain(HEAD), file, compression)
     if problem:
         raise DataError(f"{file}: {problem}")

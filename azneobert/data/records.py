@@ -116,7 +116,7 @@ def bounded_lines(lines: BinaryIO) -> Iterator[tuple[bytes | None, int]]:
 
 
 def parse_json(line: bytes) -> Any:
-    """What a line of JSON holds, None for a blank one, or `Malformed` for one that is not UTF-8 or not JSON.
+    """The content of a line of JSON, None for a blank one, or `Malformed` for one that is not UTF-8 or not JSON.
 
     If a key stands twice, the last one counts. NaN is a number, as in the programs that write such files.
     """

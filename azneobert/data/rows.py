@@ -49,7 +49,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class PlanMeta:
-    """What a plan's meta.json holds.
+    """The content of a plan's meta.json.
 
     `stores` gives the names, in the order that the array `store` indexes, and their sha256. Rows are in the order of
     `pools`. `rows_by_windows[n]` is the number of rows with n windows.

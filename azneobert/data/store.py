@@ -34,7 +34,7 @@ RESTORE = "`azneobert cache check`, then `dvc repro tokens` makes it anew"
 
 @dataclass(frozen=True)
 class StoreMeta:
-    """What meta.json holds. `source_md5` is the md5 of the documents that the tokens were made from."""
+    """The content of meta.json. `source_md5` is the md5 of the documents that the tokens were made from."""
 
     format_version: int
     documents: int

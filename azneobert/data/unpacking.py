@@ -25,7 +25,7 @@ class Unpacked(io.RawIOBase):
         self._size = 0
 
     def readable(self) -> bool:
-        """It is."""
+        """True: it can be read."""
         return True
 
     def read(self, size: int = -1) -> bytes:

@@ -65,7 +65,7 @@ class UpdateGuard:
     def judge(self, loss: torch.Tensor, norm: torch.Tensor, differing: torch.Tensor | None = None) -> torch.Tensor:
         """Whether to withhold the update of a step: a scalar of bool, the same on every rank.
 
-        loss, norm: scalars, of all ranks together.
+        loss, norm: scalars over all ranks.
         differing: see `Judgement`, of this rank.
         """
         figures = torch.stack([loss.detach().double(), norm.detach().double()])

@@ -36,7 +36,7 @@ class World:
 
 
 class Engine(Protocol):
-    """What the loop needs of an engine. Each rank's step takes `accumulation` micro-batches."""
+    """The part of an engine that the loop uses. Each rank's step takes `accumulation` micro-batches."""
 
     world: World
     model: MaskedLM

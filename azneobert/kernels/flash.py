@@ -138,7 +138,7 @@ def full_rows(tokens: int, cu_seqlens: torch.Tensor, max_seqlen: int) -> int | N
 
 
 def _windows(cu_seqlens: torch.Tensor, max_seqlen: int) -> dict[str, Any]:
-    """What FlashAttention 3 and 4 take for sequences of one buffer: queries' and keys' windows are the same here."""
+    """The arguments of FlashAttention 3 and 4 for packed sequences: queries and keys have the same windows here."""
     return {
         "cu_seqlens_q": cu_seqlens,
         "cu_seqlens_k": cu_seqlens,
@@ -156,7 +156,7 @@ def _fa4() -> FlashKernel:
         if rows is None:
             out, lse, *_ = _flash_attn_fwd(q, k, v, return_lse=True, **_windows(cu_seqlens, max_seqlen))
             return out, lse
-        # A kernel without windows is faster; its log-sum-exp is (rows, N, length), for its own backward alone.
+        # A kernel without windows is faster; its log-sum-exp is (rows, N, length), used only by its own backward.
         q, k, v = (x.unflatten(0, (rows, max_seqlen)) for x in (q, k, v))
         out, lse, *_ = _flash_attn_fwd(q, k, v, return_lse=True)
         return out.flatten(0, 1), lse.view(heads, tokens)

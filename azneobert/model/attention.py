@@ -71,7 +71,7 @@ def choose_attention(name: str, device: torch.device, dtype: torch.dtype) -> tup
 
 
 def obstacle_to_flash(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """What a flash-attention kernel lacks here, in words; nothing if it runs."""
+    """What a flash-attention kernel lacks here, in words; None if it runs."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return f"CUDA and bfloat16, found {device.type} and {dtype}"
     generation = torch.cuda.get_device_capability(device)[0]

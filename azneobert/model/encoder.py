@@ -53,7 +53,7 @@ class MaskedLM(nn.Module):
         return logits_MV if targets is None else mean_loss(logits_MV, targets)
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """What `forward` computes with, in fp32, by name: the parameters, or what fused kernels take in their place."""
+        """The fp32 weights that `forward` uses, by name: the parameters, or what fused kernels take instead of them."""
         if self.encoder.backend.fused:
             return fused_weights(self.encoder, self.head.weight)
         return dict(self.named_parameters())

@@ -20,7 +20,7 @@ _BLOCK = ("qkv", "out", "gate_up", "down")
 
 
 def fused_weights(encoder: Encoder, head: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What `fused_forward` computes with, by name and in fp32; a tied head (V, D) is the embedding, and named once."""
+    """The fp32 weights that `fused_forward` uses, by name; a tied head (V, D) is the embedding, and named once."""
     weights = {"encoder.embedding.weight": encoder.embedding.weight, "final_norm": encoder.final_norm.weight}
     if not encoder.config.tie_embeddings:
         weights["head"] = head

@@ -70,7 +70,7 @@ class StepMemory:
         return 3 * parameters + reduced
 
     def weights_bytes(self) -> int:
-        """What a step makes of the parameters, once for all its micro-batches: see engine/weights.py."""
+        """The weights that a step makes of the parameters once, for all its micro-batches: see engine/weights.py."""
         hidden, inner = self.model.hidden_size, swiglu_size(self.model.intermediate_size)
         matrices = self.model.num_hidden_layers * (4 * hidden * hidden + 3 * hidden * inner)
         head = 0 if self.model.tie_embeddings else self.model.vocab_size * hidden
@@ -84,7 +84,7 @@ class StepMemory:
         return _FP32 * count_parameters(self.model)
 
     def saved_bytes(self, rows: int) -> int:
-        """What the forward pass of so many rows leaves for the backward pass."""
+        """The bytes that the forward pass of `rows` rows saves for the backward pass."""
         layers = self.model.num_hidden_layers * self._saved_by_block() * rows * self.sequence_length
         return layers + self._saved_by_embedding(rows) + self._saved_by_head(rows)
 
@@ -182,7 +182,7 @@ def needs_on_gpus(recipe: Recipe, phase: PhaseName) -> dict[str, StepMemory]:
 
 
 def room_of_card(gigabytes: int) -> float:
-    """The bytes that a step may take on a card of so many GB."""
+    """The bytes that a step may take on a card of this many GB."""
     return gigabytes * 2**30 * _OF_A_CARD * (1 - MARGIN)
 
 
@@ -192,5 +192,5 @@ def micro_batches(share: int, most: int | None = None) -> list[int]:
 
 
 def largest_that_fits(need: StepMemory, candidates: list[int], memory: float) -> int | None:
-    """The largest of these micro-batches that is predicted to fit into so many bytes; None where none is."""
+    """The largest of these micro-batches that is predicted to fit into `memory` bytes; None if none is."""
     return max((rows for rows in candidates if need.peak_bytes(rows) <= memory), default=None)

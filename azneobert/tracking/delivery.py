@@ -1,4 +1,4 @@
-"""What waits in a tracking folder goes to MLflow: the run, its points, its end and its description, each once.
+"""Sends what waits in a tracking folder to MLflow: the run, its points, its end and its description, each once.
 
 Points keep their first time stamp, so that MLflow takes a repeated delivery for the same point.
 """

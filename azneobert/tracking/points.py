@@ -23,7 +23,7 @@ _DAMAGED_END = re.compile(rb'(?<=\}).(?=\{"segment": )', re.DOTALL)
 
 
 def read_points(place: Path) -> list[dict[str, Any]]:
-    """The points that stand, oldest first: `step`, `time_ms`, `values` and `segment`; none where there is no file.
+    """The points that stand, oldest first: `step`, `time_ms`, `values` and `segment`; none if there is no file.
 
     `place` is a tracking folder or a points.jsonl. Damaged lines are passed over with a warning.
     """

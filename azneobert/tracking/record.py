@@ -97,7 +97,7 @@ def described_alike(a: RunInfo, b: RunInfo) -> bool:
 
 
 def read_record(folder: Path) -> Record | None:
-    """The record of a tracking folder; None where there is none, or none that can be read."""
+    """The record of a tracking folder; None if there is none, or if it cannot be read."""
     if folder in _unwritten:
         return _unwritten[folder]
     try:

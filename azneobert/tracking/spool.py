@@ -203,7 +203,7 @@ class Spool:
         self._last_step.update(dict.fromkeys(point["values"], point["step"]))
 
     def _repaired(self) -> list[dict[str, Any]]:
-        """Repair the file and its mark; returns the points, besides which the file then holds nothing."""
+        """Repair the file, which then holds only points, and its mark; returns the points."""
         content = self._file.read_bytes() if self._file.exists() else b""
         lines = whole_lines(content)
         back = self._from_elsewhere(lines)

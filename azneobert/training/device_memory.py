@@ -27,7 +27,7 @@ class Memory:
 
 
 def needed(recipe: Recipe, phase: PhaseName, backend: Backend, world: World) -> StepMemory:
-    """What a step of a phase takes on a rank of this world."""
+    """The memory that a step of a phase takes on a rank of this world."""
     attention = backend.attention_name
     blocks = blocks_of(recipe.runtime, attention, fused=backend.fused)
     return StepMemory.of(recipe, phase, blocks, world.size, attention)

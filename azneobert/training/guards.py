@@ -75,7 +75,7 @@ class RunGuards:
         return any((self._differing, self._worn_out, self._spike))
 
     def resolve(self, gathered: Callable[[Any], list[Any]]) -> Rewind:
-        """What to do about an alarm, the same on every rank. `gathered` tells all ranks what each has to say.
+        """Decide what to do about an alarm, the same on every rank. `gathered` tells all ranks what each has to say.
 
         Raises:
             TrainingError: the run cannot go on; it says from which checkpoint it can be started again.

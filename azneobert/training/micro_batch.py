@@ -80,7 +80,7 @@ def find_largest(
     memory: float,
     attempt: Callable[[int], tuple[int | None, float]],
 ) -> tuple[int, int] | None:
-    """The largest candidate (ascending) that an attempt finds to fit into so many bytes, and its bytes.
+    """The largest candidate (ascending) that fits into `memory` bytes by an attempt, and its bytes.
 
     `attempt` gives the bytes that were taken, or None if they were too many, and the seconds of the whole search so
     far. The first attempt is the largest that is predicted to fit; one that fits corrects the later predictions.

@@ -39,7 +39,7 @@ FIRST_STEP_SECONDS = 1800.0  # at least, of a first step that compiles for a GPU
 
 _BEAT_SECONDS = 1.0
 _HURRY_SECONDS = 30.0  # for a step, at least, once somebody has asked the run to stop
-_HURRY_STEPS = 5  # or so many times the longest one
+_HURRY_STEPS = 5  # or this many times the longest step
 _GATHERING_SECONDS = 2.0  # from the finding to the end: the others' stacks are written meanwhile
 _OTHERS_SECONDS = 15.0  # how long a rank that has nothing to say waits for the one that has
 _LAST_SECONDS = 30.0  # from the finding to the end of the process at the latest
@@ -127,7 +127,7 @@ class Heartbeats:
         return rank in self._seen and self._seen[rank][0].left <= self._looked - self._seen[rank][1]
 
     def alive(self, seconds: float) -> list[int]:
-        """The ranks that have given a sign of life within so many seconds."""
+        """The ranks that have given a sign of life within `seconds`."""
         return [rank for rank in range(self._world_size) if not self.silent(rank, seconds)]
 
     def verdict(self, silence: float) -> str:
