@@ -1,6 +1,6 @@
-"""What lies at a step: samples, tokens, micro-batches. Arithmetic alone, said here once.
+"""Which samples, tokens and micro-batches a step has: pure arithmetic, defined only here.
 
-It is apart from layout.py since it decides what a step computes, which the places of files do not.
+It is separate from layout.py since it decides what a step computes, and the places of files do not.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class Course:
 
     @classmethod
     def through(cls, phase: Phase, step: int, sample: int, token: int) -> Course:
-        """The course of a phase that has seen so many samples and tokens at a step."""
+        """The course of a phase that has seen `sample` samples and `token` tokens at a step."""
         size = phase.global_batch * phase.sequence_length
         first_sample, first_token = sample - step * phase.global_batch, token - step * size
         return cls(phase.global_batch, phase.sequence_length, first_sample, first_token)
 
     def samples(self, step: int) -> int:
-        """The first sample that the step after this many steps takes."""
+        """The first sample of the step that follows this many steps."""
         return self.first_sample + step * self.global_batch
 
     def tokens(self, step: int) -> int:

@@ -1,4 +1,4 @@
-"""Nested settings as dotted keys, which is what tables compare and what messages name."""
+"""Nested settings as dotted keys, as tables compare them and messages name them."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Output:
 
 
 def locked_outputs(lock: Path = LOCK) -> list[Output]:
-    """The outputs that dvc.lock names, of whichever recipe.
+    """The outputs that dvc.lock names, of any recipe.
 
     Raises:
         DataError: there is no dvc.lock, or it cannot be read.
@@ -76,7 +76,7 @@ def object_path(cache: Path, md5: str) -> Path:
 
 
 def cached_object(cache: Path, md5: str) -> bytes | None:
-    """The content of a small object of a cache, such as a folder's list; None where the cache does not have it."""
+    """The content of a small object of a cache, such as a folder's list; None if the cache does not have it."""
     try:
         return read_bounded(object_path(cache, md5), _LARGEST_FOLDER)
     except FileNotFoundError:
@@ -86,7 +86,7 @@ def cached_object(cache: Path, md5: str) -> bytes | None:
 def objects_of(output: Output, content: bytes | None) -> dict[str, str]:
     """The md5 of each object that an output needs, by the path it is for.
 
-    `content` is that of the output's own object, where it is a folder's list; without it, the list alone is known.
+    `content` is that of the output's own object, if it is a folder's list; without it, only that object is known.
 
     Raises:
         DataError: the list is damaged.
@@ -119,7 +119,7 @@ def cache_folder() -> Path:
 
 
 def damaged_objects(cache: Path, hashes: Iterable[str]) -> Iterator[tuple[str, bool]]:
-    """Read objects of a cache, several at a time: each md5, and whether the bytes have another one.
+    """Read objects of a cache, several at a time; yields each md5, and whether the bytes have another one.
 
     Objects that the cache does not have are not damaged.
     """
@@ -136,7 +136,7 @@ def damaged_objects(cache: Path, hashes: Iterable[str]) -> Iterator[tuple[str, b
 
 
 def set_object_aside(cache: Path, md5: str) -> Path:
-    """Take an object out of the cache, to `damaged/` in it; where it is now."""
+    """Move an object of the cache to `damaged/` in the cache; returns its new path."""
     aside = cache / "damaged" / md5
     aside.parent.mkdir(parents=True, exist_ok=True)
     return object_path(cache, md5).replace(aside)

@@ -25,7 +25,7 @@ _REGISTERED = "models:/"
 class Encoder:
     """A folder that transformers loads, what it is called, and the sha256 of what is in it.
 
-    `name` is that of a version by its number, as models:/azneobert/3, a folder, or a name of the hub.
+    `name` is a version by its number, such as models:/azneobert/3, a folder, or a name on the hub.
     """
 
     name: str
@@ -40,7 +40,7 @@ def is_registered(name: str) -> bool:
 
 @contextmanager
 def open_encoder(name: str, tracking: Tracking | None, expect: Expect = in_silence) -> Iterator[Encoder]:
-    """The encoder while this lasts: a `models:/` URI is pulled, a folder is used as it is, another name is the hub's.
+    """The encoder for the block: a `models:/` URI is pulled, a folder is used as it is, another name is the hub's.
 
     Raises:
         RegistryError: the registry does not have the version, or it is damaged.
@@ -60,7 +60,7 @@ def open_encoder(name: str, tracking: Tracking | None, expect: Expect = in_silen
 
 
 def check_encoder(name: str, tracking: Tracking) -> None:
-    """See to it that there is such an encoder, before work begins; of a registered one the version alone is looked up.
+    """Check before work begins that there is such an encoder; of a registered one, only the version is looked up.
 
     Raises:
         RegistryError: the registry does not have the version, or does not answer.
@@ -89,7 +89,7 @@ def _from_hub(name: str) -> Path:
 
 
 def _sha256_of(folder: Path) -> str:
-    """Of a version its manifest's, which names the hashes of all; of another folder that of its files' hashes."""
+    """For a version, that of its manifest, which names all hashes; for another folder, that of its files' hashes."""
     if (folder / VERSION_MANIFEST).is_file():
         return sha256_file(folder / VERSION_MANIFEST)
     found = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""What this project's programs say to each other, and to libraries, beside files: variables and exit codes."""
+"""What this project's programs tell each other, and libraries, other than by files: variables and exit codes."""
 
 import ctypes
 import os
@@ -13,10 +13,10 @@ GRACE = "AZNEOBERT_GRACE_SECONDS"  # from a request to stop to the forced exit o
 CACHE = "AZNEOBERT_CACHE"  # set by a user: what `cache_of_user` says
 IMAGE = "AZNEOBERT_IMAGE"  # the digest of the container image that a rank runs in, as its launcher found it
 
-# EX_TEMPFAIL of sysexits.h, start again to go on: of a stage that was asked to stop, its state saved; of a stage, or of
-# a rank, that no longer came to a next step.
+# EX_TEMPFAIL of sysexits.h, start again to go on: from a stage that was asked to stop and has saved its state, or from
+# a stage or a rank that no longer reached a next step.
 EXIT_STOPPED = 75
-EXIT_FORCED = 124  # of a rank, as of timeout(1): asked to stop, and no checkpoint within the grace time
+EXIT_FORCED = 124  # from a rank, as from timeout(1): asked to stop, it had no checkpoint within the grace time
 
 GRACE_SECONDS = 120.0
 SLURM = "slurm"
@@ -33,7 +33,7 @@ def cache_of_user() -> Path:
 def container_image() -> str | None:
     """The digest of the image that this process runs in, `sha256:...`; None outside of a container.
 
-    Of an image that somebody started by hand it is unknown.
+    For an image that somebody started by hand it is `unknown`.
     """
     if not any(os.environ.get(name) for name in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER")):
         return None
@@ -54,17 +54,17 @@ def experiment() -> str | None:
 
 
 def experiment_tag() -> dict[str, str]:
-    """The tag by which MLflow tells the runs of an experiment."""
+    """The tag that marks the runs of an experiment in MLflow."""
     name = experiment()
     return {"azneobert.experiment": name} if name else {}
 
 
 def quiet_barriers() -> None:
-    """Say how long torch's OpenMP threads spin at a barrier, by what else this machine does; before torch is imported.
+    """Set, before torch is imported, how long its OpenMP threads spin at a barrier: less if this machine is busy.
 
-    By itself a thread spins 300,000 rounds. Beside other work one of the threads waits for a core, the others burn
-    theirs meanwhile, and a step of a small model takes four times as long or more. Without spinning it takes about
-    twice as long, but so it does alone (docs/results/busy.md). A person's own GOMP_SPINCOUNT goes before.
+    By default a thread spins 300,000 rounds. On a busy machine one of the threads waits for a core while the others
+    burn theirs, and a step of a small model takes four times as long or more. Without spinning it takes about twice as
+    long, but also on an idle machine (docs/results/busy.md). A user's own GOMP_SPINCOUNT takes precedence.
     """
     if "GOMP_SPINCOUNT" not in os.environ:
         os.environ["GOMP_SPINCOUNT"] = "0" if is_busy() else str(SPINS)
@@ -80,9 +80,9 @@ def is_busy(seconds: float = 0.1) -> bool:
 
 
 def end_with_parent(number: signal.Signals) -> bool:
-    """Have the kernel send this process a signal when the thread that started it ends, whatever ended it.
+    """Make the kernel send this process a signal when the thread that started it ends, whatever ended it.
 
-    Returns whether that can be had here. A parent that had ended before is not noticed: compare its process id.
+    Returns whether this works here. A parent that ended before the call is not noticed: compare its process id.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -6,7 +6,7 @@ from azneobert.printable import printable
 class AzNeoBertError(Exception):
     """Something a user can mend: the message names the place, what was found there, and what to do.
 
-    Whatever it quotes of a file, it is one line that may be printed.
+    It is one line that is safe to print, whatever it quotes of a file.
     """
 
     def __str__(self) -> str:

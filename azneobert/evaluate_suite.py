@@ -29,7 +29,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Which models are compared on which suite, and where that goes. `random` adds random weights of the first one."""
+    """Which models are compared on which suite, and where results go. `random` adds random weights of the first one."""
 
     suite: Suite
     models: list[str]
@@ -39,10 +39,10 @@ class Evaluation:
 
 
 def evaluate_suite(evaluation: Evaluation, say: Say) -> Comparison:
-    """Train every model on every task of the suite, but for what the folder has already; write and record the results.
+    """Train every model on every task of the suite, except what the folder already has; write and record the results.
 
-    What is wrong with a name, a folder or the store is found before anything is trained. A task that cannot be read is
-    said and left out, and so is a task on which a model cannot be trained, of that model.
+    Errors in a name, a folder or the store are found before anything is trained. A task that cannot be read is
+    reported and left out; a task on which a model cannot be trained is left out for that model.
 
     Raises:
         DataError: the folder holds something else, no task can be read, or a file of a former training is damaged.
@@ -85,7 +85,7 @@ def _check_models(evaluation: Evaluation) -> None:
 
 
 def _read_tasks(suite: Suite, say: Say) -> tuple[dict[str, Task], dict[str, str]]:
-    """The tasks, and of those that cannot be read why not."""
+    """The tasks, and for those that cannot be read the reason."""
     tasks, left_out = dict[str, Task](), dict[str, str]()
     for name, settings in suite.tasks.items():
         try:
@@ -111,7 +111,7 @@ def _contenders(encoder: Encoder, *, with_random: bool) -> list[Contender]:
 def _trials_of(
     contender: Contender, tasks: dict[str, Task], evaluation: Evaluation, say: Say
 ) -> dict[str, list[Trial]]:
-    """The trials of a model by task; none of a task on which it cannot be trained."""
+    """The trials of a model by task; without the tasks on which it cannot be trained."""
     found = dict[str, list[Trial]]()
     for name, task in tasks.items():
         of_task, main = list[Trial](), main_score(task)
@@ -199,7 +199,7 @@ def _figures(comparison: Comparison) -> dict[str, float]:
 
 
 def _labels(models: list[str]) -> list[str]:
-    """Names of models as those of figures, which may not hold @ or begin with a slash."""
+    """Names of models for use in names of figures, which may not hold @ or begin with a slash."""
     labels = list[str]()
     for model in models:
         label = name_of(model[-60:])

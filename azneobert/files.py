@@ -1,4 +1,4 @@
-"""Files as this project handles them: hashed in pieces, written whole or not at all, durable. One of each."""
+"""Files as this project handles them: hashed in pieces, written whole or not at all, durable. One helper for each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from azneobert.errors import AzNeoBertError
 
-# Where DVC can make no hard links, an output is a link to an object of its cache, which is named by its content.
+# If DVC cannot make hard links, an output is a link to an object of its cache, which is named by its content.
 _CACHED = re.compile(r"(.*/)?files/md5/[0-9a-f]{2}/[0-9a-f]{30}")
 _CHUNK = 1 << 22
 _LARGEST_JSON = 8 << 20  # bytes; what stands in memory may be thirty times as much
@@ -39,7 +39,7 @@ def sha256_of(file: BufferedReader) -> str:
 
 
 def sha256_of_json(content: Any) -> str:
-    """The sha256 of what JSON can hold, in one way of writing it: two equal contents have the same."""
+    """The sha256 of content that JSON can hold, written in one fixed way: equal contents have equal hashes."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -67,7 +67,7 @@ def write_json(file: Path, content: Any) -> None:
 
 
 def read_json(path: Path, most: int = _LARGEST_JSON, deepest: int = _DEEPEST_JSON) -> Any:
-    """What a JSON file holds: a regular file of at most so many bytes, with at most so many levels of brackets.
+    """The content of a JSON file: a regular file of at most `most` bytes, with at most `deepest` levels of brackets.
 
     A key that stands twice in an object, NaN and infinity are refused: programs do not agree on what they mean.
 
@@ -79,7 +79,7 @@ def read_json(path: Path, most: int = _LARGEST_JSON, deepest: int = _DEEPEST_JSO
 
 
 def parse_json(content: bytes, deepest: int = _DEEPEST_JSON) -> Any:
-    """What bytes of JSON hold, under the limits of `read_json`.
+    """The content of bytes of JSON, under the limits of `read_json`.
 
     Raises:
         ValueError: they are not JSON of that kind.
@@ -94,10 +94,10 @@ def parse_json(content: bytes, deepest: int = _DEEPEST_JSON) -> Any:
 
 
 def check_depth(content: bytes, deepest: int = _DEEPEST_JSON) -> None:
-    """See to it that JSON has no more levels of brackets than this, before it is parsed.
+    """Check that JSON has no more levels of brackets than this, before it is parsed.
 
     Raises:
-        ValueError: it has.
+        ValueError: it has more.
     """
     if content.count(b"[") + content.count(b"{") > deepest:
         brackets = _STRING.sub(b"", content).translate(None, _NOT_BRACKETS)
@@ -106,14 +106,14 @@ def check_depth(content: bytes, deepest: int = _DEEPEST_JSON) -> None:
 
 
 def read_bounded(path: Path, most: int) -> bytes:
-    """The content of a regular file of at most so many bytes.
+    """The content of a regular file of at most `most` bytes.
 
     Raises:
         ValueError: it is something else than a regular file, or larger.
         OSError: it is missing or cannot be read.
     """
     with open_regular(path) as file:
-        content = file.read(most + 1)  # the system may say 0 of a file that has no end
+        content = file.read(most + 1)  # the system may report a size of 0 for a file without an end
         if len(content) > most:
             size = max(os.fstat(file.fileno()).st_size, len(content))
             raise ValueError(f"{size} bytes found, at most {most} expected")
@@ -121,7 +121,7 @@ def read_bounded(path: Path, most: int) -> bytes:
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a regular file to read. No pipe or device is waited for; a link is followed into DVC's cache alone.
+    """Open a regular file to read. No pipe or device is waited for; a link is followed only into DVC's cache.
 
     Raises:
         ValueError: it is something else.
@@ -225,7 +225,7 @@ def copy_regular(source: Path, target: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on disk."""
+    """Make sure that a file, or the names in a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

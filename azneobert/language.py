@@ -38,13 +38,13 @@ class Language(Block):
     name: Annotated[str, Field(pattern="^[a-z0-9_-]{1,40}$")]
     letters: str  # as they are written, "A-Za-zƏə" with ranges; a hyphen that is meant stands first or last
     min_share: Fraction = 0.7  # of a text's letters that are among `letters`
-    must: str = ""  # letters that tell the language, both cases where the other is theirs alone (not I for ı)
+    must: str = ""  # letters that mark the language; their other case too, if it is theirs alone (not I for ı)
     min_must_share: Fraction = 0.0  # of the letters among `letters` that are among `must`
     must_not: str = ""  # letters that speak against it, both cases
     max_must_not_share: Fraction = 1.0  # of all of a text's letters
     lookalikes: dict[str, str] = Field(default_factory=dict)  # a letter of another script: the one that was meant
     certain: str = ""  # look-alikes that are repaired even in a word that keeps other letters of their script
-    replace: dict[str, str] = Field(default_factory=dict)  # a character: what it is, in whatever word it stands
+    replace: dict[str, str] = Field(default_factory=dict)  # a character: what it becomes, in any word
     dotted_i: bool = False  # whether an i with a combining dot is an i: what lower-casing İ the English way leaves
     joiners: bool = True  # whether zero-width joiners stay behind letters that are spelled with them (Persian, Hindi)
 
@@ -53,7 +53,7 @@ class Language(Block):
         if not self.letters:
             raise ValueError("letters: is empty; expected letters and ranges such as A-Za-z, or `language: any`")
         own = expand_letters(self.letters)
-        # What a letter is made of, combining marks, cannot be counted alone.
+        # Combining marks are parts of letters and cannot be counted alone.
         for name, letters in (("letters", own), ("must", set(self.must)), ("must_not", set(self.must_not))):
             odd = sorted(character for character in letters if not character.isalpha())
             # A range may run over a few signs, as À-ɏ does over × and ÷: they are no letters, and do not count.
@@ -116,7 +116,7 @@ def expand_letters(letters: str) -> set[str]:
 
 
 def _ends(letters: str) -> set[str]:
-    """What a person has written of a list with ranges, without what the ranges fill in."""
+    """The characters that are written in a list with ranges, without those that the ranges fill in."""
     return {c for at, c in enumerate(letters) if c != "-" or at in (0, len(letters) - 1)}
 
 

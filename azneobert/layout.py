@@ -40,7 +40,7 @@ class RunFolder:
 
     @property
     def outcome_file(self) -> Path:
-        """What the run says of its end."""
+        """How the run ended, as the run says."""
         return self.path / "outcome.json"
 
     @property
@@ -56,7 +56,7 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class JobFolder:
-    """What the jobs of a cluster that train a phase share. It is no part of the run: another run may take its place."""
+    """What the cluster jobs that train a phase share. It is no part of a run, which another run may replace."""
 
     path: Path
 
@@ -72,12 +72,12 @@ class JobFolder:
 
     @property
     def script(self) -> Path:
-        """What was handed to the cluster."""
+        """The script that was handed to the cluster."""
         return self.path / "job.sh"
 
     @property
     def log(self) -> Path:
-        """What the job prints, over all its starts."""
+        """The output of the job, over all its starts."""
         return self.path / "log.txt"
 
     @property
@@ -92,7 +92,7 @@ class JobFolder:
 
     @property
     def lock_file(self) -> Path:
-        """Held by who looks for a job and submits one if there is none."""
+        """Held by the process that looks for a job and submits one if there is none."""
         return self.path / "submit.lock"
 
 
@@ -115,7 +115,7 @@ class Layout:
         return self.root / "partial" / stage
 
     def duplicates(self, collection: str) -> Path:
-        """Which of them another collection already holds."""
+        """Which documents of a collection repeat an earlier one, in it or in a collection before it."""
         return self.root / "duplicates" / f"{collection}.npy"
 
     def rows(self, phase: str) -> Path:
@@ -123,7 +123,7 @@ class Layout:
         return self.root / "rows" / phase
 
     def running(self, phase: str) -> RunFolder:
-        """One phase while it is trained, and after it: what a killed run goes on from."""
+        """The folder of a phase while it is trained, and afterwards: a killed run goes on from it."""
         return RunFolder(self.root / "running" / phase)
 
     def job(self, phase: str) -> JobFolder:
@@ -131,7 +131,7 @@ class Layout:
         return JobFolder(self.root / "jobs" / phase)
 
     def tracking_folders(self) -> list[Path]:
-        """Where runs have recorded points, those that were set aside included: MLflow is to have every one."""
+        """The folders in which runs have recorded points, also those set aside: MLflow is to have every point."""
         found = self.root.glob("running/*/tracking*")
         return sorted(folder for folder in found if (folder / POINTS).is_file() or (folder / RECORD).is_file())
 
@@ -166,7 +166,7 @@ class Layout:
 
 
 def read_report(file: Path) -> dict[str, Any]:
-    """What a stage has left in one of its files of numbers.
+    """The content of a file of numbers that a stage has written.
 
     Raises:
         DataError: it is missing or damaged.

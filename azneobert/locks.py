@@ -1,8 +1,8 @@
-"""One process at a time in a folder: by flock, and by a lease beside it, for file systems whose flock is none.
+"""One process at a time in a folder: by flock, and by a lease beside it, for file systems whose flock does not work.
 
-NFS refuses flock on what is not open to write, Lustre without `-o flock` refuses it at all, and some FUSE mounts grant
-it to everybody. So a lock is a file of its own, open to write, and its holder keeps a lease: a file that only one can
-make, which says whose it is, and whose time of change says that the holder lives.
+NFS refuses flock on a file that is not open for writing, Lustre without `-o flock` always refuses it, and some FUSE
+mounts grant it to everybody. So a lock is a file of its own, open for writing, and its holder keeps a lease: a file
+that only one process can make. It says who holds the lock, and its modification time shows that the holder is alive.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _told: set[Path] = set()
 
 
 class FileLock:
-    """A lock by a file, which is there while somebody holds the lock, or by such a file in a folder that is there.
+    """A lock by a file that exists while somebody holds the lock; for an existing folder, by such a file in it.
 
     It excludes other processes, on this machine and others, and other holders in this process. A child that is forked
     does not hold it.
@@ -52,9 +52,9 @@ class FileLock:
         _held.add(self)
 
     def acquire(self, waiting: Callable[[], None] | None = None, seconds: float = math.inf) -> bool:
-        """Take the lock; where another holds it, call `waiting` and wait, or give up if there is no such call.
+        """Take the lock. If another holds it, call `waiting` and wait at most `seconds`; without `waiting`, give up.
 
-        It waits for so many seconds at most.
+        Returns whether the lock was taken.
 
         Raises:
             OSError: the file cannot be made, or the file system has neither flock nor room for a lease.
@@ -76,7 +76,7 @@ class FileLock:
             self._holds = False
             self._lease.give_back()
             with suppress(OSError):
-                self.path.unlink()  # while it is held: who waits sees that it is another file now
+                self.path.unlink()  # while it is held: a process that waits sees that the file is another one now
         self._close()
 
     def forget(self) -> None:
@@ -113,7 +113,7 @@ class FileLock:
         try:
             return self._lease.take()
         except OSError as error:
-            if refusal is None and error.errno in _FULL:  # flock alone is what there is
+            if refusal is None and error.errno in _FULL:  # only flock is left
                 return True
             raise OSError(error.errno, error.strerror, str(self._lease.path)) from None
 
@@ -143,7 +143,7 @@ class _Lease:
         self._thread: threading.Thread | None = None
 
     def take(self) -> bool:
-        """Whether it is ours now; that of a holder who has died is taken over.
+        """Try to take the lease, also from a holder that has died; returns whether it is ours now.
 
         Raises:
             OSError: it cannot be written.
@@ -160,7 +160,7 @@ class _Lease:
         return True
 
     def give_back(self) -> None:
-        """Remove it, if it is ours."""
+        """Remove the lease, if it is ours."""
         if self._thread is None:
             return
         self._done.set()
@@ -172,13 +172,13 @@ class _Lease:
                 self.path.unlink()
 
     def forget(self) -> None:
-        """As if it had never been ours."""
+        """Leave the lease as if it had never been ours."""
         self._thread = None
 
     def _make(self) -> bool:
-        """Whether there was none: it appears with what it says, and who is killed in between leaves nothing.
+        """Make the lease; returns False if there is one. It appears with its content, and a kill leaves nothing behind.
 
-        Where the file system has no files without a name, a file of the lease's name and nonce may stay.
+        If the file system has no files without a name, a kill may leave a file with the lease's name and nonce.
         """
         folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -194,7 +194,7 @@ class _Lease:
         try:
             place = {"path": str(self.path.absolute()), "inode": os.fstat(descriptor).st_ino}
             os.write(descriptor, json.dumps(_this_process() | place | {"nonce": self._nonce}).encode())
-            if name is None:  # by what leads to it
+            if name is None:  # by the path that leads to it
                 os.link(f"/proc/self/fd/{descriptor}", self.path.name, dst_dir_fd=folder)
             else:
                 os.link(name, self.path.name, src_dir_fd=folder, dst_dir_fd=folder)
@@ -216,7 +216,7 @@ class _Lease:
         return True
 
     def _take_away(self, owner: dict[str, Any]) -> bool:
-        """Remove a lease of the dead, and no other that has come in its place meanwhile."""
+        """Remove the lease of a dead holder, but not one that has replaced it meanwhile."""
         aside = self.path.with_name(f"{self.path.name}.{self._nonce}")
         try:
             self.path.rename(aside)
@@ -245,7 +245,7 @@ class _Lease:
 
 
 def _read(lease: Path) -> dict[str, Any] | None:
-    """What a lease says; empty where that cannot be read, None where there is none."""
+    """The content of a lease: empty if it cannot be read, None if there is no lease."""
     try:
         with lease.open("rb") as file:
             content = json.loads(file.read(_LARGEST_LEASE))
@@ -269,7 +269,7 @@ def _is_dead(owner: dict[str, Any], lease: Path) -> bool:
 
 
 def _is_copy(owner: dict[str, Any], lease: Path) -> bool:
-    """Whether it came with a copy of its folder. Paths may differ between machines, and some mounts number anew."""
+    """Whether a lease was copied with its folder. A path alone may differ by machine, an inode alone on some mounts."""
     try:
         place = str(lease.absolute()), lease.stat().st_ino
     except FileNotFoundError:
@@ -304,7 +304,7 @@ def _this_process() -> dict[str, Any]:
 
 
 def _started(pid: object) -> str | None:
-    """When a process began, in the kernel's own count; None where it is not there or the kernel does not say."""
+    """When a process began, in the kernel's own count; None if there is no such process or the kernel does not say."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
         return None if fields[0] in "ZX" else fields[19]  # one that has ended, and for which nobody has waited

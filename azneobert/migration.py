@@ -1,4 +1,4 @@
-"""params.yaml as it was before, with a block a recipe, becomes a file of each."""
+"""Turns an older params.yaml, with a block for each recipe, into a file for each recipe."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _SHARES = {"min_latin": "min_share", "min_schwa": "min_must_share"}  # what the 
 
 
 def migrate() -> list[Path]:
-    """Make a file of each block of a params.yaml as it was before, and put the one that it chose in place.
+    """Make a file of each block of an older params.yaml, and put the recipe that it chose in place.
 
-    Comments are kept, and so is the former file. A recipe whose name is taken by another is kept beside.
+    Comments are kept, and so is the former file. A recipe whose name another one has goes to recipes/kept/.
 
     Raises:
         RecipeError: params.yaml has no blocks, or one of them is no recipe; nothing is written then.
@@ -81,7 +81,7 @@ def _block_text(text: str, blocks: list[str], name: str) -> str:
 
 
 def _migrated(block: Any, name: str) -> Any:
-    """A block of before as a recipe of today; what it lacks is for `load_recipe` to say."""
+    """An older block as a recipe of today; `load_recipe` reports what it lacks."""
     block.insert(0, "name", name)
     if data := block.get("data"):
         _migrate_data(data)
@@ -113,7 +113,7 @@ def _migrate_data(data: Any) -> None:
 
 
 def _migrate_cleaning(cleaning: Any) -> None:
-    """The two thresholds of Azerbaijani are a part of the language now; others than its own make a block of it."""
+    """The two thresholds of Azerbaijani are a part of the language now; changed ones make the language a block."""
     own = find_language("azeri_latin")
     assert own is not None
     shares = {key: cleaning.pop(former, None) for former, key in _SHARES.items()}

@@ -1,7 +1,7 @@
-"""A server has to end its answer in time, not only to begin it.
+"""Makes a server end its answer in time, not only begin it.
 
-`requests` bounds each wait for more of an answer and not their sum: of a server, or of a proxy before it, that sends
-a byte a second, no answer would ever be given up.
+`requests` bounds each wait for more of an answer, but not the sum of the waits: if a server, or a proxy before it,
+sends a byte a second, the answer would never be given up.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import time
 from contextlib import suppress
 from typing import Any
 
-_here = threading.local()  # `deadline`: of the request that this thread is at
+_here = threading.local()  # `deadline`: that of this thread's current request
 
 
 def bound_answers() -> None:
-    """Give each answer to MLflow's client as long in all as its timeout says; how long a request takes to send is free.
+    """Limit the time of each whole answer to MLflow's client to its timeout; sending a request is not limited.
 
-    What is streamed, which is files, has that time for its headers.
+    For streamed answers, which are files, the limit holds for the headers.
     """
     from mlflow.utils.request_utils import TCPKeepAliveHTTPAdapter
 
@@ -39,7 +39,7 @@ class _Deadline:
         self.passed = False
 
     def watch(self, connection: socket.socket) -> None:
-        """The request was sent on this connection. Sent again, it has what is left of the time."""
+        """Begin to watch: the request was sent on this connection. If it is sent again, it has the rest of the time."""
         self.stop()
         now = time.monotonic()
         self._end = self._end or now + self._seconds
@@ -51,7 +51,7 @@ class _Deadline:
         self._timer.start()
 
     def stop(self) -> None:
-        """The answer is there, or is given up."""
+        """Stop watching: the answer is there, or is given up."""
         if self._timer:
             self._timer.cancel()
 
@@ -85,7 +85,7 @@ def _send(
         if deadline.passed:  # headers that are cut may pass for whole ones
             raise TimeoutError("timed out")
         return response
-    except Exception as error:  # whatever becomes of a connection that is cut, in urllib3 or in requests
+    except Exception as error:  # any error that a cut connection causes in urllib3 or in requests
         if deadline.passed:
             raise ReadTimeout("Read timed out", request=request) from error
         raise
@@ -106,6 +106,6 @@ class _Watched:
 
 
 def _watch_connections(pool: Any) -> None:
-    """Have a pool make connections that are watched."""
+    """Make a pool create watched connections."""
     if not issubclass(pool.ConnectionCls, _Watched):
         pool.ConnectionCls = type("WatchedConnection", (_Watched, pool.ConnectionCls), {})

@@ -50,12 +50,12 @@ def absolute_uri(uri: str) -> str:
 
 
 def project_root() -> Path:
-    """The project's folder: this one, or the one that DVC names, which runs some stages in a copy that it deletes."""
+    """The project's folder: this one, or the one that DVC names: it runs some stages in a copy that it deletes."""
     return Path(os.environ.get("DVC_ROOT") or Path.cwd())
 
 
 def database_file(tracking: Tracking) -> Path | None:
-    """The SQLite file of the store; None where the store is something else, as a server is."""
+    """The SQLite file of the store; None if the store is something else, such as a server."""
     match = _SQLITE.fullmatch(store_uri(tracking))
     if match is None or match["path"].startswith((":memory:", "file:")):
         return None
@@ -66,7 +66,7 @@ def database_file(tracking: Tracking) -> Path | None:
 
 
 def path_of(location: str) -> Path | None:
-    """The folder that MLflow means by an artifact location; None where it is not on this machine's file systems."""
+    """The folder that MLflow means by an artifact location; None if it is not on this machine's file systems."""
     if not location.startswith(("/", "file:///")):
         return None
     return Path(unquote(location.removeprefix("file://")))  # MLflow decodes plain paths too
@@ -79,9 +79,9 @@ def location_of(path: Path, *, as_uri: bool = False) -> str:
 
 
 def former_root(location: str, database: Path) -> Path | None:
-    """The folder that a project was in when MLflow noted this location; None where that is where it is now.
+    """The folder that a project was in when MLflow noted this location; None if it is still there.
 
-    None also of a location that is no ``mlruns`` folder: a person chose it.
+    None also for a location that is no ``mlruns`` folder: a person chose it.
     """
     root = _root_of(location)
     return None if root is None or _is_here(root, database) else root
@@ -97,8 +97,8 @@ def _is_here(root: Path, database: Path) -> bool:
     found, here = root.resolve(), database.parent.resolve()
     if found == here:
         return True
-    # MLflow by itself keeps artifacts in the folder that a program runs in: in the project, of a store outside of it;
-    # in one below, of a notebook. With a database of its own, such a folder is another project.
+    # By default MLflow keeps artifacts in the folder that a program runs in: in the project, if the store is outside of
+    # it; in a folder below, for a notebook. If such a folder has a database of its own, it is another project.
     may_be = here in found.parents or found == project_root().resolve()
     return may_be and not (found / database.name).exists()
 
@@ -160,7 +160,7 @@ def sqlite_errors(tracking: Tracking, database: Path) -> Iterator[None]:
 
 
 def schema_of(database: Path) -> str | None:
-    """MLflow's name for the version of the tables; None where there are none yet."""
+    """MLflow's name for the version of the tables; None if there are none yet."""
     if not database.exists() or (database.is_file() and database.stat().st_size == 0):
         return None
     with closing(open_database(database)) as connection:

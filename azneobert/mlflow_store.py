@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _SECONDS_TO_ANSWER = "10"
 _SECONDS_TO_STORE = "600"
-_SECONDS_TO_MAKE = 60.0  # a database, which another process may be at
+_SECONDS_TO_MAKE = 60.0  # for a database, which another process may be making
 
 
 def _prepare_database(tracking: Tracking) -> None:
@@ -145,7 +145,7 @@ def mlflow_client(tracking: Tracking) -> MlflowClient:
 
 @contextmanager
 def as_default_store(tracking: Tracking) -> Iterator[None]:
-    """The recipe's store as the one that MLflow takes from the environment, for what asks no client."""
+    """Make the recipe's store the one that MLflow takes from the environment, for functions that use no client."""
     name = "MLFLOW_TRACKING_URI"
     former = os.environ.get(name)
     os.environ[name] = store_uri(tracking)
@@ -160,7 +160,7 @@ def as_default_store(tracking: Tracking) -> Iterator[None]:
 
 @contextmanager
 def uploading() -> Iterator[None]:
-    """More time for an answer while files go up: a server that has taken a large one must first store it."""
+    """Allow more time for an answer while files go up: a server that has received a large file must first store it."""
     former = os.environ.get(_TIMEOUT)
     if former == _SECONDS_TO_ANSWER:  # not a person's own
         os.environ[_TIMEOUT] = _SECONDS_TO_STORE
@@ -212,7 +212,7 @@ def is_fresh_store(tracking: Tracking) -> bool:
 
 
 def find_run(client: MlflowClient, run_id: str) -> Run | None:
-    """A run; None where the store does not know it, or has it among the deleted ones."""
+    """A run; None if the store does not know it or has deleted it."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -247,7 +247,7 @@ def attach_files(tracking: Tracking, run_id: str, files: list[Path]) -> None:
             client.log_artifact(run_id, str(file))
 
 
-# In SQLite's words and the system's, which stand in the middle of some 200 lines of MLflow's.
+# The words of SQLite and of the system, which stand in the middle of some 200 lines of MLflow's.
 _DISK_REFUSES = (
     "database or disk is full",
     "attempt to write a readonly database",

@@ -10,18 +10,18 @@ from typing import Any, Protocol
 from azneobert.files import sha256_of_json
 
 HASH = "Drawn-From"  # the keyword under which a picture keeps the hash of what it shows
-MEAN_OF = 20  # points of a running mean, where nothing else is said
+MEAN_OF = 20  # points of a running mean, by default
 
 
 class Picture(Protocol):
-    """What a picture shows: a dataclass, and its drawing."""
+    """A dataclass with the content of a picture, and a method that draws it."""
 
     def draw(self) -> Any:
         """A figure of matplotlib's."""
 
 
 def pyplot() -> Any:
-    """`matplotlib.pyplot`, imported by who draws and with the backend that needs no screen."""
+    """`matplotlib.pyplot` with the backend that needs no screen, imported only to draw."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -53,7 +53,7 @@ def hash_of(picture: Any) -> str:
 
 
 def running_mean(values: list[float], width: int = MEAN_OF) -> list[float]:
-    """The mean of the last `width` values at each: of fewer at the beginning."""
+    """At each value, the mean of the last `width` values; of fewer at the beginning."""
     import numpy as np
 
     sums = np.concatenate([[0.0], np.cumsum(values)])

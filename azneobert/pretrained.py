@@ -1,4 +1,4 @@
-"""A folder that transformers loads: as data alone, from this machine alone."""
+"""Loads a folder with transformers: only as data, and only from this machine."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def load_tokenizer(folder: Path, *, split_words: bool = False) -> Any:
 
 
 def _put_space_before_words(tokenizer: Any) -> None:
-    """Have a byte-level `tokenizers.Tokenizer` do it; others write a word as it is wherever it stands."""
+    """Make a byte-level `tokenizers.Tokenizer` do it; to other kinds a word is the same wherever it stands."""
     from tokenizers import normalizers
 
     if not any(step["type"] == "ByteLevel" for step in _steps(tokenizer.pre_tokenizer)):
         return
     if _steps(tokenizer.normalizer)[-1:] == [{"type": "Prepend", "prepend": " "}]:  # that of a fine-tuned model
         return
-    # Not the pre-tokenizer's own setting: behind a step that cuts words, it would put a space before each part of one.
+    # Not the pre-tokenizer's own setting: after a step that cuts words, it would put a space before each part of one.
     before = [tokenizer.normalizer] if tokenizer.normalizer else []
     tokenizer.normalizer = normalizers.Sequence([*before, normalizers.Prepend(" ")])
     if (processor := tokenizer.post_processor) is not None:  # it says where in the text a piece stands
@@ -86,6 +86,6 @@ def _loaded(folder: Path, auto_class: Any, **options: Any) -> Any:
     logging.set_verbosity_error()  # it reports new heads and dropped ones at every load
     try:
         return auto_class.from_pretrained(folder, **_DATA_ALONE, **options)
-    except Exception as error:  # whatever a content that does not fit makes of transformers
+    except Exception as error:  # any error that content which does not fit causes in transformers
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
         raise AzNeoBertError(f"{folder}: transformers cannot load it ({reason}); pull it again") from None

@@ -1,18 +1,18 @@
-"""Text that comes from elsewhere, as it may be printed: one line, nothing that steers a terminal, no password."""
+"""Makes text from elsewhere safe to print: one line, nothing that controls a terminal, no password."""
 
 from __future__ import annotations
 
 import logging
 import re
 
-# A password with an unescaped @ or / in it is no address, and yet somebody's password.
+# With an unescaped @ or / in its password an address is not valid, but the password is still somebody's.
 _CREDENTIALS = re.compile(r"(?P<scheme>\w[\w+.-]*://)(?P<user>[^\s/:@'\"]*):[^\s'\"]*@")
 _TOKEN = re.compile(r"(?P<scheme>https?://)[^\s/:@'\"]+@")  # a token in the place of the user, as GitHub takes it
 _PARAMETER = re.compile(r"(?P<key>[?&;](?:\w*password|\w*token|\w*secret\w*|X-Amz-\w+)=)[^\s&;'\"]+", re.IGNORECASE)
 
 
 def printable(text: object) -> str:
-    """A text on one line: what steers a terminal or reorders a line by its escape, letters of every script as they are.
+    """A text on one line: what controls a terminal or reorders a line is escaped, letters of every script stay.
 
     The passwords of addresses are left out. Doing it twice changes nothing.
     """
@@ -29,13 +29,13 @@ def without_secrets(text: str) -> str:
 
 
 def os_error_line(error: OSError) -> str:
-    """What the system says of a file, with its name where it has one: not every such error has either."""
+    """The system's message about a file, with the file's name; an error may lack either of them."""
     reason = error.strerror or str(error) or type(error).__name__
     return printable(f"{error.filename}: {reason}" if error.filename is not None else reason)
 
 
 class LineFormatter(logging.Formatter):
-    """A record of the log as a line that may be printed; a traceback, of a bug, keeps its lines."""
+    """Formats a log record as a line that is safe to print; the traceback of a bug keeps its lines."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """The record's line, without its traceback."""
@@ -43,7 +43,7 @@ class LineFormatter(logging.Formatter):
 
 
 def log_in_lines() -> None:
-    """Have warnings and errors of every library printed on standard error, a line each."""
+    """Print warnings and errors of every library on standard error, one line each."""
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

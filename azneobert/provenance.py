@@ -1,4 +1,4 @@
-"""What a number is made of: the commit, the code that decides it, the versions of what it stands on."""
+"""Where a number comes from: the commit, the code that decides it, the versions of what that code uses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from azneobert.environment import container_image
 _PACKAGE = Path(azneobert.__file__).parent
 UNKNOWN = "unknown"
 
-# What a stage imports and what does not decide its outputs. Everything else that it imports is in its `deps`.
+# Files that a stage imports and that do not decide its outputs. All others that it imports are in its `deps`.
 NOT_DECIDING = {
     "azneobert/errors.py": "the kinds of errors",
     "azneobert/printable.py": "how text from elsewhere is printed",
@@ -57,7 +57,7 @@ _GPU_PACKAGES = ("triton", "flash-attn-4", "quack-kernels")  # recorded where th
 
 
 def deciding_files(*entries: str, root: Path | None = None) -> list[str]:
-    """The files of this project that decide what some of its files compute: all that they import but NOT_DECIDING.
+    """The files of this project that decide what some of its files compute: all that they import, except NOT_DECIDING.
 
     `entries` and the result are paths from the project's root. Imports inside functions count, those for type checkers
     alone do not. Without a `root`, the package is the one that is imported, and its stages are those of this folder.
@@ -73,7 +73,7 @@ def deciding_files(*entries: str, root: Path | None = None) -> list[str]:
 
 
 def imported_files(name: str, root: Path | None = None) -> set[str]:
-    """The files of this project that a file imports, as paths from the root; a package stands for none of its own."""
+    """The files of this project that a file imports, as paths from the root; a package stands for none of its files."""
     names = set()
     for module in _imported_modules(ast.parse(_place(name, root).read_text(encoding="utf-8"))):
         beside = f"{PurePosixPath(name).parent}/{module}.py"
@@ -100,7 +100,7 @@ def _place(name: str, root: Path | None) -> Path:
 def git_state(root: Path | None = None) -> tuple[str, bool | None]:
     """The commit of a folder, by default this one, and whether a file differs from it.
 
-    Where git does not answer, both are unknown, never clean. params.yaml and dvc.lock do not count: every checkpoint
+    If git does not answer, both are unknown, never clean. params.yaml and dvc.lock do not count: every checkpoint
     holds the whole recipe, and DVC writes its lock as it runs.
     """
     root = root or Path.cwd()
@@ -126,7 +126,7 @@ def _versions_of(packages: tuple[str, ...]) -> dict[str, str]:
 
 
 def run_provenance() -> dict[str, Any]:
-    """What trains a run: commit, whether it is changed, code, versions, container image."""
+    """What trains a run: the commit, whether files differ from it, code, versions, container image."""
     commit, dirty = git_state()
     return {
         "git_commit": commit,

@@ -86,9 +86,9 @@ Source = FileSource | HubSource
 
 
 class Cleaning(Block):
-    """What happens to a text, and which texts stay: data/cleaning.py.
+    """How texts are cleaned, and which texts stay: data/cleaning.py.
 
-    What a report finds is always counted and shown; it changes nothing until it is set to `drop` (or `strip`).
+    Findings are always counted and shown; only with `drop` (or `strip`) do they change anything.
     """
 
     min_words: Positive
@@ -97,7 +97,7 @@ class Cleaning(Block):
     validation_fraction: Annotated[float, Field(gt=0, lt=1)]
     html: Literal["report", "strip", "drop"] = "report"  # strip takes tags away and keeps the text between them
     repeated_lines: Literal["report", "drop"] = "report"  # drop takes a line's copies beyond the `line_copies`-th away
-    line_copies: Positive = 100  # in so many documents of a collection may one line stand before it is boilerplate
+    line_copies: Positive = 100  # a line in more documents of a collection than this is boilerplate
     scripts: Annotated[tuple[ScriptName, ...], BeforeValidator(as_tuple)] = ()  # the ones that texts may be in; () all
 
     @model_validator(mode="before")
@@ -168,7 +168,7 @@ class ImportedTokenizer(Block):
 class Tokenizer(Block):
     """A tokenizer: `trained` on the documents, by one of three algorithms, or `imported`; exactly one entry in all.
 
-    Both are mappings, since DVC makes a stage of each entry, which depends on the file where there is one. `compare`
+    Both are mappings, since DVC makes a stage of each entry, which depends on the file if there is one. `compare`
     names more tokenizers (a tokenizer.json each) for the table of fertility.
     """
 
@@ -217,13 +217,13 @@ class Model(Block):
 
 
 class Training(Block):
-    """What both phases share, and what decides the numbers that a run computes."""
+    """Training settings that both phases share: masking, AdamW, clipping and dtype. They decide what a run computes."""
 
     masking_rate: Annotated[float, Field(gt=0, le=0.5)]
     adam_betas: tuple[Below1, Below1]
     adam_eps: float = Field(gt=0, le=0.1)
     weight_decay: Annotated[float, Field(ge=0, le=10)]
-    clip_norm: float = Field(gt=0, le=1e9)  # the largest is none
+    clip_norm: float = Field(gt=0, le=1e9)  # the largest value means no clipping
     compute_dtype: Literal["float32", "bfloat16"]
 
     @model_validator(mode="before")
@@ -253,15 +253,15 @@ class Phase(Block):
     """One phase of pretraining: linear warm-up to the peak, then a cosine to zero at the last step.
 
     `start_from` is the phase before, or a registered version by its URI, whose tokenizer the recipe then imports.
-    `mixture` draws rows by the length of their documents; without it, or with an empty one, every document is gone
-    through once an epoch.
+    `mixture` draws rows by the length of their documents; without it, or with an empty one, every document is used
+    once an epoch.
     """
 
     sequence_length: Annotated[int, Field(ge=8, le=1 << 20)]
     global_batch: int = Field(gt=0, le=10_000_000)
     steps: Positive
     warmup_steps: Annotated[int, Field(ge=0, le=1_000_000_000)]
-    # Finite is all that is asked of it: whether a rate is too high is for the guards of the training to find out.
+    # It only has to be finite: the guards of the training find out whether a rate is too high.
     peak_learning_rate: Annotated[float, Field(gt=0)]
     start_from: Annotated[str, Field(pattern=r"^(phase1|models:/[^/@\s]+(@[^/@\s]+|/[0-9]+))$")] | None = None
     carry: Carry | None = None
@@ -307,7 +307,7 @@ class Runtime(Block):
 
     `max_micro_batch` is in rows; with `auto` the run finds the largest that fits: training/micro_batch.py.
 
-    `changed_code` says what becomes of a finished run whose code has changed since: it is trained anew, or kept.
+    `changed_code` decides whether a finished run whose code has changed since is trained anew, or kept.
     After `stall_seconds` without a step the run leaves the stacks of its ranks, and ends to be started again.
     """
 
@@ -333,8 +333,8 @@ class Guards(Block):
     An update that is not finite is never made; `stop_after` of them in a row stop the run. A spike is a step whose loss
     or gradient norm is `spike_score` robust standard deviations above the median of the last `spike_window` steps; it
     is flagged, or its update is skipped, or the run is rewound to its last checkpoint and leaves out the samples since
-    then, `rewinds` times in all at most. Every `repeat_every` steps a micro-batch is computed twice and the bits are
-    compared, which finds a device that computes wrong without a word; 0 is never.
+    then, at most `rewinds` times in all. Every `repeat_every` steps a micro-batch is computed twice and the bits are
+    compared, which finds a device that computes wrong silently; 0 means never.
     """
 
     stop_after: Positive = 10
@@ -362,7 +362,7 @@ def _without_password(uri: str) -> str:
 
 
 class Tracking(Block):
-    """Where runs are recorded. The environment's MLFLOW_TRACKING_URI goes before `mlflow_uri`."""
+    """Where runs are recorded. The environment's MLFLOW_TRACKING_URI takes precedence over `mlflow_uri`."""
 
     mlflow_uri: Annotated[Text, AfterValidator(_without_password)]
     experiment: Text
@@ -384,7 +384,7 @@ class Registry(Block):
 
 
 class Recipe(Block):
-    """Everything that a stage may depend on. `name` is what its outputs, its stages and its runs are called by."""
+    """Everything that a stage may depend on. Its outputs, its stages and its runs are named after `name`."""
 
     name: Name
     seed: Annotated[int, Field(ge=0, lt=2**63)]
@@ -450,7 +450,7 @@ class Recipe(Block):
 
 
 def check_division(global_batch: int, processes: int, where: str = "") -> None:
-    """See to it that a global batch divides over the processes.
+    """Check that a global batch divides over the processes.
 
     Raises:
         ValueError: it does not; the message names the sizes and numbers of processes to use.

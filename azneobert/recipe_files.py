@@ -42,7 +42,7 @@ def open_recipe(name: str | None) -> tuple[Path, Recipe]:
     """The file and the content of a recipe by its name or path; without one, of the recipe that runs.
 
     Raises:
-        RecipeError: there is none, it is no recipe, or its file in recipes/ is called otherwise.
+        RecipeError: there is none, it is no recipe, or its file in recipes/ has another name.
     """
     path = PARAMS if name is None else find_recipe(name)
     recipe = load_recipe(path)
@@ -52,7 +52,7 @@ def open_recipe(name: str | None) -> tuple[Path, Recipe]:
 
 
 def use(name: str) -> tuple[Recipe, Path | None]:
-    """Put a recipe in place as params.yaml; where the present one is in no file of recipes/, it is kept there.
+    """Put a recipe in place as params.yaml. If no file of recipes/ holds the present one, it is kept there.
 
     Returns the recipe, and the file where the former one is kept if it had to be.
 
@@ -69,7 +69,7 @@ def check_free(name: str) -> Path:
     """The file of a new recipe of this name.
 
     Raises:
-        RecipeError: the name is none, or taken.
+        RecipeError: the name is not valid, or is taken.
     """
     try:
         path = FOLDER / f"{check_name(name)}.yaml"
@@ -86,7 +86,7 @@ def write_new(
     """Write recipes/<name>.yaml: the template with its comments, these local collections, labelled tasks and language.
 
     Raises:
-        RecipeError: the name is none, or taken, or the template is not there.
+        RecipeError: the name is not valid or is taken, or the template is not there.
     """
     path = check_free(name)
     if not TEMPLATE.is_file():
@@ -105,7 +105,7 @@ def write_new(
 
 
 def _filled(text: str, place: str, content: dict[str, Any], indent: int = 2) -> str:
-    """The template with the first place of its kind filled."""
+    """The template with the first occurrence of `place` filled."""
     assert place in text, place
     return text.replace(place, textwrap.indent(yaml_text(content), " " * indent).rstrip("\n"), 1)
 
@@ -130,7 +130,7 @@ def _keep(path: Path) -> Path:
 
 
 def place_of_its_own(name: str | None, file: Path) -> Path:
-    """Where a recipe is put: in recipes/ under its name, or beside, where another has that name."""
+    """Where a recipe is put: in recipes/ under its name, or in recipes/kept/ if another has that name."""
     target = FOLDER / f"{name or 'unreadable'}.yaml"
     if name is not None and (not target.exists() or _same(target, file)):
         return target

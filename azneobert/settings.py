@@ -1,4 +1,4 @@
-"""What every block of a recipe is made of: strict models, numbers with bounds, names, and errors of one line."""
+"""The parts of every block of a recipe: strict models, numbers with bounds, names, and errors of one line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-_LETTERS = str.maketrans({"ə": "e", "ı": "i", " ": "_"})  # which no decomposition takes to Latin letters
+_LETTERS = str.maketrans({"ə": "e", "ı": "i", " ": "_"})  # which no Unicode decomposition turns into Latin letters
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 
 
@@ -16,7 +16,7 @@ def check_name(name: str) -> str:
     """A name of a recipe, a collection or a task: it becomes a folder, a stage of DVC, and a word of a shell's line.
 
     Raises:
-        ValueError: it is none; the message says what one is.
+        ValueError: it is not valid; the message says what is.
     """
     if not _NAME.fullmatch(name):
         raise ValueError(
@@ -56,7 +56,7 @@ def refuse_key(data: Any, key: str, belongs: str, expected: str) -> Any:
     """The content of a block, unless it has a key of its twin: sources and tasks are of files, or of the hub.
 
     Raises:
-        ValueError: it has; the message says where the key belongs, and what is expected instead.
+        ValueError: it has such a key; the message says where the key belongs, and what is expected instead.
     """
     if isinstance(data, dict) and key in data:
         raise ValueError(f"`{key}` belongs under {belongs}; expected `{expected}` here")
@@ -64,7 +64,7 @@ def refuse_key(data: Any, key: str, belongs: str, expected: str) -> Any:
 
 
 class Block(BaseModel):
-    """A part of a recipe: it cannot be changed, knows no other keys, takes no value for another, and no infinity."""
+    """A part of a recipe: it cannot be changed, and takes no unknown key, no value of another type and no infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 

@@ -28,9 +28,9 @@ def _unique(labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
 
 
 class Splits(Block):
-    """What the splits are called: of files, by the name before the first dot; of a data set on the hub, its splits.
+    """The names of the splits: of files, the names before the first dot; of a data set on the hub, its splits.
 
-    None: one of the usual names (`train`; `validation`, `valid`, `val`, `dev`; `test`), and where there is none of
+    None: one of the usual names (`train`; `validation`, `valid`, `val`, `dev`; `test`), and if there is none of
     them, a share `held_out` of the training examples, taken by the hash of what they say.
     """
 
@@ -68,7 +68,7 @@ class TaskSettings(Block):
 
 
 class TaskFiles(TaskSettings):
-    """A labelled task of local files: a folder with a file a split, or one file of which splits are made."""
+    """A labelled task of local files: a folder with one file per split, or one file from which splits are made."""
 
     path: Text
 
@@ -114,7 +114,7 @@ class Finetuning(TuningSettings):
 
     @property
     def tasks(self) -> dict[str, AnyTask]:
-        """All of them by name."""
+        """All tasks by name."""
         return {**self.files, **self.hub}
 
     @model_validator(mode="after")

@@ -32,11 +32,11 @@ from azneobert.tracking.tracker import Tracker
 
 @dataclass(frozen=True)
 class Tuning:
-    """What is fine-tuned on what, and where it goes.
+    """What is fine-tuned on which task, and where the results go.
 
-    `called` is the encoder's name in what does not belong to one store: the card and the report.
+    `called` is the encoder's name in texts that do not belong to one store: the card and the report.
     `folder` gets the experiment's files and the run's record, `running` is where the points wait for MLflow. `model` is
-    the name of the registered model, None where the model is not to be registered; with `promote` its `champion` may
+    the name of the registered model, None if the model is not to be registered; with `promote` its `champion` may
     move.
     """
 
@@ -54,7 +54,7 @@ class Tuning:
 
 
 def tune(tuning: Tuning, say: Callable[[str], None]) -> tuple[dict[str, Any], Version | None]:
-    """Do all of it; the report, and the version if it was registered.
+    """Do all of it; returns the report, and the version if the model was registered.
 
     Raises:
         DataError: the folder is a file, or holds another model.

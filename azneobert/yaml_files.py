@@ -1,4 +1,4 @@
-"""YAML 1.2, read and written as DVC does, with limits: what a stranger hands over costs no more than its size."""
+"""YAML 1.2, read and written as DVC does, with limits: a stranger's file costs no more than its size."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _DEEPEST = 20
 
 
 class _Constructor(SafeConstructor):
-    """A date is text: `2024-13-45` is one by its form, and none that exists."""
+    """Reads dates as text: `2024-13-45` has the form of a date, but does not exist."""
 
 
 _Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
 
 
 def read_yaml(path: Path, most: int = _LARGEST) -> dict[str, Any]:
-    """The mapping that a YAML file of at most so many bytes holds; its keys are strings.
+    """The mapping in a YAML file of at most `most` bytes; its keys are strings.
 
-    Neither aliases nor tags are read: nine aliases can stand for a billion values, and a tag says what becomes of one.
+    Neither aliases nor tags are read: nine aliases can stand for a billion values, and a tag says what a value becomes.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -91,7 +91,7 @@ def _text(raw: bytes) -> str:
 
 
 def _check_limits(text: str) -> None:
-    """Go through the events, which cost what the text has in bytes, before anything is made of them."""
+    """Check the events of the parser, whose cost is linear in the text, before anything is made of them."""
     depth = 0
     for event in _reader().parse(text):
         line = f"line {event.start_mark.line + 1}" if event.start_mark else "somewhere"

@@ -54,7 +54,7 @@ def evaluate_phase(recipe: Recipe, layout: Layout, options: Namespace) -> None:
 
 
 def masked_perplexities(figures: dict[str, float]) -> dict[str, float]:
-    """A figure for each loss among these, of the same part."""
+    """The masked perplexity for each loss among these figures."""
     losses = {key.removeprefix("eval/loss"): loss for key, loss in figures.items() if key.startswith("eval/loss")}
     return {f"eval/masked_perplexity{part}": masked_perplexity(loss) for part, loss in losses.items()}
 
@@ -66,7 +66,7 @@ def write_tables(layout: Layout, phase: PhaseName, collections: list[str], figur
     _write_csv(layout.plots / f"{phase}_collections.csv", "collection", collections, "/", figures)
     _write_csv(layout.plots / f"{phase}_lengths.csv", "positions", lengths, "_by_length/", figures)
     metrics = {
-        # Not the loss over all: that is a metric of the training, and would be a second column of one number.
+        # Without the overall loss: it is a metric of the training, and would have two columns.
         "accuracy": figures["eval/accuracy"],
         "masked_perplexity": figures["eval/masked_perplexity"],
         "loss_by_length": {length: figures[f"eval/loss_by_length/{length}"] for length in lengths},
@@ -84,7 +84,7 @@ def _write_csv(file: Path, title: str, parts: list[str], place: str, figures: di
 
 
 def held_out_sha256(recipe: Recipe, validation: dict[str, Stream]) -> str:
-    """What two evaluations must share to be compared: the rows, their tokens and masks, and how many of them."""
+    """A hash of what two evaluations must share to be compared: the rows, their number, tokens and masks."""
     rows = {name: [stream.plan.meta.sha256, dict(stream.plan.meta.stores)] for name, stream in validation.items()}
     limit, rate = recipe.evaluation.max_rows_per_collection, recipe.training.masking_rate
     return sha256_of_json({"rows": rows, "limit": limit, "seed": recipe.seed, "masking_rate": rate})

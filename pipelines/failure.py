@@ -1,4 +1,4 @@
-"""What a stage that fails in `dvc exp run --temp` or `--queue` leaves: DVC removes the folder in which it ran."""
+"""Keeps what a stage leaves that fails in `dvc exp run --temp` or `--queue`: DVC removes the folder of such a run."""
 
 from __future__ import annotations
 

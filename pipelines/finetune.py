@@ -34,7 +34,7 @@ def finetune(recipe: Recipe, layout: Layout, options: Namespace) -> None:
             running=layout.running(f"finetune-{name}").tracking,
             model=f"{recipe.registry.name}-{name}",
             tags={"azneobert.recipe": recipe.name} | experiment_tag(),
-            promote=not experiment_tag(),  # as registering leaves aliases alone there
+            promote=not experiment_tag(),  # an experiment leaves aliases alone, as in registering
         )
         report, registered = tune(tuning, lambda line: print(line, flush=True))
     (folder / REPORT).replace(_with_parent(layout.report(f"finetune/{name}")))

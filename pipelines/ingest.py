@@ -35,7 +35,7 @@ def ingest_collection(recipe: Recipe, layout: Layout, options: Namespace) -> Non
 
 
 def remarks(report: CleaningReport, settings: Cleaning) -> Iterator[str]:
-    """What a person may want to look at, a line each."""
+    """Remarks that a person may want to read, one line each."""
     if report.first_malformed:
         yield f"the first malformed record: {report.first_malformed}"
     if report.html:
@@ -52,7 +52,7 @@ def remarks(report: CleaningReport, settings: Cleaning) -> Iterator[str]:
             f"lines in more than {settings.line_copies:,} documents: {about}{report.lines['repeated']:,} copies beyond "
             f"those ({share:.1%} of all lines; repeated_lines: {settings.repeated_lines})"
         )
-    expected = f"{by_size[0][0]} script" if by_size else ""  # which nobody needs to see examples of
+    expected = f"{by_size[0][0]} script" if by_size else ""  # of which nobody needs to see examples
     for kind in sorted(report.examples.keys() - {expected}):
         yield from (f"{kind}: {example}" for example in report.examples[kind])
 

@@ -14,7 +14,7 @@ _OTHERS = "what the stages before it have made is kept, this one starts again"
 
 
 def say_interrupted(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """One line in the place of a traceback for Ctrl-C, wherever it meets the stage; any other error as ever."""
+    """Print one line instead of a traceback on Ctrl-C, wherever in the stage it comes; other errors as usual."""
     if not issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
         return

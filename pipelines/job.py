@@ -1,4 +1,4 @@
-"""A phase handed to SLURM, by the stage that waits for it or by slurm/submit, which does not. What is wrong is said
+"""Hands a phase to SLURM: for the stage, which waits for it, or for slurm/submit, which does not. Errors are reported
 before anything waits in a queue.
 """
 
@@ -23,7 +23,7 @@ from azneobert.training.position import run_identity
 def train_in_job(
     recipe: Recipe, layout: Layout, options: Namespace, command: list[str], settings: LaunchSettings
 ) -> Ended:
-    """Wait for the job that trains the phase, which is submitted if there is none."""
+    """Wait for the job that trains the phase; submit it if there is none."""
     inputs, wanted = _prepared(recipe, layout, options, command, settings)
     with submitting(wanted.folder):
         job = find(wanted)
@@ -56,7 +56,7 @@ def submit_alone(
 def _prepared(
     recipe: Recipe, layout: Layout, options: Namespace, command: list[str], settings: LaunchSettings
 ) -> tuple[Inputs, PhaseJob]:
-    """What the phase takes, found to be there and to fit, and the job that would train it."""
+    """The inputs of the phase, checked to be there and to fit, and the job that would train it."""
     phase = options.phase
     inputs = Inputs.of(recipe, layout, phase, lineage=lineage(recipe, layout), provenance=run_provenance())
     wanted = PhaseJob(

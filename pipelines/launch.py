@@ -37,7 +37,7 @@ def launch(recipe: Recipe, layout: Layout, options: Namespace) -> None:
     if start := bring_start(recipe, layout, phase):
         print(start, flush=True)
     if options.submit or options.dry_run:
-        from job import submit_alone  # torch, which the launcher of local ranks does without
+        from job import submit_alone  # it imports torch, which the launcher of local ranks does not need
 
         submit_alone(recipe, layout, options, command, settings)
         return

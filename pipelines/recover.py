@@ -1,4 +1,4 @@
-"""Runs that are not in their place: one of before lies elsewhere, a finished one may be in DVC's cache alone."""
+"""Brings runs to their place: an older one lies elsewhere, a finished one may be only in DVC's cache."""
 
 from stage import locked_hashes
 
@@ -16,7 +16,7 @@ from azneobert.tracking.record import RECORD
 
 
 def take_over_former_place(layout: Layout, phase: PhaseName) -> None:
-    """Move a run from where they were kept before, in the stage's output, to where a run in progress is now."""
+    """Move a run from the former place of runs, in the stage's output, to today's folder of runs in progress."""
     run, checkpoints, tracking = (
         layout.running(phase),
         layout.finished(phase) / "checkpoints",
@@ -32,10 +32,10 @@ def take_over_former_place(layout: Layout, phase: PhaseName) -> None:
 
 
 def bring_back(recipe: Recipe, phase: PhaseName, run: RunFolder, finished: Path) -> None:
-    """Where the phase has no folder in progress, make one of what it left: in a clone, or in a folder of `dvc exp run`.
+    """If the phase has no folder in progress, make one from what it left: in a clone, or in a folder of `dvc exp run`.
 
-    So that a stage which is out of date for its code alone does not train anew. Whether the run is today's is for
-    `prepare_folder` to say; one of other settings stays in the cache.
+    So a stage that is out of date only because of its code does not train anew. `prepare_folder` decides whether the
+    run is today's; a run of other settings stays in the cache.
     """
     hashes = locked_hashes()
     wanted = [finished / name for name in (CHECKPOINT, POINTS, RECORD)]

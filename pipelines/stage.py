@@ -1,6 +1,6 @@
-"""What every stage shares: where its recipe keeps things, and how it fails or is interrupted.
+"""The part that every stage shares: where its recipe keeps things, and how it fails or is interrupted.
 
-A stage imports it before anything else, and it imports nothing slow: what it sets is to hold while torch is imported.
+A stage imports this before anything else, and it imports nothing slow: its settings must hold while torch is imported.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def run_stage(
     flags: dict[str, str] | None = None,
     **arguments: Iterable[str] | Callable[[Recipe], Iterable[str]],
 ) -> None:
-    """Read the recipe, run the stage, and print what a user can mend as one line with exit code 1.
+    """Read the recipe, run the stage, and print an error that a user can mend in one line, with exit code 1.
 
-    `arguments` are the stage's positional arguments, each with the values it may have, or how a recipe says them;
+    `arguments` are the stage's positional arguments, each with its possible values, or a function of the recipe;
     `options` are options that may be given several times, `flags` those without a value, each with its help.
     """
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
@@ -67,7 +67,7 @@ def _check_choice(argument: str, found: str, choices: list[str], recipe: str) ->
 
 
 def lineage(recipe: Recipe, layout: Layout) -> dict[str, Any]:
-    """What a checkpoint's data and settings are: DVC's hashes of the tokens, and the recipe."""
+    """The lineage of a checkpoint: DVC's hashes of its tokens, and the hash of its recipe."""
     return {"tokens_md5": _tokens_md5(recipe.data.order, layout), "recipe_sha256": recipe_fingerprint(recipe)}
 
 

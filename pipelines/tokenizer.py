@@ -20,7 +20,7 @@ FERTILITY_CHARACTERS = 2_000_000  # of each collection, enough for the third dig
 
 def tokenizer(recipe: Recipe, layout: Layout, options: Namespace) -> None:
     settings = recipe.tokenizer
-    others = compared(settings.compare)  # a missing file is said before an hour of training, not after it
+    others = compared(settings.compare)  # a missing file is reported before an hour of training, not after it
     characters = {collection: characters_of(layout, collection) for collection in recipe.data.order}
     layout.tokenizer.parent.mkdir(parents=True, exist_ok=True)
     for imported in settings.imported.values():

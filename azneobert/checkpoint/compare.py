@@ -48,7 +48,7 @@ def _compare(kind: str, one: Mapping[str, torch.Tensor], other: Mapping[str, tor
 
 
 def read_through(state: TrainState) -> int:
-    """Read every tensor once, which has a lazy checkpoint check what it is put together from; how many there are.
+    """Read every tensor once, so that a lazy checkpoint checks the parts it is made of; returns their number.
 
     Raises:
         CheckpointError: parts of it do not fit each other.

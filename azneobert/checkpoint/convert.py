@@ -43,11 +43,11 @@ class Opened:
 
 
 def open_any(source: Path, parameter_names: Path | None = None, *, verified: bool = True) -> Opened:
-    """A checkpoint of whichever format stands in a folder; of a run's folder of checkpoints, the newest whole one.
+    """The checkpoint in a folder, of any format; in a run's folder of checkpoints, the newest whole one.
 
-    `parameter_names` is a file for plain folders that do not tell: one name a line, in the order of the model's
-    parameters, or the optimizer's groups with a blank line between them. Unless `verified`, a universal checkpoint's
-    hashes are not checked, which takes a reading of the whole.
+    `parameter_names` is a file for plain folders without names: one name a line, in the order of the model's
+    parameters, or by the optimizer's groups with a blank line between them. A universal checkpoint's hashes are checked
+    only if `verified`, since that reads all of it.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
@@ -82,7 +82,7 @@ def open_any(source: Path, parameter_names: Path | None = None, *, verified: boo
 
 @contextmanager
 def _laid_out(source: Path) -> Iterator[None]:
-    """Whatever a content of another kind than its names promise makes of the code that reads it, is one line."""
+    """Turn any error that files with unexpected content cause in the code that reads them into one line."""
     try:
         yield
     except CheckpointError:
@@ -116,12 +116,12 @@ def convert(
 
     `world_size` is that of the ZeRO-2 engine that will read it; `bf16` and `round_robin` whether its configuration has
     `bf16.enabled` and `round_robin_gradients`, by default as the source had. `prefix` is put before each name. `tied`
-    names aliases and their owners where the source does not, as a plain folder in safetensors does not. The published
+    names aliases and their owners if the source does not, such as a plain folder in safetensors. The published
     NeoBERT has a bias in its head, which no model here has: `drop_head_bias` leaves it out.
 
     Raises:
         CheckpointError: the source is missing or damaged, the target is there already, or has no room; or the source
-            cannot be what the target is.
+            cannot be written in the target's format.
     """
     if world_size < 1:
         raise CheckpointError(f"--world-size {world_size}: expected 1 or more")
@@ -149,7 +149,7 @@ def convert(
 
 
 def _own_tokenizer(opened: Opened) -> Path | None:
-    """The tokenizer that belongs to a checkpoint. Beside a plain or a ZeRO-2 one a file of that name is any file."""
+    """The tokenizer of a checkpoint. In the folder of a plain or ZeRO-2 one, a file of that name may be any file."""
     file = opened.folder / _TOKENIZER
     if opened.manifest is not None:
         return file if file.name in opened.manifest.files else None
@@ -157,7 +157,7 @@ def _own_tokenizer(opened: Opened) -> Path | None:
 
 
 def _model(opened: Opened) -> dict[str, Any]:
-    """The block `model` of the recipe that a checkpoint is of: how many heads there are, no tensor tells."""
+    """The block `model` of a checkpoint's recipe: no tensor tells how many heads there are."""
     known = opened.manifest.identity if opened.manifest else opened.foreign.facts
     model = known.get("model")
     if not isinstance(model, dict) or not model:
@@ -179,9 +179,9 @@ def _without_head_bias(opened: Opened, drop: bool) -> Opened:
 
 
 def _manifest(opened: Opened, tokenizer: Path | None) -> Manifest:
-    """A universal one's own; of what came from elsewhere nothing is known but the step, and where it came from.
+    """A universal checkpoint's own manifest; for one from elsewhere, only the step and the source are known.
 
-    The official NeoBERT's says what model it is: a phase may start from its weights, though not from moments.
+    That of the official NeoBERT says what model it is: a phase may start from its weights, but not from moments.
     """
     if opened.manifest is not None:
         return replace(opened.manifest, format_version=FORMAT_VERSION)

@@ -1,4 +1,4 @@
-"""Whether a state holds finite numbers only: what does not is no checkpoint, however whole its files are."""
+"""Whether a state holds only finite numbers: otherwise it is no checkpoint, even if its files are whole."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from azneobert.errors import CheckpointError
 
 
 def finite_only(state: TrainState, where: object) -> TrainState:
-    """The same state, each of whose tensors is looked through when it is asked for; `where` names it in the error.
+    """The same state, which checks each tensor when it is asked for; `where` names the state in the error.
 
-    Asking for a tensor raises CheckpointError if it holds infinity or what is no number.
+    Asking for a tensor raises CheckpointError if it holds infinity or NaN.
     """
 
     def checked(kind: str) -> LazyTensors:
@@ -39,10 +39,10 @@ def finite_only(state: TrainState, where: object) -> TrainState:
 
 
 def check_finite(state: TrainState, where: object) -> None:
-    """Go through every tensor of a state; `where` names it in the error.
+    """Check every tensor of a state; `where` names the state in the error.
 
     Raises:
-        CheckpointError: naming the first tensor that holds infinity or what is no number.
+        CheckpointError: naming the first tensor that holds infinity or NaN.
     """
     checked = finite_only(state, where)
     for kind in KINDS:

@@ -60,7 +60,7 @@ class FlatGroup:
 
 
 def cut(group: FlatGroup, tensors: Mapping[str, torch.Tensor], rank: int) -> torch.Tensor:
-    """A rank's partition (group.partition,) of the flat group that these tensors make up; what is not there is zero."""
+    """A rank's partition (group.partition,) of the flat group that these tensors make up; a missing one is zero."""
     partition = torch.zeros(group.partition)
     for name in group.shapes:
         mine = [piece for piece in group.pieces(name) if piece[0] == rank]
@@ -77,6 +77,6 @@ def dealt(names: list[str], world: int) -> list[str]:
 
 
 def dealt_back(names: list[str], world: int) -> list[str]:
-    """The order before that."""
+    """The order before `dealt`: its inverse."""
     before = dealt([str(number) for number in range(len(names))], world)
     return [name for _, name in sorted(zip(map(int, before), names, strict=True))]

@@ -1,4 +1,4 @@
-"""What the two foreign formats share: what is read from them, and how their names and numbers become ours."""
+"""What the foreign formats share: what is read from them, and how their names and numbers become ours."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def clean_name(name: str) -> str:
 
 
 def hyper_parameters(group: dict[str, Any]) -> dict[str, Any]:
-    """What an optimizer group says beside its parameters, as JSON can hold it."""
+    """The values of an optimizer group that JSON can hold, without its parameters."""
     plain = {key: _plain(value) for key, value in group.items() if key not in _NOT_HYPER}
     return {key: value for key, value in plain.items() if _is_json(value)}
 
@@ -45,7 +45,7 @@ def optimizer_group(group: dict[str, Any], parameters: list[int]) -> dict[str, A
 
 
 def scheduler_state(state: Any) -> dict[str, Any] | None:
-    """A scheduler's state where JSON can hold it exactly, else None."""
+    """A scheduler's state if JSON can hold it exactly, else None."""
     if not isinstance(state, dict):
         return None
     plain = {str(key): _plain(value) for key, value in state.items()}
@@ -53,7 +53,7 @@ def scheduler_state(state: Any) -> dict[str, Any] | None:
 
 
 def single_step(steps: Iterable[Any]) -> int | None:
-    """The step that all agree on, None where they do not; 0 where there is none."""
+    """The step that all agree on; None if they do not, 0 if there is none."""
     found = {int(step) for step in steps}
     return None if len(found) > 1 else found.pop() if found else 0
 

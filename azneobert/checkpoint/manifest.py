@@ -1,7 +1,7 @@
 """What a universal checkpoint says of itself: manifest.json, read and checked without torch.
 
-The manifest is written last. It holds the size and sha256 of every other file and its own sha256, so that one bit that
-is not as it was written, in whatever file, makes a damaged checkpoint and not another run.
+The manifest is written last. It holds the size and sha256 of every other file and its own sha256, so that one changed
+bit in any file makes a damaged checkpoint and not another run.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ STATE = "state.json"
 WEIGHTS = "weights.safetensors"
 MOMENTS = ("exp_avg.safetensors", "exp_avg_sq.safetensors")
 UNKNOWN = "unknown"
-_MOST = 1 << 53  # of a count: a float, which some formats keep it in, holds no more exactly
+_MOST = 1 << 53  # a count stays below: some formats keep it as a float, which is exact up to here
 _FILES_AT_ONCE = 3
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class UnreadableError(CheckpointError):
-    """A checkpoint of which it cannot be said whether it is damaged: it is kept, and nothing is trained over it."""
+    """A checkpoint that cannot be read, damaged or not: it is kept, and nothing is trained over it."""
 
 
 class NewerFormatError(UnreadableError):
@@ -40,7 +40,7 @@ class NewerFormatError(UnreadableError):
 
 @dataclass(frozen=True)
 class Skipped:
-    """The samples that a run which was rewound has left out, and why."""
+    """The samples that a rewound run has left out, and why."""
 
     first_sample: int
     samples: int
@@ -48,7 +48,7 @@ class Skipped:
 
     @classmethod
     def read(cls, content: dict[str, Any]) -> Skipped:
-        """What a manifest holds of it."""
+        """Read it from the content of a manifest."""
         skipped = cls(**content)
         if not (isinstance(skipped.first_sample, int) and isinstance(skipped.samples, int)):
             raise ValueError("segments: skipped: numbers of samples expected")
@@ -61,8 +61,8 @@ class Skipped:
 class Segment:
     """What trained the steps after `from_step`: commit, code, versions, engine, world, container image, settings.
 
-    `settings` is the fingerprint of the run's identity, which changes only where a person insisted. `skipped` is what a
-    run that was rewound has left out at the start of the segment.
+    `settings` is the fingerprint of the run's identity, which changes only if a person insisted. `skipped` is what a
+    rewound run has left out at the start of the segment.
     """
 
     from_step: int
@@ -118,7 +118,7 @@ class Manifest:
 
     @property
     def last_segment(self) -> Segment:
-        """What trained the last steps; of an imported checkpoint nothing is known."""
+        """What trained the last steps; nothing is known for an imported checkpoint."""
         return self.segments[-1] if self.segments else Segment(0)
 
 
@@ -139,7 +139,7 @@ _SEGMENT_TYPES: dict[str, Any] = {
 
 
 def write_manifest(folder: Path, manifest: Manifest, files: dict[str, dict[str, Any]]) -> str:
-    """Write the manifest of the files that stand in a folder; its sha256."""
+    """Write the manifest of the files in a folder; returns its sha256."""
     complete = replace(manifest, files=dict(sorted(files.items())), format_version=FORMAT_VERSION)
     content = json.loads(json.dumps(asdict(complete)))  # as it will be read
     digest = sha256_of_json(content)
@@ -172,14 +172,14 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
     except OSError as error:
         raise _unreadable(file, error) from None
-    # Whatever a flipped bit does to a parser or to what it yields.
+    # Any error that a flipped bit can cause in a parser or in its result.
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: damaged manifest ({_one_line(error)}); use another checkpoint") from None
 
 
 def _checked(content: dict[str, Any]) -> Manifest:
     stated = content.pop("sha256", None)
-    # Formats 1 and 2 had no hash; one that has it, whatever number it states, is of format 3.
+    # Formats 1 and 2 had no hash; a manifest with a hash is of format 3, whatever number it states.
     if (stated is not None or content["format_version"] >= 3) and stated != sha256_of_json(content):
         raise ValueError("its content does not have the sha256 that it states")
     segments = content.pop("segments", None)
@@ -207,9 +207,9 @@ def _mandatory(moments: bool) -> set[str]:
 
 
 def _first_segment(lineage: dict[str, Any]) -> Segment:
-    """What formats 1 and 2 recorded, of a whole run, in its lineage."""
+    """What formats 1 and 2 recorded for a whole run, in its lineage."""
     engine = lineage.get("engine") or {}
-    # Where git did not answer they recorded no commit, and that it was clean.
+    # If git did not answer, they recorded no commit, and a clean tree.
     known = {key: value for key, value in lineage.items() if key != "engine" and value not in (None, "")}
     if "git_commit" not in known:
         known.pop("git_dirty", None)
@@ -219,9 +219,9 @@ def _first_segment(lineage: dict[str, Any]) -> Segment:
 
 
 def verify_checkpoint(folder: Path, *, moments: bool = True) -> Manifest:
-    """The manifest of a checkpoint whose every file has the size and the hash that it states.
+    """Check that every file of a checkpoint has the size and the hash that its manifest states; returns the manifest.
 
-    Without `moments` theirs are not read, which are two thirds of it.
+    Without `moments` their files, two thirds of the checkpoint, are not read.
 
     Raises:
         UnreadableError: the disk or its permissions refuse.
@@ -287,7 +287,7 @@ def verify_sizes(folder: Path, files: dict[str, dict[str, Any]]) -> None:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What state.json holds.
+    """The content of state.json.
 
     Raises:
         CheckpointError: it cannot be read.

@@ -8,7 +8,7 @@ revision 5424c8e: 172 tensors in fp32), the order of rows that of the code (gith
   of Q and K are interleaved: the first half of a head's rows at the even places, the second half at the odd ones.
 - ``ffn.w12`` holds gate and up, as `gate_up` here; ``decoder`` has a bias, and is never tied.
 
-Both are one permutation of rows, so that there and back is the same to the last bit.
+Together they are one permutation of rows, so converting there and back gives the same bits.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ _INNER = {
 _THETA = 10_000.0  # of the rotations: the official code takes no other
 _MOST_LAYERS, _WIDEST = 1000, 1 << 24  # as a recipe may have them
 _LARGEST_TOKENIZER = 64 << 20  # bytes, as data/tokenizer.py has it
-# What the code of the official repository can be switched to, and what it is in the published model.
+# The switches of the official repository's code, with their values in the published model.
 _SWITCHES = {"ngpt": False, "rope": True, "rms_norm": True, "hidden_act": "swiglu", "rope_theta": _THETA}
 
 
 @dataclass(frozen=True)
 class _Sizes:
-    """What decides the shapes."""
+    """The sizes that decide the shapes."""
 
     hidden: int
     layers: int
@@ -75,7 +75,7 @@ class _Sizes:
         return made
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each official tensor, but for the head's bias."""
+        """The shape of each official tensor, except the head's bias."""
         hidden = self.hidden
         inner = -(-(2 * self.intermediate // 3) // 8) * 8  # two thirds, rounded up to a multiple of 8
         of_layer = {
@@ -91,7 +91,7 @@ class _Sizes:
         return {"model.encoder.weight": embedding, **layers, "model.layer_norm.weight": (hidden,), _DECODER: embedding}
 
     def rows(self) -> torch.Tensor:
-        """Which of our rows of `qkv` stands in each of the official rows."""
+        """For each official row of `qkv`, the number of our row that stands there."""
         size = self.hidden // self.heads
         ours = torch.arange(3 * self.hidden).view(3, self.heads, 2, size // 2)
         turned = ours[:2].transpose(-1, -2).reshape(2, self.heads, size)
@@ -154,8 +154,8 @@ def read_neobert(folder: Path) -> Foreign:
 def write_neobert(folder: Path, state: TrainState, model: dict[str, Any], tokenizer: Path | None = None) -> None:
     """Write the weights of a state as an official folder, into an empty one: fp32, the head's bias zero.
 
-    `model` is the block of the recipe. A tied head is written out, since the official code has no other, and
-    `tie_word_embeddings` in config.json says that it was one. `tokenizer` is copied.
+    `model` is the block of the recipe. A tied head is written out, since the official code has only untied ones,
+    and `tie_word_embeddings` in config.json says that it was tied. `tokenizer` is copied.
 
     Raises:
         CheckpointError: the state is not that model's, or the official code cannot compute what the model computes.
@@ -216,7 +216,7 @@ def _read_config(file: Path) -> dict[str, Any]:
 
 
 def _model_of(file: Path) -> dict[str, Any]:
-    """The block `model` of a recipe, as config.json has it; what it leaves out is what the official class takes."""
+    """The block `model` of a recipe, from config.json; what that leaves out has the default of the official class."""
     config = _read_config(file)
     for name, published in _SWITCHES.items():
         found = config.get(name, published)
@@ -244,7 +244,7 @@ def _model_of(file: Path) -> dict[str, Any]:
 
 
 def _config(model: dict[str, Any], tied: bool, pad_id: int) -> dict[str, Any]:
-    """What config.json of the published model holds, without what its class left there by accident."""
+    """The content of the published model's config.json, without what its class left there by accident."""
     return {
         "architectures": ["NeoBERTLMHead"],
         "auto_map": {
@@ -271,7 +271,7 @@ def _config(model: dict[str, Any], tied: bool, pad_id: int) -> dict[str, Any]:
 
 
 def _pad_id(tokenizer: Path | None) -> int:
-    """The id of [PAD]; 0, as in the published model, where there is no tokenizer to tell."""
+    """The id of [PAD]; 0, as in the published model, if there is no tokenizer."""
     if tokenizer is None:
         return 0
     try:
@@ -283,7 +283,7 @@ def _pad_id(tokenizer: Path | None) -> int:
 
 
 def _open_weights(folder: Path) -> tuple[Path, Mapping[str, torch.Tensor]]:
-    """The file of the weights and its tensors; of two the one that transformers takes."""
+    """The file of the weights and its tensors; if there are two files, the one that transformers takes."""
     safe, pickled = folder / _SAFE, folder / _PICKLED
     if os.path.lexists(safe):
         try:
@@ -299,7 +299,7 @@ def _open_weights(folder: Path) -> tuple[Path, Mapping[str, torch.Tensor]]:
 
 
 def _check(file: Path, tensors: Mapping[str, torch.Tensor], sizes: _Sizes, tied: bool) -> torch.Tensor | None:
-    """See to it that a file holds the tensors that config.json speaks of; the head's bias if that is not zero."""
+    """Check that a file holds the tensors of config.json; returns the head's bias if it is not zero."""
     expected, found = sizes.shapes(), shapes_of(tensors)
     if tied and _DECODER not in found:
         expected.pop(_DECODER)

@@ -1,10 +1,9 @@
-"""Which tensor of a model each of an optimizer's numbered parameters is.
+"""Finds the tensor of a model that each numbered parameter of an optimizer is.
 
 torch's optimizers keep their state by number. The numbers follow `model.named_parameters()`: through all modules in the
-order in which they were registered, a module's own parameters before those of the modules within it. Where that order
-was lost (safetensors sorts names), the orders that remain possible are gone through: shapes must match number by
-number, and a network must be built as networks are (`_before`). One naming that remains is the answer; two are a
-refusal.
+order in which they were registered, a module's own parameters before those of the modules within it. If that order was
+lost (safetensors sorts names), the orders that remain possible are tried: shapes must match number by number, and the
+order must follow the conventions of networks (`_before`). If one naming remains, it is the answer; two are refused.
 """
 
 from __future__ import annotations
@@ -65,13 +64,13 @@ class _Module:
 # An optimizer holds parameters of the shapes (2, 3), (2) and (2, 2), in this order and without names. The model's
 # tensors, which safetensors has sorted, are down.weight (2, 2), norm.weight (2) and up.weight (2, 3): by the shapes the
 # optimizer has up, norm, down. If up.weight were (2, 2) as well, it could as well be down, norm, up, and both would
-# fit: refused as ambiguous. With the model's order known, as of a .bin, or --parameter-names, there is one answer
+# fit: refused as ambiguous. If the model's order is known, from a .bin or --parameter-names, there is one answer
 # again: of up.weight, up.bias, down.weight and down.bias in two groups, (2, 2) twice and (2) twice, the weights are one
-# and the biases the other.
+# group and the biases the other.
 def name_parameters(groups: Groups, tensors: Mapping[str, Shape], *, in_order: bool) -> list[list[str]]:
     """The name of each parameter in each group of an optimizer.
 
-    `groups` holds the shape of each parameter, None where it is not known; `tensors` the shapes of what may be a
+    `groups` holds the shape of each parameter, None if it is not known; `tensors` the shapes of what may be a
     parameter, with `in_order` in the order of the model's state dict. Tensors may be left over, as frozen ones are. The
     optimizer must have been given the parameters in the model's order, in one group or dealt out to several.
 
@@ -83,7 +82,7 @@ def name_parameters(groups: Groups, tensors: Mapping[str, Shape], *, in_order: b
 
 
 def match_names(groups: Groups, tensors: Mapping[str, Shape], names: Sequence[str]) -> list[list[str]]:
-    """The same where the names are given in the model's order; some may be of what the optimizer does not hold.
+    """The same, with names given in the model's order; some may be of tensors that the optimizer does not hold.
 
     Raises:
         CheckpointError: a name is unknown or twice there, or the shapes fit the names in no way, or in several.
@@ -122,7 +121,7 @@ def check_names(groups: Groups, tensors: Mapping[str, Shape], names: Sequence[Se
 
 
 class _Search:
-    """All namings of the parameters, found once for each state that the search can be in, not once for each order."""
+    """All namings of the parameters, found once for each state of the search and not once for each order."""
 
     def __init__(self, groups: Groups, tensors: Mapping[str, Shape], remedy: str):
         self.groups = groups
@@ -130,7 +129,7 @@ class _Search:
         shapes = [shape for group in groups for shape in group]
         wanted = Counter(shape for shape in shapes if shape is not None)
         self.all_known = None not in shapes
-        if self.all_known:  # what has the shape of no parameter is none
+        if self.all_known:  # a tensor with the shape of no parameter is none
             tensors = {name: shape for name, shape in tensors.items() if shape in wanted}
         self.tensors = tensors
         self.surplus = Counter(tensors.values())
@@ -149,7 +148,7 @@ class _Search:
 
     @property
     def start(self) -> _State:
-        """Nothing is named."""
+        """The state in which nothing is named."""
         return (*(0 for _ in self.groups), self.spare)
 
     def result(self, namings: _Namings) -> list[list[str]]:
@@ -179,7 +178,7 @@ class _Search:
         return self._namings(_tree(self.tensors), self.start)
 
     def _place(self, name: str, shape: Shape, state: _State) -> _Namings:
-        """The next parameter of a group gets this name, or the tensor is left out."""
+        """Namings in which the next parameter of a group gets this name, or the tensor is left out."""
         placed: _Namings = {}
         for number, group in enumerate(self.groups):
             place = state[number]
@@ -226,7 +225,7 @@ def _joined(one: _Naming, other: _Naming, rivals: tuple[str, str] | None = None)
 
 
 def _add(namings: dict[_Key, _Naming], key: _Key, naming: _Naming) -> None:
-    """Keep one naming for each state: of what follows, all is the same. That there was another is kept, too."""
+    """Keep one naming for each state, since what follows is the same; keep, too, that there was another."""
     known = namings.get(key)
     if known is None:
         namings[key] = naming
@@ -255,7 +254,7 @@ def _parts(module: _Module) -> list[str]:
 def _before(part: str, module: _Module) -> set[str]:
     """The parts that were registered before this one.
 
-    A module's own parameters come before those of its modules, which torch itself sees to. The rest is convention:
+    A module's own parameters come before those of its modules: torch ensures that. The rest is convention:
     numbered parts (0, 1, 2 or fc1, fc2) ascend, a weight comes before its bias, and MultiheadAttention has an order of
     its own.
     """
@@ -270,7 +269,7 @@ def _before(part: str, module: _Module) -> set[str]:
 
 
 def _earlier(name: str, siblings: Iterable[str]) -> set[str]:
-    """The siblings with a lower number: of a list's 0, 1, 2 or of fc1, fc2, fc3. But w12 and w3 are not numbered so."""
+    """The siblings with a lower number, as in a list's 0, 1, 2 or fc1, fc2, fc3, but not in w12 and w3."""
     stem, number = _numbered(name)
     if number is None:
         return set()
@@ -290,9 +289,9 @@ def _numbered(name: str) -> tuple[str, int | None]:
 
 
 def _twins(module: _Module) -> dict[str, dict[str, tuple[str, str]]]:
-    """Of each part, those that can take its place in any order, and a pair of tensors that would then be swapped.
+    """For each part, the parts that can take its place in any order, and a pair of tensors that would be swapped.
 
-    Swapping twins makes of a naming another one. So they need to be tried in one order only.
+    Swapping twins turns a naming into another one. So only one order of them needs to be tried.
     """
     alike: dict[object, list[tuple[str, str]]] = {}
     for name, (full, shape) in module.tensors.items():

@@ -1,8 +1,8 @@
 """Foreign files that torch pickled, read without running anything that they bring along.
 
 Tensors stay mapped into memory; classes are refused unless they are on a short list, and those become stand-ins, so
-that neither DeepSpeed nor Accelerate is imported. Nothing costs more than its file has bytes: torch packs nothing, a
-tensor is not larger than what is stored of it, and what is not a tensor is small.
+that neither DeepSpeed nor Accelerate is imported. Nothing costs more than the bytes of its file: torch does not
+compress, no tensor may be larger than its stored data, and everything else is small.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from azneobert.files import open_regular
 
 
 class _StandIn:
-    """What an object of DeepSpeed's becomes: its attributes, and no behaviour."""
+    """Stands for an object of DeepSpeed: it has the attributes, and no behaviour."""
 
     def __init__(self, *values: Any):
         self.values = values
@@ -45,7 +45,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def load_pickle(file: Path) -> Any:
-    """What `torch.save` wrote, its tensors mapped into memory.
+    """The content that `torch.save` wrote, its tensors mapped into memory.
 
     Raises:
         CheckpointError: the file is missing, truncated or changed, or holds what might run code.
@@ -71,7 +71,7 @@ def load_pickle(file: Path) -> Any:
         raise CheckpointError(f"{file}: {_refused(error)}, nothing of it was run; use another file") from None
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror or error}); copy it again") from None
-    # Whatever a changed pickle makes of torch's own reader.
+    # Any error that a changed pickle causes in torch's own reader.
     except Exception as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise CheckpointError(f"{file}: cannot be read ({reason}); copy it again") from None
@@ -113,8 +113,8 @@ def _check_sums(file: Path) -> None:
 
 
 def _check_values(file: Path, content: Any) -> None:
-    """See to it that every tensor is as large as what is stored of it, and that the rest is small, written out too."""
-    sizes: dict[int, int | None] = {}  # of each container; None while it is gone through
+    """Check that no tensor is larger than its stored data, and that the rest is small, even when written out."""
+    sizes: dict[int, int | None] = {}  # of each container; None while its values are counted
 
     def size_of(value: Any, depth: int) -> int:
         if isinstance(value, torch.Tensor):

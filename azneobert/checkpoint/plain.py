@@ -1,8 +1,8 @@
 """Accelerate's `save_state` folders of one process or of DDP, both directions, without Accelerate.
 
-The model's tensors are there by name, the optimizer's state by number. Of tied weights model.safetensors holds the one
-that the model names first, and Accelerate does not record the others: `tied` is empty then. pytorch_model.bin holds
-each name, and tied ones share their memory.
+The model's tensors are stored by name, the optimizer's state by number. Of tied weights, model.safetensors holds only
+the one that the model names first, and Accelerate does not record the others: then `tied` is empty. pytorch_model.bin
+holds every name, and tied tensors share their memory.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class _Model:
     prefix: str
 
     def owner(self, name: str) -> str:
-        """The tensor that a name, perhaps of the model as it was wrapped, stands for."""
+        """The tensor that a name stands for; the name may come from the wrapped model."""
         name = clean_name(name)
         name = name if name in self.tensors or name in self.tied else name.removeprefix(_WRAPPED)
         return self.tied.get(name, name)
@@ -66,7 +66,7 @@ class _Optimizer:
 
     @property
     def shapes(self) -> list[list[tuple[int, ...] | None]]:
-        """The shape of each group's parameters, None where there is no state to tell."""
+        """The shape of each group's parameters, None if it has no state."""
         return [[tuple(each["exp_avg"].shape) if each else None for each in group] for group in self.states]
 
 
@@ -113,7 +113,7 @@ def read_plain(folder: Path, parameter_names: list[list[str]] | None = None) -> 
 def write_plain(folder: Path, foreign: Foreign, *, prefix: str = "") -> None:
     """Write what Accelerate's `load_state` reads, into an empty folder; each of the model's names gets `prefix`.
 
-    The optimizer's groups get `param_names`, as torch itself keeps them where it was given names.
+    The optimizer's groups get `param_names`, as torch itself keeps them if it was given names.
     """
     state = foreign.state
     _write_model(folder / _SAFE, state, prefix)
@@ -233,7 +233,7 @@ def _moments(kind: str, optimizer: _Optimizer | None, names: list[list[str]]) ->
 
 
 def _copied(tensor: torch.Tensor) -> torch.Tensor:
-    """In fp32, the memory of what was mapped given back."""
+    """A copy in fp32; the memory of the mapped original is given back."""
     copy = tensor.detach().to(torch.float32, copy=True).contiguous()
     drop_pages(tensor)
     return copy

@@ -26,7 +26,7 @@ _PREFIX = "step-"
 _PARTIAL = ".partial-"
 _POINTER = ".latest"  # what `latest` will say
 
-# What may pass while a run goes on: somebody makes room, a file system comes back.
+# Errors that may pass while a run goes on: somebody makes room, a file system comes back.
 _PASSING = {
     getattr(errno, name)
     for name in ("ENOSPC", "EDQUOT", "EROFS", "EIO", "ESTALE", "ETIMEDOUT", "EHOSTDOWN", "ENETDOWN", "ENETUNREACH")
@@ -38,7 +38,7 @@ class DiskError(CheckpointError):
 
 
 class CheckpointFolder:
-    """Checkpoints of one run: the newest `keep`, and for ever those of steps that `keep_every` divides (0: none)."""
+    """Checkpoints of one run: the newest `keep`, and for ever those at multiples of `keep_every` steps (0: none)."""
 
     def __init__(self, path: Path, keep: int, keep_every: int = 0):
         self.path = path
@@ -50,7 +50,7 @@ class CheckpointFolder:
 
         Raises:
             DiskError: the disk is full, read-only or away.
-            CheckpointError: it cannot be written; what was there before still is, and the half of the new one is gone.
+            CheckpointError: it cannot be written; the earlier ones are kept, and the half-written one is removed.
         """
         from azneobert.checkpoint.finite import finite_only
         from azneobert.checkpoint.universal import bytes_needed, write_checkpoint
@@ -70,7 +70,7 @@ class CheckpointFolder:
                     shutil.rmtree(target)
                 partial.rename(target)
                 self._move_latest()
-                # What is newer is damaged: a whole one would have been resumed from.
+                # Newer checkpoints are damaged: the run would have resumed from a whole one.
                 steps = self._readable()
                 old = [
                     folder
@@ -91,7 +91,7 @@ class CheckpointFolder:
         return target
 
     def steps(self) -> list[Path]:
-        """The published checkpoints, oldest first, whole or not. A file or a link is none, whatever its name."""
+        """The published checkpoints, oldest first, whole or not. Files and links do not count, whatever their names."""
         found = [folder for folder in self.path.glob(f"{_PREFIX}*") if folder.name.removeprefix(_PREFIX).isdecimal()]
         return sorted((folder for folder in found if folder.is_dir() and not folder.is_symlink()), key=_number)
 
@@ -111,9 +111,9 @@ class CheckpointFolder:
         return None
 
     def prune(self) -> list[Path]:
-        """Remove all but the newest `keep` whole checkpoints and the milestones; what was removed.
+        """Remove all but the newest `keep` whole checkpoints and the milestones; returns what was removed.
 
-        Damaged ones go, if a whole one stays.
+        Damaged ones are removed too, if a whole one stays.
 
         Raises:
             CheckpointError: there is no whole checkpoint, so nothing may go.
@@ -149,9 +149,9 @@ class CheckpointFolder:
         return removed
 
     def check_room(self, size: int, milestones: int = 0) -> None:
-        """See to it that checkpoints of `size` bytes can be written as often as they are kept, and once more.
+        """Check that there is room for as many checkpoints of `size` bytes as are kept, and one more.
 
-        milestones: how many are to come that are kept for ever.
+        milestones: how many checkpoints are still to come that are kept for ever.
 
         Raises:
             CheckpointError: the disk is too full, or the folder cannot be written.
@@ -195,7 +195,7 @@ class CheckpointFolder:
             return ""
 
     def _readable(self) -> list[Path]:
-        """The published checkpoints but those that must stay, which are neither counted nor removed."""
+        """The published checkpoints except those that must stay, which are neither counted nor removed."""
         return [folder for folder in self.steps() if not _must_stay(folder)]
 
     def _verified(self, folder: Path) -> Manifest:
@@ -207,7 +207,7 @@ class CheckpointFolder:
     def _prepare_latest(self, name: str, folder: Path) -> None:
         """Write what `latest` will say before the checkpoint has its name, while a full disk can still be refused.
 
-        Afterwards there are renames alone, which take no room: a checkpoint that is there is the one `latest` names.
+        Only renames follow, which take no room: once the checkpoint has its name, `latest` can name it too.
         """
         pointer = self.path / _POINTER
         pointer.write_text(f"{name} {sha256_file(folder / MANIFEST)}\n")
@@ -238,8 +238,8 @@ def _must_stay(folder: Path) -> bool:
 class BackgroundWriter:
     """Publishes checkpoints in a thread, one at a time, from host memory that nobody else touches meanwhile.
 
-    What the disk does not take is tried again every `retry_seconds`, until the next checkpoint takes its place, or for
-    `patience_seconds` where somebody waits for it: a run goes on beside a full disk.
+    A write that the disk does not take is tried again every `retry_seconds`, until the next checkpoint takes its place,
+    or for `patience_seconds` if somebody waits for it. So a run goes on while the disk is full.
     """
 
     def __init__(self, folder: CheckpointFolder, *, retry_seconds: float = 30.0, patience_seconds: float = 60.0):
@@ -252,17 +252,17 @@ class BackgroundWriter:
         self._hurry = threading.Event()
 
     def submit(self, state: TrainState, manifest: Manifest, tokenizer: Path) -> None:
-        """Begin to write; `make_way` first, if the state lies where the one before lay."""
+        """Begin to write; call `make_way` first if the state uses the memory of the one before."""
         self.make_way()
         self._hurry.clear()
         self._thread = threading.Thread(target=self._publish, args=(state, manifest, tokenizer), name="checkpoint")
         self._thread.start()
 
     def make_way(self) -> None:
-        """Until the last submitted checkpoint is not written at any more; one that the disk does not take is dropped.
+        """Wait until the last submitted checkpoint is no longer being written; if the disk refuses it, it is dropped.
 
         Raises:
-            CheckpointError: it could not be written, for another reason.
+            CheckpointError: it could not be written for another reason.
         """
         self._end(0.0)
         if isinstance(self._error, DiskError):
@@ -270,7 +270,7 @@ class BackgroundWriter:
         self.check()
 
     def wait(self) -> None:
-        """Until the last submitted checkpoint stands.
+        """Wait until the last submitted checkpoint is written.
 
         Raises:
             CheckpointError: it could not be written.
@@ -280,7 +280,7 @@ class BackgroundWriter:
             raise self._error
 
     def check(self) -> None:
-        """Raise what the last writing failed with, unless it is tried again."""
+        """Raise the error of the last write, unless the write is tried again."""
         if self._error is not None and not isinstance(self._error, DiskError):
             raise self._error
 
@@ -305,7 +305,7 @@ class BackgroundWriter:
                 if self._error is None:
                     log.warning("%s; the training goes on, and this is tried again", error)
                 self._error = error
-            except Exception as error:  # whatever it is, a thread that ends without a word would lose checkpoints
+            except Exception as error:  # any error: a thread that ends silently would lose checkpoints
                 self._error = error
                 return
             if self._hurry.wait(self._retry_seconds):

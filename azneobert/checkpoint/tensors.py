@@ -25,7 +25,7 @@ _DTYPES = {torch.bool: "BOOL", torch.bfloat16: "BF16", torch.complex64: "C64", t
 
 
 class LazyTensors(Mapping[str, torch.Tensor]):
-    """Tensors that `load` brings one at a time, so that a checkpoint larger than memory can be gone through."""
+    """Tensors that `load` brings one at a time, so that a checkpoint larger than memory can be read."""
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], load: Callable[[str], torch.Tensor]):
         self.shapes = shapes
@@ -38,7 +38,7 @@ class LazyTensors(Mapping[str, torch.Tensor]):
             return self._load(name).detach()
         except CheckpointError:
             raise
-        # Whatever parts that do not fit each other make of torch.
+        # Any error that parts which do not fit each other cause in torch.
         except (ArithmeticError, LookupError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
             raise CheckpointError(f"{name}: cannot be read ({str(error)[:200]}); use another checkpoint") from None
 
@@ -69,7 +69,7 @@ def open_safetensors(file: Path) -> LazyTensors:
 
 
 def read_header(file: Path) -> dict[str, Any]:
-    """What a safetensors file says of its tensors by name, and under `__metadata__` what else it says.
+    """The header of a safetensors file: its tensors by name, and other notes under `__metadata__`.
 
     Raises:
         ValueError, OSError: as `open_safetensors`.
@@ -94,10 +94,10 @@ def write_safetensors(
     dtypes: Mapping[str, torch.dtype] | None = None,
     metadata: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Write tensors durably as a safetensors file, one at a time, and hash what is written; its sha256 and size.
+    """Write tensors durably as a safetensors file, one at a time, and hash what is written; returns sha256 and size.
 
-    They become fp32 but for those that `dtypes` names. The library's own writer holds all of them at once, copied, and
-    leaves the hash to a second reading.
+    They become fp32, except those that `dtypes` names. The library's own writer holds copies of all of them at once,
+    and the hash would need a second reading.
     """
     chosen = {name: (dtypes or {}).get(name, torch.float32) for name in tensors}
     order = sorted(tensors, key=lambda name: -chosen[name].itemsize)  # which aligns them

@@ -43,7 +43,7 @@ class TrainState:
     `tied` maps an alias to the name that owns its tensor; aliases stand in none of the mappings. `groups` are the
     optimizer's, in its order: parameter names, learning rate, betas, eps, weight decay and what else it keeps.
     `scheduler` is the state of a foreign program's scheduler, as it came; ours is a function of the step. `guard` is
-    what the guard of the updates goes by: the figures of the last steps.
+    the state of the update guard: the figures of the last steps.
     """
 
     weights: Mapping[str, torch.Tensor]
@@ -113,9 +113,9 @@ def read_checkpoint(folder: Path, *, moments: bool = True) -> tuple[TrainState, 
 
 
 def copy_without_moments(source: Path, target: Path) -> Manifest:
-    """Copy a checkpoint into an empty folder without the optimizer's moments, two thirds of its size; its manifest.
+    """Copy a checkpoint into an empty folder without the optimizer's moments, two thirds of its size.
 
-    The copy is a whole checkpoint whose manifest says that it has none.
+    The copy is a whole checkpoint; its manifest, which is returned, says that it has no moments.
     """
     manifest = read_manifest(source)
     files = {name: stated for name, stated in manifest.files.items() if name not in MOMENTS}
@@ -135,7 +135,7 @@ def open_checkpoint(folder: Path, *, moments: bool = True) -> TrainState:
     manifest = read_manifest(folder)
     if moments and not manifest.moments:
         raise CheckpointError(f"{folder}: holds no moments of the optimizer; use a checkpoint that does")
-    # What the manifest does not list is none of the checkpoint, whatever lies in the folder.
+    # A file that the manifest does not list is no part of the checkpoint, even if it lies in the folder.
     opened = {*(f"{kind}.safetensors" for kind in kinds), *({_BUFFERS} & manifest.files.keys())}
     verify_sizes(folder, {name: manifest.files[name] for name in sorted(opened)})
     try:
@@ -161,7 +161,7 @@ def open_checkpoint(folder: Path, *, moments: bool = True) -> TrainState:
 
 
 def _check_names(folder: Path, tensors: dict[str, Mapping[str, torch.Tensor]], state: dict[str, Any]) -> None:
-    """See to it that the files of a checkpoint speak of the same tensors.
+    """Check that the files of a checkpoint hold the same tensors.
 
     Raises:
         CheckpointError: naming one that they do not agree on.

@@ -1,7 +1,7 @@
 """DeepSpeed's ZeRO-1 and ZeRO-2 folders, both directions, without DeepSpeed.
 
 Each rank has a file with its partitions of the flat groups (flat.py): the moments with their padding, the fp32 master
-weights without. One more file holds the model and says what is where.
+weights without. One more file holds the model and the layout.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class _Shards:
         return whole
 
     def _compare(self, name: str, master: torch.Tensor) -> None:
-        """The model's own weights are the masters, rounded; where they are not, the files are of two steps."""
+        """Check that the model's own weights are the rounded masters; if not, the files are of two steps."""
         saved = self.model[name]
         same = master.to(saved.dtype) == saved
         drop_pages(saved)
@@ -87,7 +87,7 @@ class _Shards:
 
 
 def find_tag(folder: Path) -> Path | None:
-    """The folder with the files, which `latest` names, or None where there is no ZeRO checkpoint."""
+    """The folder with the files, which `latest` names, or None if there is no ZeRO checkpoint."""
     if os.path.lexists(folder / MODEL_STATES):
         return folder
     latest = folder / "latest"
@@ -101,7 +101,7 @@ def find_tag(folder: Path) -> Path | None:
 
 
 def _named(latest: Path) -> str:
-    """The name of a folder beside it that a file holds."""
+    """The name that the file `latest` holds, of a folder beside it."""
     try:
         name = read_bounded(latest, _LONGEST_NAME).decode().strip()
     except (OSError, ValueError) as error:
@@ -202,7 +202,7 @@ def write_zero2(folder: Path, foreign: Foreign, engine: EngineLayout, *, prefix:
 
 
 def _scheduler(tag: Path, model: dict[str, Any]) -> Any:
-    """DeepSpeed's own scheduler stands in its file, one that Accelerate steps in a file beside the tag."""
+    """The scheduler: DeepSpeed's own is in its model file, one that Accelerate steps is in a file beside the tag."""
     beside, kept = tag.parent / "scheduler.bin", model.get("lr_scheduler")
     return load_pickle(beside) if kept is None and os.path.lexists(beside) else kept
 

@@ -1,8 +1,8 @@
-"""What happens to a document's text before it is tokenized, and which documents are dropped.
+"""Cleans the text of documents before it is tokenized, and drops documents.
 
-Everything here but the drop of repeated lines depends on the text alone, so that a document's fate and its side of the
-train/validation split stay the same whatever is added beside it. Duplicates are found later, over all collections at
-once (data/duplicates.py).
+Each step here, except the removal of repeated lines, depends only on the document's own text. So other documents change
+neither what happens to a document nor its side of the train/validation split. Duplicates are found later, over all
+collections at once (data/duplicates.py).
 """
 
 from __future__ import annotations
@@ -31,11 +31,10 @@ _SHOWN = 80  # characters of an example
 class CleaningReport:
     """Counts of one collection: records in, kept, dropped by reason; words and characters kept.
 
-    `html` counts the documents in which a tag or an entity stood. `scripts` counts those of each script: all whose
-    letters are of it for the most part, and among them the mixed ones, under a tenth of whose letters or more are of
-    others. `lines` counts the lines that were looked at and, of them, the copies in more than the tolerated number of
-    documents; where they are only reported, both are estimates from one document in eight. `examples` are the first
-    ones of each kind, a line each.
+    `html` counts the documents with a tag or an entity. `scripts` counts, for each script, the documents with most of
+    their letters in it, and among them the mixed ones, with less than 90% of their letters in it. `lines` counts the
+    lines examined, and the copies among them beyond the tolerated number of documents; if repeated lines are only
+    reported, both are estimates from one document in eight. `examples` are the first ones of each kind, a line each.
     """
 
     documents: int = 0
@@ -51,7 +50,7 @@ class CleaningReport:
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def drop(self, reason: str, count: int = 1) -> None:
-        """Count documents that go."""
+        """Count documents that are dropped."""
         if count:
             self.dropped[reason] = self.dropped.get(reason, 0) + count
 
@@ -68,7 +67,7 @@ class CleaningReport:
 def clean(
     records: Records, settings: Cleaning, report: CleaningReport, lines: RepeatedLines | None = None
 ) -> Documents:
-    """The documents that stay, in the order of the records; `report` counts them and why the others go.
+    """The documents that are kept, in the order of the records; `report` counts them, and the dropped ones by reason.
 
     `lines` knows the lines of the documents before these; without it repeated lines are not looked for.
     """
@@ -79,7 +78,7 @@ def clean(
     repair = repair_of(settings.language)
     kept = Documents()
     for identity, raw in zip(records.ids, records.texts, strict=True):
-        if raw and ("<" in raw or "&" in raw):  # nine texts of ten hold neither, and are looked at no further
+        if raw and ("<" in raw or "&" in raw):  # nine texts in ten contain neither and skip this
             raw = _without_html(identity, raw, settings, report)
             if raw is None:
                 continue
@@ -104,7 +103,7 @@ def clean(
 
 
 def content_hash(flat: str) -> bytes:
-    """A hash of a text whose words stand a space apart; equal hashes make exact duplicates."""
+    """A hash of a text whose words are separated by single spaces; equal hashes mean exact duplicates."""
     return hashlib.blake2b(flat.encode(), digest_size=HASH_BYTES).digest()
 
 
@@ -114,7 +113,7 @@ def is_validation(digest: bytes, fraction: float) -> bool:
 
 
 def _without_html(identity: str, raw: str, settings: Cleaning, report: CleaningReport) -> str | None:
-    """The text as the recipe wants it, None where it goes."""
+    """The text as the recipe wants it, or None if the document is dropped."""
     found = find_html(raw)
     if found is None:
         return raw
@@ -148,7 +147,7 @@ def _of_the_language(kept: Documents, settings: Cleaning, report: CleaningReport
 def _in_a_script(
     kept: Documents, letters: Letters, language: Language | None, settings: Cleaning, report: CleaningReport
 ) -> np.ndarray:
-    """Count the scripts; which documents are in one that the recipe wants: bool (documents,)."""
+    """Count the scripts, and return which documents are in a script that the recipe wants: bool (documents,)."""
     wanted = settings.scripts
     main, others = scripts_of(letters, language)
     stays = np.full(len(kept), not wanted or main in wanted)
@@ -206,7 +205,7 @@ def _count_lines(report: CleaningReport, seen: int, repeated: int) -> None:
 
 
 def _flat(text: str) -> str:
-    """A repaired text with its words a space apart."""
+    """A repaired text with its words separated by single spaces."""
     return text.replace("\n\n", " ").replace("\n", " ")
 
 

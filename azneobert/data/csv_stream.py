@@ -1,4 +1,4 @@
-"""CSV through Arrow's parser, with what it does not do itself: say how far it is, and that a quote is never closed."""
+"""CSV through Arrow's parser, plus what the parser lacks: its position, and notice of a quote that is never closed."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from azneobert.data.unpacking import Unpacked
 
 
 class Feed:
-    """The bytes of a CSV file, unpacked, without a byte order mark, and then `end`.
+    """The decompressed bytes of a CSV file without a byte order mark, followed by `end`.
 
-    Arrow reads it from a thread of its own and lets go of it, which closes it, as soon as that is through, while rows
-    are still to be had. A file that was closed then could not say how far it has been read; this one closes with the
-    last who holds it.
+    Arrow reads the feed in its own thread and closes it as soon as that thread has finished, while rows are still to
+    come. A file closed then could not say how far it has been read, so `close` does nothing: the file closes when the
+    last reference to it is gone.
 
-    Of a row of the wrong width Arrow says nothing if it is not UTF-8, and refuses the file. So reading ends in an error
-    at what is not, `is_utf8` says so, and a feed that is `coded` writes each byte as the character of its number.
+    If a row of the wrong width is not UTF-8, Arrow refuses the file without naming the row. So reading ends in an error
+    at bytes that are not UTF-8 and clears `is_utf8`; a `coded` feed writes each byte as the character of its number.
 
-    Use as a context manager: Arrow's thread reads ahead of a reader that was given up, and one that is at it when the
-    interpreter ends would abort the process. On leaving, it is waited for, and reads no more.
+    Use it as a context manager. Arrow's thread reads ahead even when the reader has been given up, and a thread that
+    still reads when the interpreter ends would abort the process. Leaving waits for the read and refuses later ones.
     """
 
     closed = False
@@ -48,7 +48,7 @@ class Feed:
             self._left = True
 
     def read(self, size: int) -> bytes:
-        """So many of the next bytes, or fewer at the end, and `end` after the last."""
+        """The next `size` bytes, or fewer at the end of the file, where `end` follows the last one."""
         with self._reading:
             if self._left:
                 raise OSError("nobody reads this any more")
@@ -59,43 +59,43 @@ class Feed:
             return data
 
     def plain(self, size: int) -> bytes:
-        """The same without a look at what they are."""
+        """The same as `read`, but neither checked nor coded."""
         data = self._stream.read(size)
         if self._at_start:
             self._at_start, data = False, data.removeprefix(codecs.BOM_UTF8)
         while len(data) < size and (more := self._stream.read(size - len(data))):
             data += more
         if len(data) < size:
-            # With what is before it, since a first block that holds no line end would be refused.
+            # `end` is joined to the bytes before it, since Arrow refuses a first block without a line end.
             data, self._end = data + self._end, b""
         return data
 
     def _check(self, data: bytes) -> None:
         data = self._tail + data if self._tail else data
-        # A character may be cut at the end of what has been read: it is looked at with what comes next.
+        # The last character may be cut: it is checked together with the bytes that come next.
         cut = next((n for n in range(1, min(4, len(data) + 1)) if data[-n] >= 0xC0), 0)
         cut = cut if cut and data[-cut] >= (0xC0, 0xE0, 0xF0)[cut - 1] else 0
         self._tail = data[len(data) - cut :]
         offsets = pa.py_buffer(array("i", [0, len(data) - cut]))
-        try:  # several times faster than Python's decoder, which makes a text of it
+        try:  # several times faster than Python's decoder, which builds a string
             pa.StringArray.from_buffers(1, offsets, pa.py_buffer(data)).validate(full=True)
         except pa.ArrowInvalid:
             self.is_utf8 = False
             raise OSError("not UTF-8") from None
 
     def tell(self) -> int:
-        """How far the file, as it is packed, has been read."""
+        """How far the file has been read, in (compressed) bytes on disk."""
         return self._stream.packed()
 
     def close(self) -> None:
-        """Nothing yet: see above."""
+        """Do nothing: the docstring of the class says why."""
 
 
 def end_row(columns: int) -> str:
     """A row to put after the last one of a file: too wide, whether or not a quote is open there.
 
-    If one is, the first quote of `",",` closes it, else it opens one of its own, which the second one closes. So the
-    parser reports this row in any case, alone or with all that an open quote has swallowed.
+    If a quote is open, the first quote of this row closes it. If not, the first quote opens one, and the second closes
+    it. So the parser reports this row in any case, alone or with all that an open quote has swallowed.
     """
     return '"' + "," * columns + '"' + "," * columns
 
@@ -124,5 +124,5 @@ def coded(text: str) -> str:
 
 
 def decoded(value: str) -> bytes:
-    """What a `coded` feed has made a text of."""
+    """The bytes that a `coded` feed turned into this text."""
     return value.encode("latin-1")

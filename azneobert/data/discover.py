@@ -1,4 +1,4 @@
-"""What lies in a folder: its collections, the fields of their text and ids, their language, and labelled tasks."""
+"""Finds what is in a folder: its collections, the fields of their text and ids, their language, and labelled tasks."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from azneobert.settings import name_of
 
 _SPLITS = ("train", "validation", "test")
 _USUAL = ("text", "content", "body", "raw_content", "mətn", "metn", "article", "document")
-_RECORDS, _FILES = 50, 20  # that are looked at, of a file and of a folder
+_RECORDS, _FILES = 50, 20  # looked at per file and per folder
 _HEAD = 16 << 20  # bytes of a file that are looked at
 _LONG = 1 << 20  # bytes of a plain text file that is more than one document
 
 
 @dataclass
 class Found:
-    """The collections and labelled tasks of a folder by name, the language, and what is neither, a line each."""
+    """The collections and labelled tasks of a folder by name, the language, and a line for each other entry."""
 
     files: dict[str, FileSource] = field(default_factory=dict)
     tasks: dict[str, str] = field(default_factory=dict)
@@ -67,7 +67,7 @@ def discover(folder: Path) -> Found:
 
 
 def language_of(texts: list[str]) -> LanguageName:
-    """The language that a recipe can name and that half of these texts are of at least; any where there is none."""
+    """The first built-in language that at least half of these texts are in; `any` if there is none."""
     for name, language in BUILT_IN.items():
         if language is not None and texts and are_of(count_letters(texts, language), language).mean() >= 0.5:
             return name
@@ -97,7 +97,7 @@ def describe(place: Path) -> FileSource:
 
 
 def sample_texts(source: FileSource) -> list[str]:
-    """The first texts of a source, to see what language it is in; none of a file that cannot be read."""
+    """The first texts of a source, to see what language it is in; a file that cannot be read gives none."""
     texts = []
     for file in source_files(Path(source.path))[:_FILES]:
         key = "text" if _format(file) == ".txt" else source.text_field
@@ -106,7 +106,7 @@ def sample_texts(source: FileSource) -> list[str]:
 
 
 def first_records(file: Path) -> list[dict[str, Any]]:
-    """The first records of a file that are whole; of plain text, its beginning as one."""
+    """The first whole records of a file; for plain text, its beginning as one record."""
     form, compression = file_format(file) or ("", None)
     try:
         if form == ".parquet":
@@ -122,11 +122,11 @@ def first_records(file: Path) -> list[dict[str, Any]]:
             records = (parse_json(lines.readline().encode()) for _ in range(_RECORDS))
             return [record for record in records if isinstance(record, dict)]
     except (pa.ArrowException, OSError, csv.Error, ValueError):
-        return []  # what is wrong with it is for the reader to say
+        return []  # the reader reports what is wrong with it
 
 
 def _text_fields(file: Path) -> dict[str, list[str]]:
-    """The fields of a file that hold text in most of its first records, by dots, and the texts in each."""
+    """The texts of each field (a dotted path) that holds text in most of a file's first records."""
     records = first_records(file)
     texts: dict[str, list[str]] = {}
     for record in records:
@@ -140,7 +140,7 @@ def _in_all(name: str, fields: list[dict[str, list[str]]]) -> bool:
 
 
 def _promise(texts: list[str]) -> tuple[bool, float]:
-    """How likely a field is the one: of a pair of translations the one in a known language, else the longest."""
+    """The rank of a field as the text field: a known language first (as in pairs of translations), then mean length."""
     return language_of(texts) != "any", sum(map(len, texts)) / len(texts)
 
 

@@ -30,7 +30,7 @@ SCHEMA = pa.schema(
 _RESTORE = "`azneobert cache check`, then `dvc repro deduplicate` makes it anew"
 _CHECKSUM = b"azneobert.crc32"  # a key in the footer; the value is that of all other bytes
 _CHECKSUM_BYTES = 8
-_TAIL_BYTES = 8  # of a Parquet file, behind the footer: its length, four bytes of a magic number
+_TAIL_BYTES = 8  # after a Parquet file's footer: 4 bytes of its length, 4 of a magic number
 _PIECE_BYTES = 4 << 20
 _ROWS = 1024  # an encoding takes some hundred bytes a token, so few documents at a time
 
@@ -104,7 +104,7 @@ def read_texts(
     """The texts of a part a batch at a time, and which of them are held out (bool).
 
     `struck` are indices (int64, ascending) of documents to leave out, counted from the part's first. A `share` below
-    one leaves in a sample of the documents, which their hashes decide.
+    one keeps only a sample of the documents, chosen by their hashes.
     """
     first = 0
     hashes = read_hashes(part)[:, 1] if share < 1 else None
@@ -127,7 +127,7 @@ def training_texts(folder: Path, duplicates: np.ndarray, share: float = 1.0) -> 
 
 
 def read_duplicates(path: Path) -> np.ndarray:
-    """The indices (int64, ascending) of a collection's documents that stand elsewhere too."""
+    """The indices (int64, ascending) of a collection's documents that repeat an earlier one."""
     try:
         return np.load(path)
     except FileNotFoundError:
@@ -138,7 +138,7 @@ def read_duplicates(path: Path) -> np.ndarray:
 
 
 def split_by_part(folder: Path, indices: np.ndarray) -> Iterator[tuple[Path, np.ndarray]]:
-    """Each part of a collection with those of the indices (ascending) that fall into it, counted from its first."""
+    """Each part of a collection, with the indices (ascending) that fall into it, counted from its first document."""
     first = 0
     for part in parts(folder):
         size = count_documents(part)
@@ -163,7 +163,7 @@ def _open(path: Path) -> pq.ParquetFile:
 def _check_whole(path: Path, size: int, modified_ns: int) -> None:
     """Check what the checksums of the pages do not cover: their headers, and the footer, which says where they are.
 
-    Arrow ends the process over some of what can stand in a damaged footer, so that this comes before it.
+    Some damaged footers make Arrow end the process, so this check comes before Arrow reads the footer.
     """
     with path.open("rb") as file:
         found, expected = _checksums(file)
@@ -181,7 +181,7 @@ def _seal(file: BinaryIO) -> None:
 
 
 def _checksums(file: BinaryIO) -> tuple[bytes, bytes]:
-    """The checksum that a part states, and that of all its other bytes; alike for a part of before, which has none."""
+    """The checksum that a part states, and that of all its other bytes; both empty for an older part without one."""
     place = _place_of_checksum(file)
     if place is None:
         return b"", b""
@@ -207,7 +207,7 @@ def _place_of_checksum(file: BinaryIO) -> int | None:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Says in one line what is wrong with a part; Arrow reports damage as ArrowInvalid or an OSError of no number."""
+    """Say in one line what is wrong with a part; for damage, Arrow raises ArrowInvalid or an OSError without errno."""
     try:
         yield
     except FileNotFoundError:

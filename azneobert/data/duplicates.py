@@ -29,7 +29,7 @@ class Duplicates:
 
 
 def find_duplicates(folders: Iterable[Path]) -> list[Duplicates]:
-    """For each collection, the documents whose text stands earlier: in itself, or in a collection before it.
+    """For each collection, the documents whose text occurs earlier: in the same collection or in one before it.
 
     The memory is 16 bytes a document for its hash and some 50 more while they are sorted.
     """
@@ -58,8 +58,8 @@ class DuplicateIds:
 def find_duplicate_ids(folder: Path) -> DuplicateIds:
     """The ids that a collection uses more than once, found by sorting 8-byte hashes of them.
 
-    Two ids of one hash would count as the same: among 100 million ids, one time in 3,700. The memory is 8 bytes a
-    document and some 16 more while they are sorted.
+    Two ids with the same hash would count as equal; among 100 million ids the chance of that is one in 3,700. The
+    memory is 8 bytes a document and some 16 more while they are sorted.
     """
     hashes = np.concatenate([_hash_ids(part) for part in parts(folder)])
     order = np.argsort(hashes, kind="stable")
@@ -79,12 +79,12 @@ def find_duplicate_ids(folder: Path) -> DuplicateIds:
 
 def _hash_ids(part: Path) -> np.ndarray:
     ids = read_column(part, "id").cast(pa.binary()).to_pylist()
-    # Python's own hash is faster, and another one in each process.
+    # Python's own hash is faster, but differs from process to process.
     return np.frombuffer(b"".join(hashlib.blake2b(i, digest_size=8).digest() for i in ids), dtype=np.uint64)
 
 
 def remaining(folder: Path, duplicates: Duplicates) -> dict[str, int]:
-    """The documents of a collection that are left, those of them held out, and their words and characters."""
+    """Counts of the documents that remain in a collection: all, those held out, their words and characters."""
     counts = dict.fromkeys(("documents", "validation", "words", "characters"), 0)
     for part, struck in split_by_part(folder, duplicates.all):
         keep = np.ones(count_documents(part), dtype=bool)

@@ -1,4 +1,4 @@
-"""What a file is written in, by its first bytes: everything here reads UTF-8, and a file of another kind is named."""
+"""The encoding of a file, by its first bytes: only UTF-8 is read, and a file in another encoding is reported."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _PACK = {None: "", "gzip": " | gzip", "zstd": " | zstd"}
 
 
 def encoding_problem(head: bytes, file: Path, compression: str | None) -> str | None:
-    """What is wrong with a file that is not UTF-8 and what to do, None where its first bytes (unpacked) may be read.
+    """What is wrong with a file that is not UTF-8 and what to do; None if its first (decompressed) bytes can be read.
 
-    Single records that are not UTF-8 among others are no problem of the file: they count as malformed.
+    Single records that are not UTF-8 are not a problem of the file: they count as malformed.
     """
     found = _other_encoding(head)
     if found is None:
@@ -37,7 +37,7 @@ def encoding_problem(head: bytes, file: Path, compression: str | None) -> str | 
 
 
 def _other_encoding(head: bytes) -> tuple[str, str | None] | None:
-    """What to say of the encoding, and its name for iconv where it is known."""
+    """A message about the encoding, and its name for iconv if known; None if the file can be read."""
     for mark, (said, name) in _MARKS.items():
         if head.startswith(mark):
             return f"is {said}, not UTF-8", name
@@ -51,7 +51,7 @@ def _other_encoding(head: bytes) -> tuple[str, str | None] | None:
     odd = [line for line in lines if not line.isascii()]
     broken = [line for line in odd if not _decodes(line, "utf-8", final=True)]
     if not broken or len(broken) < len(odd):
-        return None  # what else is not ASCII is UTF-8
+        return None  # the other lines that are not ASCII are UTF-8
     high = [byte for line in broken for byte in line if byte >= 0x80]
     turkish = sum(byte in _TURKISH for byte in high)
     often = 2 * len(broken) >= len(lines) or len(broken) >= _MANY
@@ -63,7 +63,7 @@ def _other_encoding(head: bytes) -> tuple[str, str | None] | None:
 
 
 def _unmarked_utf16(head: bytes) -> str | None:
-    """`LE` or `BE` where every other byte is often zero, as the upper halves of ASCII letters and of spaces are."""
+    """`LE` or `BE` if every other byte is often zero, like the upper halves of ASCII letters and spaces."""
     if head.count(0) < 4:
         return None
     pairs = len(head) // 2

@@ -1,4 +1,4 @@
-"""Fertility: how many tokens a tokenizer makes of a word, beside multilingual tokenizers that come with packages."""
+"""Fertility: how many tokens a tokenizer makes per word, compared with multilingual tokenizers from packages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _QWEN_PATTERN = (
 
 
 def fertility(counters: dict[str, CountTokens], batches: Iterable[list[str]]) -> dict[str, float]:
-    """Words (by white space) of the texts, and tokens a word by each tokenizer."""
+    """The words (by white space) in the texts, and the tokens per word of each tokenizer."""
     words = 0
     tokens = dict.fromkeys(counters, 0)
     for texts in batches:
@@ -53,7 +53,7 @@ def compared(others: dict[str, str]) -> dict[str, CountTokens]:
     """The tokenizers to compare with: two multilingual ones of today, and `others`, a tokenizer.json each by name.
 
     Raises:
-        DataError: a tokenizer.json is missing or damaged, or its name is that of another figure.
+        DataError: a tokenizer.json is missing or damaged, or its name is taken by another figure.
     """
     taken = sorted(others.keys() & {"azneobert", "qwen3.5", "deepseek-v4", "words", "unknown"})
     if taken:

@@ -15,7 +15,7 @@ from azneobert.errors import DataError
 from azneobert.recipe import HubSource
 
 _BATCH_RECORDS = 512
-# Libraries of `datasets` that read plain files; with them `data_files` says which, and the dataset is no repository.
+# Builders of `datasets` that read plain files: `data_files` names the files, and the dataset is no repository.
 _BUILDERS = ("json", "csv", "text", "parquet")
 _KEYS = "`dataset`, `config`, `data_files` or `options`"
 
@@ -25,8 +25,8 @@ class HubReader:
 
     def __init__(self, source: HubSource):
         self._source = source
-        self.size: int | None = None  # a stream does not say
-        # One key too many in a later file would end the stream of the json builder, so its lines are parsed here.
+        self.size: int | None = None  # unknown for a stream
+        # An extra key in a later file would end the json builder's stream, so JSON lines are parsed here.
         self._json_lines = source.dataset == "json"
         with explained(source.name, _KEYS):
             self._builder = self._make_builder()
@@ -85,12 +85,12 @@ class HubReader:
 
 
 def _open_zstd(file: BinaryIO, mode: str = "rb", **options: Any) -> BinaryIO:
-    """A zstd stream that ends in an error where it is truncated; the reader that fsspec takes says nothing."""
+    """A zstd stream that raises an error if it is truncated; the reader that fsspec uses does not."""
     return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd"), 1 << 20)
 
 
 def _listed(files: str | tuple[str, ...]) -> list[str]:
-    """The data files; one that ends in `.map` is a list of them, a line each, as the HPLT project publishes it."""
+    """The data files. A file that ends in `.map` is a list of files, one per line, as the HPLT project publishes it."""
     import fsspec
 
     found: list[str] = []
@@ -105,7 +105,7 @@ def _listed(files: str | tuple[str, ...]) -> list[str]:
 
 @contextmanager
 def explained(name: str, keys: str) -> Iterator[None]:
-    """Turns what `datasets` raises for a data set that cannot be read into one line, with the `keys` to correct."""
+    """Turn an error of `datasets` about an unreadable data set into one line that names the `keys` to correct."""
     try:
         yield
     except DataError:

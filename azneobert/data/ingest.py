@@ -18,7 +18,7 @@ from azneobert.errors import DataError
 from azneobert.files import read_json, sync
 from azneobert.recipe import Cleaning, Source
 
-PART_CHARACTERS = 8 << 20  # small enough that the cores which tokenize parts end together
+PART_CHARACTERS = 8 << 20  # so small that the cores which tokenize parts finish at about the same time
 _SURE_AFTER = 10_000  # records after which a share of malformed ones says that the source is broken
 _WARNINGS = 5
 _LARGEST_STATE = 256 << 20  # bytes, with the lines that many documents share
@@ -26,7 +26,7 @@ _LARGEST_STATE = 256 << 20  # bytes, with the lines that many documents share
 
 @dataclass
 class _State:
-    """How far an ingest is: what state.json holds. It is written after the part that it speaks of."""
+    """The progress of an ingest: the content of state.json, which is written after the last part that it counts."""
 
     fingerprint: str
     parts: int = 0
@@ -39,8 +39,8 @@ class _State:
 def ingest(source: Source, cleaning: Cleaning, target: Path, partial: Path, *, code: str = "") -> CleaningReport:
     """Read a source, clean it, and leave its documents in the folder `target`; `partial` holds what is unfinished.
 
-    A killed ingest is taken up at its last whole part, if source, settings and `code` (a hash of what else decides the
-    outcome) are still the same, and ends with the same bytes.
+    A killed ingest continues after its last whole part and produces the same bytes, if the source, the settings and
+    `code` (a hash of everything else that decides the result) are unchanged.
 
     Raises:
         DataError: the source cannot be read, too many of its records are malformed, or no document stays.
@@ -115,7 +115,7 @@ def _resume(partial: Path, fingerprint: str) -> _State:
         shutil.rmtree(partial, ignore_errors=True)
         state = _State(fingerprint)
     partial.mkdir(parents=True, exist_ok=True)
-    for leftover in partial.iterdir():  # a part that was written but not yet spoken of is written again
+    for leftover in partial.iterdir():  # a part that state.json does not count yet is written again
         known = {"state.json", *map(part_name, range(state.parts))}
         if leftover.name not in known:
             leftover.unlink()
@@ -123,14 +123,14 @@ def _resume(partial: Path, fingerprint: str) -> _State:
 
 
 def _fingerprint(source: Source, cleaning: Cleaning, reader: SourceReader, code: str) -> str:
-    # How many malformed records are tolerated decides whether there is an outcome, and not what it is.
+    # The tolerated share of malformed records decides only whether there is a result, not what it is.
     settings = cleaning.model_dump(mode="json", exclude={"max_malformed"})
     parts = [source.model_dump(mode="json"), settings, reader.state(), PART_CHARACTERS, code]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _check_malformed(source: Source, cleaning: Cleaning, report: CleaningReport, *, last: bool) -> None:
-    """Refuse a source of which more than the tolerated share cannot be read."""
+    """Refuse a source if more than the tolerated share of its records cannot be read."""
     allowed = cleaning.max_malformed * (report.documents if last else max(report.documents, _SURE_AFTER))
     if report.dropped["malformed"] > allowed:
         raise DataError(
@@ -140,7 +140,7 @@ def _check_malformed(source: Source, cleaning: Cleaning, report: CleaningReport,
 
 
 def _check_kept(source: Source, report: CleaningReport, blank: list[str]) -> None:
-    """Refuse a source of which nothing stays; `blank` names its files in which no text stands."""
+    """Refuse a source if no document is kept; `blank` names its files that hold no text."""
     if report.kept:
         return
     if blank and report.documents == report.dropped["empty"]:

@@ -1,7 +1,7 @@
-"""Whether the bytes that training reads are those that its stages wrote: each is read once, in the background.
+"""Checks that training reads the bytes that the stages wrote: each byte is read once, in the background.
 
-The arrays are compared with the hashes in meta.json, and meta.json, which states its own, with DVC's hash of it. What
-was read on this machine within a day, and has not been touched since, is not read again.
+The arrays are compared with the hashes in meta.json. meta.json states its own hash, and is compared with DVC's hash of
+it. Files that this machine has read within the last day, and that have not changed since, are not read again.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from azneobert.files import read_bounded, sha256_file
 
 log = logging.getLogger(__name__)
 
-_STAMPED_BYTES = 16 << 20  # less is read faster than its stamp is worth
+_STAMPED_BYTES = 16 << 20  # for fewer bytes, a stamp saves too little
 _STAMP_SECONDS = 24 * 3600  # a disk can lose bits without a change that a file system knows of
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True)
 class Expected:
-    """Files whose bytes have this hash together, where `digest` computes it; `restore` says what brings them again."""
+    """Files and the expected hash of their bytes. `digest` computes the hash; `restore` says how to get them again."""
 
     files: tuple[Path, ...]
     sha256: str
@@ -81,7 +81,7 @@ def expected_of_plan(path: Path) -> Expected:
 
 
 class Verification:
-    """Reads in a thread of its own all that training reads: token stores, row plans, and what dvc.lock says of them."""
+    """Checks in its own thread all that training reads: token stores, row plans, and what dvc.lock says of them."""
 
     def __init__(self, stores: Iterable[Path], plans: Iterable[Path]):
         """Begin.
@@ -93,7 +93,7 @@ class Verification:
         self._folders = [*stores, *plans]
         self._expected = [*map(expected_of_plan, plans), *(each for path in stores for each in expected_of_store(path))]
         self._error: Exception | None = None
-        # A daemon: it changes nothing, so that a run that fails need not wait for it.
+        # A daemon thread: it changes nothing, so a run that fails need not wait for it.
         self._thread = threading.Thread(target=self._run, name="verification", daemon=True)
         self._thread.start()
 
@@ -117,7 +117,7 @@ class Verification:
             for expected in self._expected:
                 _check_once_a_day(expected)
             _compare_with_lock(self._folders)
-        except Exception as error:  # whatever it is, `require` raises it
+        except Exception as error:  # `require` raises any of them
             self._error = error
 
 
@@ -130,7 +130,7 @@ def _check_once_a_day(expected: Expected) -> None:
         if 0 <= time.time() - stamp.stat().st_mtime < _STAMP_SECONDS:
             return
     expected.check()
-    if _stamp(expected) == stamp:  # else it was written to meanwhile
+    if _stamp(expected) == stamp:  # else a file has changed meanwhile
         with suppress(OSError):
             stamp.parent.mkdir(parents=True, exist_ok=True)
             for former in stamp.parent.iterdir():
@@ -140,9 +140,9 @@ def _check_once_a_day(expected: Expected) -> None:
 
 
 def _stamp(expected: Expected) -> Path | None:
-    """The file that stands while these files count as read; None where it is not worth it, or cannot be.
+    """The file that marks these files as read; None if they are too small to be worth it, or if it is impossible.
 
-    Its name is the hash of all that changes when one of the files does, or when the machine starts anew.
+    Its name is a hash of everything that changes when one of the files changes or the machine restarts.
     """
     try:
         states = [(file.resolve(), file.stat()) for file in expected.files]
@@ -156,10 +156,10 @@ def _stamp(expected: Expected) -> Path | None:
 
 
 def _compare_with_lock(folders: list[Path]) -> None:
-    """Compare each meta.json with DVC's md5 of it, where dvc.lock and the cache tell.
+    """Compare each meta.json with DVC's md5 of it, if dvc.lock and the cache have it.
 
     Raises:
-        DataError: one is another.
+        DataError: an md5 differs.
     """
     if not LOCK.is_file():
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from azneobert.language import Language, LanguageName, ScriptName
 
-# The code points of a script's letters, first and last. What stands in none of them is of an `other` script.
+# The code points of a script's letters, first and last. A letter in none of them is of the script `other`.
 SCRIPTS: dict[ScriptName, tuple[tuple[int, int], ...]] = {
     "latin": (
         *((0x41, 0x5A), (0x61, 0x7A), (0xAA, 0xAA), (0xBA, 0xBA), (0xC0, 0x2AF), (0x1D00, 0x1DBF), (0x1E00, 0x1EFF)),
@@ -48,8 +48,8 @@ _TURKISH = Language(
     name="turkish",
     letters="A-Za-zÀ-ɏə",
     min_share=0.7,
-    # Turkish has ç, ö and ü too, but so have German and French: with them a German sentence had 4.9%, and a Turkish one
-    # 2.3%. Without them a Turkish sentence has 2.1% at least and 7.4% in the median, and the others have none.
+    # Turkish has ç, ö and ü too, but so have German and French: if they count, a German sentence had 4.9% and a Turkish
+    # one 2.3%. If they do not, a Turkish sentence has at least 2.1% and a median of 7.4%, and the others have none.
     must="ığşİ",
     min_must_share=0.02,
     # Azerbaijani has all of these letters. One in ten of its letters is a schwa, which Turkish does not have.
@@ -63,12 +63,12 @@ BUILT_IN: dict[LanguageName, Language | None] = {"azeri_latin": _AZERI_LATIN, "t
 
 
 def find_language(setting: LanguageName | Language) -> Language | None:
-    """The language that `data.cleaning.language` says, None for any."""
+    """The language that `data.cleaning.language` names, None for `any`."""
     return setting if isinstance(setting, Language) else BUILT_IN[setting]
 
 
 def both_cases(letters: str) -> set[str]:
-    """Letters and their other case, where that is theirs alone: not I for ı, since it is the capital of i."""
+    """The letters, and their other case if it belongs to them alone: not I for ı, since I is the capital of i."""
     other = {letter.upper() if letter.islower() else letter.lower() for letter in letters}
     return set(letters) | {letter for letter in other if letter.lower() in letters or letter.upper() in letters}
 

@@ -11,14 +11,14 @@ import numpy as np
 from azneobert.data.languages import SCRIPTS, both_cases, find_language, script_of
 from azneobert.language import Language, LanguageName, ScriptName, expand_letters
 
-_PURE = 0.9  # the share of one script from which on a text is not mixed
+_PURE = 0.9  # a text with at least this share of one script is not mixed
 _FIRST = 256  # characters by which the script of a text is guessed, before it is counted
 _CODE_POINTS = 0x110000
 
 
 @dataclass(frozen=True)
 class Letters:
-    """What is counted in texts: letters, letters of the language, and those that speak for it and against it.
+    """Counts for each text: letters, letters of the language, and letters that speak for and against the language.
 
     `counts` is int64 (4, texts). Without a language only letters are counted.
     """
@@ -28,9 +28,9 @@ class Letters:
     ends: list[int]
 
     def shares(self) -> np.ndarray:
-        """The language's own among the letters, `must` among these, `must_not` among all letters: float (3, texts)."""
+        """Shares: own letters among all, `must` among own letters, `must_not` among all: float (3, texts)."""
         letters, own, must, must_not = self.counts
-        # Quotients, not products: 7 / 100 is the number that 0.07 stands for, 0.07 * 100 is more than 7.
+        # Quotients, not products: 7 / 100 equals the float 0.07, but 0.07 * 100 is more than 7.
         letters, among = np.maximum(letters, 1), np.maximum(own, 1)
         return np.stack([own / letters, must / among, must_not / letters])
 
@@ -68,10 +68,10 @@ def why_not(letters: Letters, text: int, language: Language) -> str:
 
 
 def scripts_of(letters: Letters, language: Language | None) -> tuple[ScriptName | None, list[tuple[int, str, float]]]:
-    """The script of a language, and the texts that are not in it almost throughout.
+    """The script of a language, and the texts that are not almost entirely in that script.
 
-    Each by its place, with the script of most of its letters and their share: "none" for a text without letters. A
-    language of two scripts has no script of its own, and all texts are among the others.
+    Each such text is given as its index, the script of most of its letters ("none" if it has no letters), and their
+    share. A language of two scripts has no script of its own, and then all texts are given.
     """
     main = _main_script(language.letters) if language else None
     unsure = np.flatnonzero(letters.shares()[0] < _PURE) if main else range(letters.counts.shape[1])
@@ -91,7 +91,7 @@ def scripts_of(letters: Letters, language: Language | None) -> tuple[ScriptName 
 
 
 def is_mixed(share: float) -> bool:
-    """Whether a text in whose letters one script has this share holds much of another."""
+    """Whether a text is mixed, given the share of its letters that are in its most frequent script."""
     return share < _PURE
 
 
@@ -108,7 +108,7 @@ def _looked_for(language: Language | None) -> tuple[bool, bool, bool, bool]:
 
 @functools.lru_cache(maxsize=16)
 def _kinds(language: str | None) -> np.ndarray:
-    """For each code point: 1 a letter, 2 one of the language, 4 one it must have, 8 one it must not; uint8."""
+    """Bits for each code point (uint8): 1 a letter, 2 a letter of the language, 4 of `must`, 8 of `must_not`."""
     characters = [chr(point) for point in range(_CODE_POINTS)]
     letter = np.fromiter(map(str.isalpha, characters), dtype=np.uint8, count=_CODE_POINTS)
     kinds = letter.copy()
@@ -117,20 +117,20 @@ def _kinds(language: str | None) -> np.ndarray:
         sets = (expand_letters(read.letters), both_cases(read.must), both_cases(read.must_not))
         for bit, chosen in zip((2, 4, 8), sets, strict=True):
             points = np.array(sorted(map(ord, chosen)), dtype=np.int64)
-            kinds[points] |= bit * letter[points]  # × and ÷ stand among the Latin letters and are none
+            kinds[points] |= bit * letter[points]  # × and ÷ stand among the Latin letters but are not letters
     return kinds
 
 
 @functools.lru_cache(maxsize=16)
 def _main_script(letters: str) -> ScriptName | None:
-    """The script of all letters of a language, None where it has more than one."""
+    """The script of all letters of a language, None if it has more than one."""
     scripts = {script_of(letter) for letter in expand_letters(letters) if letter.isalpha()}
     return scripts.pop() if len(scripts) == 1 else None
 
 
 @functools.cache
 def _script_table() -> tuple[list[ScriptName], np.ndarray]:
-    """The scripts, and for each code point 0 where it is no letter, else one more than its script's place; uint8."""
+    """The scripts, and for each code point (uint8) 0 if it is no letter, else the index of its script plus one."""
     names: list[ScriptName] = [*SCRIPTS, "other"]
     characters = map(chr, range(_CODE_POINTS))
     letter = np.fromiter(map(str.isalpha, characters), dtype=np.uint8, count=_CODE_POINTS)

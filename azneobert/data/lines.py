@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-_SAMPLE = 8  # where lines are only reported, one document in so many is looked at
+_SAMPLE = 8  # if lines are only reported, one document in this many is looked at
 _LONGEST = 1000  # characters of a line; a longer one that repeats is a text of its own
 _MOST_LINES = 1 << 14  # that are remembered from part to part
 
 
 @dataclass
 class RepeatedLines:
-    """In how many documents each line stands, by lossy counting (Manku and Motwani 2002) a part at a time.
+    """Counts the documents that hold each line, by lossy counting (Manku and Motwani 2002), one part at a time.
 
-    Within a part every line is counted. At its end those are forgotten that stood in no more documents than there have
-    been parts since they were first seen. So a count is never too high, and too low by the number of parts at most: a
-    line in `copies` documents or fewer is never taken for boilerplate, and one in more than `copies` + parts always is,
-    as long as no more than 16,384 lines repeat so often. Plain JSON, so that an ingest can go on from it.
+    Within a part every line is counted. At its end, a line is forgotten if its count is at most the number of parts
+    since the line was first seen. So a count is never too high, and too low by at most the number of parts: a line in
+    `copies` documents or fewer is never taken for boilerplate, and one in more than `copies` + parts always is, as long
+    as no more than 16,384 lines repeat so often. The fields are plain JSON, so that an ingest can continue from them.
     """
 
     parts: int = 0
@@ -24,7 +24,7 @@ class RepeatedLines:
     missed: dict[str, int] = field(default_factory=dict)  # how many parts had ended when a line was first seen
 
     def drop(self, text: str, copies: int) -> tuple[str, int, int]:
-        """Count a text's lines; the text without those beyond the `copies`-th, how many lines it has, how many go."""
+        """Count a text's lines; returns the text without copies beyond the `copies`-th, its lines, and how many go."""
         lines = text.split("\n")
         for line in dict.fromkeys(lines):
             if 0 < len(line) <= _LONGEST:
@@ -33,7 +33,7 @@ class RepeatedLines:
         return ("\n".join(stay) if len(stay) < len(lines) else text), len(lines), len(lines) - len(stay)
 
     def count(self, text: str, copies: int) -> tuple[int, int]:
-        """Count the lines of a text that `is_looked_at`: how many it has, and how many are beyond the `copies`-th."""
+        """Count the lines of a sampled text; returns estimates of all lines, and of copies beyond the `copies`-th."""
         counts, most, beyond = self.counts, copies / _SAMPLE, 0
         lines = text.split("\n")
         for line in dict.fromkeys(lines):
@@ -43,7 +43,7 @@ class RepeatedLines:
         return len(lines) * _SAMPLE, beyond * _SAMPLE
 
     def end_part(self) -> None:
-        """Forget the lines that are too rare, as an ingest does where it could be taken up again."""
+        """Forget the lines that are too rare; an ingest calls this wherever it could be resumed."""
         first = self.parts
         self.parts += 1
         stays = [
@@ -63,5 +63,5 @@ class RepeatedLines:
 
 
 def is_looked_at(digest: bytes) -> bool:
-    """Whether a document with this content hash is in the sample that is looked at where lines are only reported."""
+    """Whether a document with this content hash is in the sample that is looked at if lines are only reported."""
     return digest[8] % _SAMPLE == 0

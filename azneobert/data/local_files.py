@@ -71,12 +71,12 @@ def source_files(path: Path) -> list[Path]:
 
 
 def _files_below(path: Path) -> Iterator[Path]:
-    """All that is a source by its name and not hidden, in whatever order."""
+    """All files below a folder that are sources by their names and not hidden, in any order."""
 
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror}); allow it, or remove it") from None
 
-    above: dict[str, set[tuple[int, int]]] = {}  # each folder with those on the way to it
+    above: dict[str, set[tuple[int, int]]] = {}  # for each folder, the folders on the way to it
     for folder, folders, names in os.walk(path, onerror=refuse, followlinks=True):
         found = _stat(Path(folder))
         way = above.pop(folder, set())
@@ -107,7 +107,7 @@ def _kind(mode: int) -> str:
 
 
 def file_format(file: Path, formats: tuple[str, ...] = FORMATS) -> tuple[str, str | None] | None:
-    """A file's format and compression by its name, None where it is of none of the formats."""
+    """A file's format and compression by its name, None if it has none of the formats."""
     for suffix, compression in COMPRESSIONS.items():
         inner = file.name.removesuffix(suffix)
         if file.name.endswith(suffix) and inner.endswith(formats) and not (suffix and inner.endswith(".parquet")):
@@ -135,7 +135,7 @@ class FileReader:
         self._files = source_files(Path(source.path))
         found = [file.stat() for file in self._files]
         self._sizes = [one.st_size for one in found]
-        self._twins: dict[int, Path] = {}  # files that stand under another name before
+        self._twins: dict[int, Path] = {}  # files that came before under another name
         first: dict[tuple[int, int], int] = {}
         for number, one in enumerate(found):
             before = first.setdefault((one.st_dev, one.st_ino), number)
@@ -180,7 +180,7 @@ def _read_file(file: Path, source: FileSource, cursor: _Cursor) -> Iterator[Reco
 
 @contextmanager
 def damage_named(file: Path, form: str, compression: str | None) -> Iterator[None]:
-    """Turns what is raised for a damaged file of a format and compression into one line."""
+    """Turn the error that a damaged file of this format and compression raises into one line."""
     try:
         yield
     except (pa.ArrowException, UnicodeDecodeError) as error:  # names of columns in another encoding
@@ -244,7 +244,7 @@ def open_lines(raw: BinaryIO, compression: str | None, offset: int = 0) -> Binar
 
 
 def head(lines: BinaryIO) -> bytes:
-    """The next bytes of what `open_lines` has opened, which are still to be read."""
+    """The next bytes of what `open_lines` has opened, without consuming them."""
     assert isinstance(lines, io.BufferedReader)
     return lines.peek(HEAD)[:HEAD]  # what is in its buffer
 
@@ -265,9 +265,9 @@ def _texts(
     cursor: _Cursor,
     sample_by: Literal["document", "paragraph", "line"],
 ) -> Iterator[tuple[str, Any]]:
-    """Plain text: a record is the whole file, what stands between blank lines, or a line.
+    """Plain text: a record is the whole file, the text between blank lines, or a line.
 
-    A file in another encoding is one malformed record where a record is a whole file.
+    If a record is a whole file, a file in another encoding is one malformed record.
     """
     pending = bytearray()
     size = number = held = 0
@@ -321,7 +321,7 @@ def _read_parquet(file: Path, source: FileSource, cursor: _Cursor) -> Iterator[R
             skip -= len(batch) - len(taken)
             if len(taken):
                 yield _from_arrow(file, taken, source, cursor, size * (cursor.record + len(taken)) // rows)
-        if cursor.record != group_end:  # without a word of Arrow's
+        if cursor.record != group_end:  # Arrow does not report it
             raise pa.ArrowInvalid(f"{cursor.record:,} rows up to row group {group}, its end says {group_end:,}")
     if group_end != rows:
         raise pa.ArrowInvalid(f"its row groups have {group_end:,} rows, its end says {rows:,}")
@@ -360,8 +360,8 @@ def _read_csv(file: Path, compression: str | None, source: FileSource, cursor: _
                 ) from None
             if recode or feed.is_utf8:
                 raise
-    # The parser runs ahead of the batches and passes over empty ones, so the rows that it skips come after all others;
-    # an offset of 1 says that they did.
+    # The parser runs ahead of the batches and passes over empty ones, so the rows that it skips are given after all
+    # others; an offset of 1 says that they have been given.
     if malformed and not ended:
         cursor.offset = 1
         yield Records(malformed=malformed, bytes_read=size)
@@ -372,13 +372,13 @@ def _read_csv(file: Path, compression: str | None, source: FileSource, cursor: _
 
 
 def _skip(file: Path, end: str, malformed: list[str], recode: bool) -> Callable[[pa_csv.InvalidRow], str]:
-    """What to do with a row of another width than the header: say so in `malformed`, or what it means at the end."""
+    """A handler that notes in `malformed` each row of another width than the header, and a quote that never closes."""
 
     def skip(row: pa_csv.InvalidRow) -> str:
         text = decoded(row.text).decode(errors="replace") if recode else row.text
         where = f"{file}:{row.number}"
         if text.endswith(f"\n{end}"):
-            # Each line that the quote has swallowed counts, so that the tolerated share decides.
+            # Each line that the quote has swallowed counts as malformed, so that the tolerated share decides.
             lost = [line for line in text[: -len(end)].split("\n") if line.strip()]
             malformed.append(f"{where}: a quote opens here and never closes, {len(lost):,} lines: {lost[0]!r:.60}")
             malformed.extend([f"{where}: inside a quote that never closes"] * (len(lost) - 1))
@@ -391,13 +391,13 @@ def _skip(file: Path, end: str, malformed: list[str], recode: bool) -> Callable[
 
 
 def _recoded(batch: pa.RecordBatch, columns: list[str]) -> pa.RecordBatch:
-    """The bytes that stand in the file, of what a feed has coded as characters."""
+    """A batch of a `coded` feed, with the bytes that are in the file."""
     values = ([value and decoded(value.decode()) for value in column.to_pylist()] for column in batch.columns)
     return pa.RecordBatch.from_arrays([pa.array(column, pa.binary()) for column in values], names=columns)
 
 
 def _csv_header(file: Path, compression: str | None, cursor: _Cursor) -> list[str] | None:
-    """The names of the columns, None where the file holds nothing but blank lines."""
+    """The names of the columns, None if the file holds only blank lines."""
     problem = None if cursor.started else encoding_problem(Feed(file, compression).plain(HEAD), file, compression)
     if problem:
         raise DataError(f"{file}: {problem}")
@@ -422,7 +422,7 @@ def _csv_header(file: Path, compression: str | None, cursor: _Cursor) -> list[st
 
 
 def _count_blank(file: Path, compression: str | None) -> int | None:
-    """The lines of a file in which nothing stands, None where something does."""
+    """The number of lines of a file that is blank, None if it is not."""
     feed, lines = Feed(file, compression), 0
     while data := feed.plain(_CSV_BLOCK):
         if data.strip():

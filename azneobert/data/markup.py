@@ -29,14 +29,14 @@ _BLOCK = re.compile(
 
 
 def find_html(text: str) -> re.Match[str] | None:
-    """The first tag or entity of a text. A "<" or "&" alone is none, nor is one in "a <b" or "R&D;"."""
+    """The first tag or entity of a text. A "<" or "&" alone does not count, nor in "a <b" or "R&D;"."""
     if "<" in text and (tag := _TAG.search(text)):
         return tag
     return next(filter(_is_entity, _ENTITY.finditer(text)), None) if "&" in text else None
 
 
 def strip_html(text: str) -> str:
-    """The text without tags, comments, scripts and styles; entities become what they stand for, once."""
+    """The text without tags, comments, scripts and styles; entities are decoded once."""
     if "<" in text:
         text = _TAG.sub(_in_the_place_of, _without_opaque(_without_comments(text)))
     return _ENTITY.sub(lambda found: html.unescape(found[0]), text) if "&" in text else text
@@ -47,7 +47,7 @@ def _is_entity(found: re.Match[str]) -> bool:
 
 
 def _in_the_place_of(tag: re.Match[str]) -> str:
-    """A block stands on lines of its own; what is inside a line may be inside a word."""
+    """A newline for a block, which has lines of its own; nothing for an inline tag, which may be inside a word."""
     return "\n" if _BLOCK.match(tag[0]) else ""
 
 

@@ -1,4 +1,4 @@
-"""The rows of a phase: those that it trains on, and those of each collection that it is judged by."""
+"""The rows of a phase: its training rows, and the validation rows of each collection."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def write_phase_rows(
 ) -> tuple[RowPlan, dict[str, RowPlan]]:
     """Plan the rows of a phase from the stores tokens/COLLECTION/{train,validation} and write the plans.
 
-    Returns the plan of target/train, and those of target/validation/COLLECTION of each collection that holds out a
-    document.
+    Returns the plan of target/train, and the plan of target/validation/COLLECTION for each collection that holds out
+    documents.
 
     Raises:
         DataError: no document is left to train on, or none is held out.

@@ -1,4 +1,4 @@
-"""What a person sees of a long stage: a bar on a terminal, a line now and then in a log."""
+"""The progress display of a long stage: a bar on a terminal, or a line from time to time in a log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 class Progress:
-    """Documents, and bytes of the source, out of `size` bytes where that is known."""
+    """Shows documents and bytes of the source that are done, out of `size` bytes if that is known."""
 
     def __init__(self, name: str, size: int | None):
         self._name = name
@@ -47,9 +47,9 @@ class Progress:
             self._bar.stop()
 
     def advance_to(self, documents: int, size: int | None) -> None:
-        """So many documents and bytes are done in all."""
+        """Set how many documents and bytes are done in all."""
         self._documents = documents
-        if size is not None:  # an interrupted stage says how many documents it has before it knows their bytes
+        if size is not None:  # a resumed stage knows its documents before it knows their bytes
             self._bytes = size
             self._pace.reach(size)
         if self._bar is not None:
@@ -61,11 +61,11 @@ class Progress:
             print(f"{time_stamp()}  {self._name}: {done}", flush=True)
 
     def advance(self, documents: int, size: int) -> None:
-        """So many more documents and bytes are done."""
+        """Add documents and bytes that are done."""
         self.advance_to(self._documents + documents, self._bytes + size)
 
     def say(self, message: str) -> None:
-        """A line that stays, above the bar."""
+        """Print a line that stays above the bar."""
         message = printable(message)
         if self._bar is not None:
             self._bar.console.print(message, highlight=False, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Records as every reader of a source gives them: an id and a text each, or what is wrong with it."""
+"""The records that every reader of a source gives: an id and a text each, or what is wrong with the record."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Protocol
 from azneobert.files import check_depth
 from azneobert.recipe import Source
 
-# What a reader has to keep to go on where it was; plain JSON, and its reader's own business.
+# What a reader needs to continue where it stopped: plain JSON that only this reader interprets.
 Position = dict[str, Any]
 LONGEST = 64 << 20  # bytes of a record; in memory it may be several times as much
 TOO_LONG = f"is longer than {LONGEST >> 20} MB, which no document is"
@@ -19,11 +19,11 @@ TOO_LONG = f"is longer than {LONGEST >> 20} MB, which no document is"
 
 @dataclass
 class Records:
-    """Consecutive records of a source. `malformed` says, a line each, what is wrong with those that have no text.
+    """Consecutive records of a source. `malformed` has a line for each unusable record that says what is wrong with it.
 
     A text may be missing (None). `position` is where to go on after these records; `bytes_read` is how far
-    they reach into the source's files, None where that is not known. `warning` is what a person should know of the file
-    that they come from, in one line; `blank` that it says that no text stands in that file.
+    they reach into the source's files, None if that is not known. `warning` is a line about the file that they come
+    from, for the user; `blank` means that the warning says that this file holds no text.
     """
 
     ids: list[str] = field(default_factory=list)
@@ -44,7 +44,7 @@ class SourceReader(Protocol):
     size: int | None  # bytes on disk
 
     def state(self) -> Any:
-        """What the records depend on, in JSON: a reader of another state cannot go on at an old position."""
+        """What the records depend on, in JSON: a position is only valid for a reader with the same state."""
 
     def read(self, position: Position | None = None) -> Iterator[Records]:
         """The records from a position on, or all of them.
@@ -82,7 +82,7 @@ def add_record(records: Records, record: Any, source: Source, where: str) -> Non
         if text is not None and not isinstance(text, str):
             raise KeyError(f"field {source.text_field!r} is {type(text).__name__}, not a string")
     except KeyError as error:
-        # The names that a record uses may hold line ends, halves of surrogate pairs, or very much.
+        # A record's field names may hold line ends or halves of surrogate pairs, or be very long.
         problem = " ".join(str(error.args[0]).split())[:300]
         records.malformed.append(_writable(f"{where}: {problem}"))
     else:
@@ -92,7 +92,7 @@ def add_record(records: Records, record: Any, source: Source, where: str) -> Non
 
 
 def _writable(text: str) -> str:
-    # A JSON string or a file's name may hold half of a surrogate pair, which no file can.
+    # A JSON string or a file's name may hold half of a surrogate pair, which cannot be written to a file.
     return text.encode("utf-8", "replace").decode()
 
 
@@ -104,7 +104,7 @@ class Malformed:
 
 
 def bounded_lines(lines: BinaryIO) -> Iterator[tuple[bytes | None, int]]:
-    """The lines of a file with their sizes in bytes, and None for each that is too long to be held in memory."""
+    """The lines of a file with their sizes in bytes; None instead of a line that is too long to be held in memory."""
     while line := lines.readline(LONGEST + 1):
         size = len(line)
         if size <= LONGEST:
@@ -116,9 +116,9 @@ def bounded_lines(lines: BinaryIO) -> Iterator[tuple[bytes | None, int]]:
 
 
 def parse_json(line: bytes) -> Any:
-    """What a line of JSON holds, None for a blank one, or `Malformed` for one that is not UTF-8 or not JSON.
+    """The content of a line of JSON, None for a blank one, or `Malformed` for one that is not UTF-8 or not JSON.
 
-    Of a key that stands twice the last counts, and NaN is a number, as programs that write such files have it.
+    If a key stands twice, the last one counts. NaN is a number, as in the programs that write such files.
     """
     line = line.removeprefix(codecs.BOM_UTF8)
     if not line.strip():
@@ -133,7 +133,7 @@ def parse_json(line: bytes) -> Any:
 
 
 def decode(value: bytes) -> str | Malformed:
-    """UTF-8, or what is wrong with it."""
+    """The text of UTF-8 bytes, or what is wrong with them."""
     try:
         return value.decode()
     except UnicodeDecodeError as error:

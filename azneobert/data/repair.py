@@ -1,6 +1,6 @@
-"""What is repaired in a text: the same for all languages but for look-alikes, which each language names.
+"""The repair of a text. It is the same for all languages, except for what a language sets, such as its look-alikes.
 
-`Repair` is what training sees; `tokenizer_steps` is as much of it as the tokenizer of an exported model can do.
+`Repair` prepares the training texts; `tokenizer_steps` is the part of it that an exported model's tokenizer can do.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _JOINED_CLASS = r"\u0620-\u085F\u0870-\u0EFF\u1000-\u109F\u1780-\u18AF\uA840-\uA
 _LOOSE_JOINER = f"(?<![{_JOINED_CLASS}])[\u200c\u200d]"
 _FEW = 8  # characters that are replaced one after the other rather than by a regular expression
 _DOTTED_I = re.compile("i\u0307+")
-# Nobody writes so many accents on one letter, and sorting them takes the square of their number.
+# Nobody writes so many accents on one letter, and the time to sort them is quadratic in their number.
 _ACCENT_CLASS = "\u0300-\u036f"
 _ACCENT = re.compile(f"[{_ACCENT_CLASS}]")
 _HEAP_OF_ACCENTS = re.compile(f"([{_ACCENT_CLASS}]{{30}})[{_ACCENT_CLASS}]+")
@@ -51,7 +51,7 @@ class Repair:
         self._drops_joiners = language is not None and not language.joiners
         self._words = _Words(language) if language and language.lookalikes else None
         odd = _INVISIBLE_CLASS + _SURROGATE_CLASS + _SPACE_CLASS
-        # What sends a text to the slow half; accents too, since sorting a heap of them takes the square of its size.
+        # Characters that send a text to `_repair`; also accents, since the time to sort a heap of them is quadratic.
         odd += _ACCENT_CLASS + "".join(map(_escaped, (found for found, _ in self._replace)))
         if self._words:
             odd += self._words.foreign_class + r"\u0483-\u0489"
@@ -74,7 +74,7 @@ class Repair:
         return text.strip()
 
     def _repair(self, text: str) -> str:
-        """The slow half, for texts in which something odd stands."""
+        """The slow path, for texts that hold something odd."""
         text = _nfc(text.replace("\r\n", "\n").replace("\r", "\n"))
         odd = set(self._odd.findall(text))
         if not odd.isdisjoint(_INVISIBLE):
@@ -101,7 +101,7 @@ class _Words:
     def __init__(self, language: Language):
         own = expand_letters(language.letters)
         scripts = {script_of(found) for found in language.lookalikes}
-        # Polytonic Greek and old Cyrillic are beyond what anyone types by mistake: they stay out of this.
+        # Nobody types polytonic Greek or old Cyrillic by mistake, so they are left out.
         runs = [run for name in scripts for run in SCRIPTS.get(name, ()) if run[0] < 0x1C80 or name == "latin"]
         points = {chr(point) for first, last in runs for point in range(first, last + 1)}
         self.foreign_class = _class((points | set(language.lookalikes)) - own)
@@ -109,7 +109,7 @@ class _Words:
         self.foreign = re.compile(f"[{foreign}]")
         self._own = re.compile(f"[{_class(own)}]")
         self._foreign_letter = re.compile(rf"(?=[{foreign}])\w")
-        # Accents belong to the word: they may become a part of the letter before them once that is repaired. A match
+        # Accents belong to the word: they may combine with the letter before them once it is repaired. A match
         # begins at the start of a word, so that the time is linear in the length of the text.
         self._word = re.compile(
             rf"(?<![\w{marks}])(?:[^\W{foreign}]++|[{_ACCENT_CLASS}]++)*+"
@@ -119,7 +119,7 @@ class _Words:
         self._certain = str.maketrans({found: language.lookalikes[found] for found in language.certain})
 
     def repaired(self, text: str) -> str:
-        """Look-alikes repaired in the words around foreign letters, the rest of the text not looked at."""
+        """The text with look-alikes repaired in the words around foreign letters; the rest is not looked at."""
         pieces: list[str] = []
         done = 0
         for foreign in self.foreign.finditer(text):
@@ -152,24 +152,24 @@ def repair_of(setting: LanguageName | Language) -> Repair:
 
 @functools.lru_cache(maxsize=16)
 def _repair_of(setting: str) -> Repair:
-    """By name or, since a block with tables in it has no hash, by its JSON."""
+    """`setting` is a name, or the JSON of a block, since a block with tables in it is not hashable."""
     is_block = setting.startswith("{")
     return Repair(Language.model_validate_json(setting) if is_block else BUILT_IN[cast(LanguageName, setting)])
 
 
 def tokenizer_steps(language: Language | None) -> list[tuple[str, str]]:
-    """The repair as replacements, each a regular expression and what comes in the place of it; "" for NFC.
+    """The repair as pairs of a regular expression and its replacement; an empty expression stands for NFC.
 
-    They are in the dialect of `tokenizers`, and leave a repaired text as it is. They are few, since each goes over the
-    whole text. Three things are left out. A look-alike depends on the word around it. White space at the ends of a text
-    stays, as a space or newline: a normalizer sees the piece between two special tokens, and the space behind a [MASK]
-    is no end. And marks in heaps, more than 30 on one letter, are not cut.
+    The expressions are in the dialect of `tokenizers`, and leave a repaired text as it is. They are few, since each is
+    applied to the whole text. Three repairs are left out. Look-alikes stay, since they depend on the word around them.
+    White space at the ends of a text stays, as a space or newline: a normalizer sees the piece between two special
+    tokens, and the space after a [MASK] is not an end. And heaps of more than 30 marks on one letter are not cut.
     """
     joined = language is None or language.joiners
     invisible = _INVISIBLE_CLASS.replace(r"\u200B-\u200F", r"\u200B\u200E\u200F") if joined else _INVISIBLE_CLASS
     steps = [(r"\r\n|[\r\u0085\u2028\u2029]", "\n"), (f"[{invisible}]+", "")]
     steps += [(_LOOSE_JOINER, "")] if joined else []
-    # Runs of spaces before line ends: the other way round, a long run would be read again from each of its places.
+    # Runs of spaces come before line ends: in the other order, a long run would be read again from each position.
     steps += [(f" [ {_SPACE_CLASS}]+|[{_SPACE_CLASS}][ {_SPACE_CLASS}]*", " ")]
     steps += [(r" ?(?:\n ?){3,}", "\n\n"), (r" \n ?|\n ", "\n"), ("", "")]
     if language and (language.replace or language.dotted_i):
@@ -192,7 +192,7 @@ def _replace_all(text: str, characters: set[str], by: str) -> str:
 
 
 def _nfc(text: str) -> str:
-    # Cut before, for the time; and after, since some marks come apart into two. Both are rare, and cheap to rule out.
+    # Cut before NFC to save time, and after it since it splits some marks in two. Both are rare and cheap to rule out.
     if _ACCENT.search(text) and _HEAP_OF_ACCENTS.search(text):
         text = _HEAP_OF_ACCENTS.sub(r"\1", text)
         return _HEAP_OF_ACCENTS.sub(r"\1", unicodedata.normalize("NFC", text))
@@ -200,7 +200,7 @@ def _nfc(text: str) -> str:
 
 
 def _class(characters: Iterable[str]) -> str:
-    """The inside of a character class, by code points: no letter is read as a sign of the expression."""
+    """The inside of a character class, as code points, so that no character has a special meaning."""
     return "".join(f"{_escaped(chr(a))}-{_escaped(chr(b))}" for a, b in ranges(set(characters)))
 
 

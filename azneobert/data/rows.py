@@ -2,10 +2,10 @@
 
 A document longer than a row is cut into windows, each framed ``[CLS] ... [SEP]``; windows are packed into rows of
 exactly the sequence length. Packing works on the histogram of window lengths (longest-pack-first, Krell et al., arXiv
-2107.02027), so that its cost follows the sequence length and not the number of windows.
+2107.02027), so its cost depends on the sequence length and not on the number of windows.
 
 A plan may be a mixture by document length (NeoBERT's second phase: 20% of all documents, 40% of those of at least 1,024
-tokens, 40% of those of at least 2,048). Each part of it is a pool of rows that is gone through at its own pace.
+tokens, 40% of those of at least 2,048). Each part is a pool of rows that training goes through at its own pace.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ RESTORE = "`azneobert cache check`, then `dvc repro rows` makes it anew"
 class Pool:
     """Rows made of documents of at least `min_tokens`; `share` is the part of all samples that is drawn from them.
 
-    `tokens` counts by store. `filler` of these tokens belong to shorter documents, which fill what room the pool's own
-    left: two documents of 2,500 tokens do not fit into a row of 4,096.
+    `tokens` counts by store. `filler` of these tokens belong to shorter documents, which fill the room that the pool's
+    own documents leave: two documents of 2,500 tokens do not fit into a row of 4,096.
     """
 
     min_tokens: int
@@ -49,10 +49,10 @@ class Pool:
 
 @dataclass(frozen=True)
 class PlanMeta:
-    """What a plan's meta.json holds.
+    """The content of a plan's meta.json.
 
-    `stores` are names in the order that `store` indexes, with their sha256. The rows of the first of the `pools` come
-    first. `rows_by_windows[n]` is the number of rows with n windows.
+    `stores` gives the names, in the order that the array `store` indexes, and their sha256. Rows are in the order of
+    `pools`. `rows_by_windows[n]` is the number of rows with n windows.
     """
 
     format_version: int
@@ -101,9 +101,9 @@ def plan_rows(
 ) -> RowPlan:
     """Cut every document into windows and pack them; each token of each document stands in exactly one row.
 
-    `seed` decides which windows of equal length meet in a row, so that rows mix the collections. `mixture` names, for
-    each pool, the tokens that its documents have at least and the share of samples that is drawn from it: in each pool
-    each token of its documents then stands in exactly one row.
+    `seed` decides which windows of equal length meet in a row, so that rows mix the collections. `mixture` gives, for
+    each pool, the minimum tokens of its documents and the share of samples drawn from it. Within each pool, each token
+    of its documents then stands in exactly one row.
 
     Raises:
         DataError: a pool has no document.
@@ -220,7 +220,7 @@ def verify_plan(path: Path, stores: dict[str, TokenStore]) -> RowPlan:
 
 
 def _verify_meta(path: Path, plan: RowPlan) -> None:
-    """What meta.json counts is what the arrays hold: the stream takes its pools and its bounds from there."""
+    """Check the counts in meta.json against the arrays: the stream takes its pools and its bounds from them."""
     meta, offsets = plan.meta, plan.row_offsets
     if offsets[0] != 0 or offsets[-1] != meta.windows:
         raise DataError(
@@ -240,9 +240,9 @@ def _verify_meta(path: Path, plan: RowPlan) -> None:
 
 
 def plan_facts(plan: RowPlan) -> dict[str, float]:
-    """What a person wants to know of a plan: rows, fill, windows per row, and each collection's share of tokens.
+    """A summary of a plan: rows, fill, windows per row, and each collection's share of tokens.
 
-    The shares are those of what is trained on, the pools weighed by how often they are drawn from.
+    The shares are those of the training samples: each pool is weighted by how often it is drawn from.
     """
     meta = plan.meta
     facts: dict[str, float] = {
@@ -291,9 +291,9 @@ def _plan_pool(
 def _cut(
     stores: list[TokenStore], capacity: int, min_tokens: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The windows of all stores in document order: full ones of `capacity` tokens, then what is left.
+    """Cut all stores into windows, in document order: full ones of `capacity` tokens, then the rest of the document.
 
-    Store, start, length, and whether a window is of a document shorter than `min_tokens`.
+    Returns store, start, length, and whether a window is of a document shorter than `min_tokens`.
     """
     store, start, length, spare = [], [], [], []
     for index, opened in enumerate(stores):
@@ -314,8 +314,8 @@ def _cut(
 def _pack(
     lengths: np.ndarray, spare: np.ndarray, capacity: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """An order of the windows (spare ones only as they are needed), and how many of them each row takes in turn."""
-    # A window's kind is its length, and for a spare one its length beyond the capacity.
+    """An order of the windows (spare ones only as they are needed), and how many windows each row takes, row by row."""
+    # A window's kind is its length; a spare window's kind is its length plus `capacity` + 1.
     kinds = (lengths + spare * (capacity + 1)).astype(np.uint16 if 2 * capacity < 65535 else np.uint32)
     histogram = np.bincount(kinds, minlength=2 * (capacity + 1))
     packed = _pack_histogram(histogram[: capacity + 1], histogram[capacity + 1 :], capacity)
@@ -368,7 +368,7 @@ def _pack_histogram(histogram: np.ndarray, spare: np.ndarray, capacity: int) -> 
 
 
 # Two rows (6) of 10, so both have room for 4, and spare windows of 3, 2 and 2 tokens, whose kinds are 14, 13 and 13:
-# the length beyond the capacity, plus 1. The longest that fits goes first: one row takes the 3 and has room for 1,
+# the length plus the capacity plus 1. The longest that fits goes first: one row takes the 3 and has room for 1,
 # which no spare window fits; the other takes a 2, and then, when the turn comes to rows with room for 2, the other 2:
 #
 #     2 x (6)   ->   (6, 14)   (6, 13, 13)
@@ -395,7 +395,7 @@ def _map(file: Path) -> np.ndarray:
 
 
 def digest_of_files(path: Path) -> str:
-    """What `PlanMeta.sha256` is to be, of the files of a plan, which are read and not mapped.
+    """The sha256 of a plan's files, to be compared with `PlanMeta.sha256`; the files are read and not mapped.
 
     Raises:
         OSError: one is missing or cannot be read.

@@ -34,7 +34,7 @@ RESTORE = "`azneobert cache check`, then `dvc repro tokens` makes it anew"
 
 @dataclass(frozen=True)
 class StoreMeta:
-    """What meta.json holds. `source_md5` is that of the documents the tokens were made from."""
+    """The content of meta.json. `source_md5` is the md5 of the documents that the tokens were made from."""
 
     format_version: int
     documents: int
@@ -112,9 +112,9 @@ class TokenStore:
 
 
 class Column:
-    """Entries of an array of one dimension, by position: of a mapped file, read and not mapped.
+    """Entries of a one-dimensional array, by position. Those of a mapped array are read from its file.
 
-    A map of a file that has become shorter, or of a disk that fails, ends the process by SIGBUS; a read says so.
+    If a file has become shorter or a disk fails, access to a map ends the process by SIGBUS; a read raises an error.
     """
 
     def __init__(self, array: np.ndarray, restore: str = RESTORE):
@@ -124,13 +124,13 @@ class Column:
         if isinstance(array, np.memmap) and len(array):
             self.path = Path(str(array.filename))
             self._offset, self._file = array.offset, self.path.open("rb", buffering=0)
-            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # not 32 pages around each that is read
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no read-ahead of 32 pages
 
     def __len__(self) -> int:
         return len(self._array)
 
     def read(self, first: int, count: int) -> np.ndarray:
-        """The entries first, first + 1, ... as an array of the caller's own.
+        """The entries first, first + 1, ... as a new array.
 
         Raises:
             DataError: the file does not have them.
@@ -168,7 +168,7 @@ class Column:
 
 
 class ShardWriter:
-    """Writes consecutive documents of a store to come, in flat files that appear when they are whole.
+    """Writes consecutive documents of a future store to flat files, which appear under their names when whole.
 
     ``<name>.tokens`` holds int32 ids, ``<name>.lengths`` the int64 length of each document.
     """
@@ -200,7 +200,7 @@ def shard_files(folder: Path, name: str) -> tuple[Path, Path]:
 def assemble_store(
     path: Path, shards: Iterable[tuple[Path, Path]], *, vocab_size: int, tokenizer_sha256: str, source_md5: str
 ) -> StoreMeta:
-    """Put shards together to a new store; it appears under its name only when it is whole."""
+    """Join shards into a new store; it appears under its name only when it is whole."""
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -229,7 +229,7 @@ def assemble_store(
 
 
 def _join(target: Path, files: list[Path], tokens: int) -> str:
-    """Write an int32 .npy file of the files' content, one after the other; its sha256."""
+    """Join the content of the files into an int32 .npy file; returns its sha256."""
     digest = hashlib.sha256()
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<i4", "fortran_order": False, "shape": (tokens,)})
@@ -252,7 +252,7 @@ def write_meta(file: Path, content: dict[str, Any]) -> None:
 
 
 def read_meta(file: Path, version: int, remedy: str) -> dict[str, Any]:
-    """What a meta.json of this format version holds, checked against its own sha256; those of before have none.
+    """The content of a meta.json of this format version, checked against its own sha256; older files have none.
 
     Raises:
         FileNotFoundError: it is missing.

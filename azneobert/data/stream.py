@@ -29,7 +29,7 @@ from azneobert.errors import DataError, TrainingError
 
 SHARE_DENOMINATOR = 100  # the shares of a mixture are whole percents
 _ROUNDS = 8
-_WINDOWS_STEP = 16  # cu_seqlens comes in lengths that this divides, so that few lengths occur
+_WINDOWS_STEP = 16  # cu_seqlens is padded to a multiple of this, so that few lengths occur
 _ORDER, _MASKS = 1, 2  # the two uses of the seed
 
 
@@ -38,10 +38,10 @@ class Batch:
     """Rows laid end to end. T = rows x sequence length, M = rows x masks per row.
 
     input_ids (T,), position_ids (T,): int64; positions restart in each window
-    cu_seqlens (windows + 1, or a few more): int32; where windows begin, the padding of each row as a window of its own;
-        the last entry repeats up to a multiple of 16, unless each row is one window: an attention kernel that knows no
-        windows is faster, and is told by this length. Not up to a bound that every batch keeps: an empty window costs
-        an attention kernel nearly as much as a short one. Two rows of 8 with windows of 5, 3 and 8 have 0, 5, 8, 16 and
+    cu_seqlens (windows + 1, or a few more): int32; where windows begin; the padding of a row is a window of its own.
+        The last entry is repeated up to a multiple of 16, unless each row is one window: this length then selects a
+        faster attention kernel without windows. There is no bound common to all batches, since an empty window costs an
+        attention kernel nearly as much as a short one. Two rows of 8 with windows of 5, 3 and 8 have 0, 5, 8, 16 and
         twelve times 16 more; with windows of 8 and 8 they have 0, 8, 16
     max_seqlen: the sequence length, which no window exceeds
     masked_indices (M,): int64 positions in T; targets (M,): int64, the tokens that stood there
@@ -59,7 +59,7 @@ class Batch:
 class PackedBatch:
     """A batch as one int32 tensor, so that going to another process or to a GPU is one copy and not five.
 
-    `sizes` are those of cu_seqlens, input_ids, position_ids, masked_indices and targets, which stand in it in turn.
+    It holds cu_seqlens, input_ids, position_ids, masked_indices and targets, in this order; `sizes` are their lengths.
     """
 
     packed: torch.Tensor
@@ -133,7 +133,7 @@ class Stream:
         return PackedBatch(torch.from_numpy(np.concatenate(parts)), sizes, self.plan.meta.sequence_length)
 
     def row_numbers(self, samples: np.ndarray) -> np.ndarray:
-        """The row of each sample (int64); each pool's rows once in an epoch of that pool."""
+        """The row of each sample (int64); each row of a pool occurs once in an epoch of that pool."""
         if not self.shuffle:
             return (samples % np.uint64(len(self.plan))).astype(np.int64)
         pools, places = self._mixture.locate(samples)
@@ -196,7 +196,7 @@ class Stream:
         )
 
     def _refuse_outside(self, rows: np.ndarray, ids: np.ndarray) -> None:
-        """Say where a token stands that is outside the vocabulary."""
+        """Raise an error that says where a token outside the vocabulary stands."""
         at = int(np.flatnonzero(ids.view(np.uint32) >= self._vocab_size)[0])
         row, place = int(rows[at // self.plan.meta.sequence_length]), at % self.plan.meta.sequence_length
         low, high = self._row_offsets.read(row, 2).tolist()
@@ -213,8 +213,8 @@ class Stream:
     def _masked_positions(self, samples: np.ndarray, rows: _Rows) -> np.ndarray:
         """`masks_per_row` positions in each row, ascending, (rows, K) int64: those with the smallest random numbers.
 
-        At least half of a row's tokens stay visible. Of a validation row with padding only as large a share is masked
-        as of a full one, or a collection of a row and a bit would seem harder than it is. Masks are repeated up to K.
+        At least half of a row's tokens stay visible. A validation row with padding has the same masked share as a full
+        row; otherwise a collection of little more than a row would seem harder than it is. Masks are repeated up to K.
         """
         # The example at `mask_keys` has a full row. Of a validation row of 6 whose last 2 are padding, [CLS] a b [SEP],
         # three masks become 3 x 4 / 6 = 2, which would leave nothing to guess by: one of the two tokens, say b, is
@@ -244,7 +244,7 @@ class _Rows:
 class Mixture:
     """Which pool each sample is drawn from, and which of that pool's samples it is: arithmetic on the sample index.
 
-    The pools take turns in a fixed pattern in which each has exactly its share, spread as evenly as it goes.
+    The pools take turns in a fixed pattern in which each has exactly its share, spread as evenly as possible.
     """
 
     # Shares of 0.2, 0.4 and 0.4 have a pattern of 5 turns, in which the pools have 1, 2 and 2. A pool with n turns has
@@ -283,7 +283,7 @@ class _MicroBatches(IterableDataset):
         self.micro_batch = micro_batch
 
     def __iter__(self) -> Iterator[PackedBatch | DataError]:
-        """An error comes in the place of its batch: torch would put a worker's traceback around it."""
+        """An error is yielded in place of its batch: torch would wrap a raised one in a worker's traceback."""
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         for number, start in enumerate(self.starts):
@@ -319,11 +319,11 @@ def micro_batch_loader(
 ) -> Generator[PackedBatch, None, None]:
     """The micro-batches of one rank in order, prepared by `workers` processes (0: in this one).
 
-    Close it: workers that are left to the interpreter's end keep it from ending, since they outlive its SIGTERM.
+    Close it: workers that still run when the interpreter ends keep it from ending, since they ignore its SIGTERM.
 
     Raises:
         DataError: see `Stream.packed_batch`.
-        TrainingError: a worker was killed. torch may raise that wherever the process is: see `lost_worker`.
+        TrainingError: a worker was killed. torch may raise its own error anywhere in the program: see `lost_worker`.
     """
     dataset = _MicroBatches(stream, samples, samples.micro_batch)
     loader = DataLoader(
@@ -332,7 +332,7 @@ def micro_batch_loader(
         num_workers=workers,
         pin_memory=pin_memory,
         worker_init_fn=functools.partial(_leave_stopping_to_the_parent, os.getpid()),
-        # Forked, a worker has the maps of the tokens; started anew, it would be sent all of them through a pipe.
+        # A forked worker inherits the maps of the tokens; a spawned one would be sent all tokens through a pipe.
         multiprocessing_context="fork" if workers else None,
     )
     batches = iter(loader)
@@ -341,14 +341,14 @@ def micro_batch_loader(
             if isinstance(batch, DataError):
                 raise batch
             yield batch
-    except (ConnectionError, EOFError) as error:  # in the middle of what it was handing over
+    except (ConnectionError, EOFError) as error:  # it died while it was handing over a batch
         raise _without_worker(str(error)) from None
     finally:
         del batches  # stops the workers
 
 
 def lost_worker(error: RuntimeError) -> TrainingError | None:
-    """The line for a user, if this is torch's word for a loader's worker that was killed, which comes with a signal."""
+    """The error for the user, if this is torch's own, raised by a signal handler, for a killed worker of the loader."""
     return _without_worker(str(error)) if str(error).startswith("DataLoader worker") else None
 
 
@@ -360,12 +360,12 @@ def _without_worker(said: str) -> TrainingError:
 
 
 def _leave_stopping_to_the_parent(parent: int, worker: int) -> None:
-    # Ctrl-C and scancel reach the whole process group; a worker that died of it would take the run's checkpoint along.
+    # Ctrl-C and scancel reach the whole process group; a worker that died of it would cost the run its checkpoint.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     # A worker that outlived a killed run would go on holding what it has inherited.
     end_with_parent(signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the kernel was asked
+    if os.getppid() != parent:  # the parent died before the kernel was asked
         os._exit(1)
 
 
@@ -380,8 +380,8 @@ def epoch_order(places: np.ndarray, rows: int, seed: int, pool: int, epoch: int)
 #     in the grid   6  0  2  5  4  3  7  1  8
 #     walked        6  0  2  5  4  3  1
 #
-# 6 lands on 7, which is outside of the range, and goes on from there to 1. Nobody else ends on 1: the only other way
-# there begins at 7, which is no index.
+# Index 6 lands on 7, which is outside the range, and goes on from there to 1. No other index ends on 1: the only other
+# way there begins at 7, which is not an index.
 def permute(indices: np.ndarray, size: int, key: np.uint64) -> np.ndarray:
     """A keyed permutation of range(size), evaluated for these indices only: O(1) memory, (n,) uint64 -> int64.
 
@@ -391,7 +391,7 @@ def permute(indices: np.ndarray, size: int, key: np.uint64) -> np.ndarray:
     left_size = math.isqrt(size - 1) + 1
     grid = left_size, -(-size // left_size)
     values = _feistel(indices.astype(np.uint64), grid, key)
-    # The grid is larger than the range by less than one of its sides, so hardly an index walks twice.
+    # The grid is larger than the range by less than one of its sides, so few indices walk twice.
     outside = np.flatnonzero(values >= size)
     while outside.size:
         values[outside] = _feistel(values[outside], grid, key)
@@ -414,7 +414,7 @@ def random_uint32(key: np.uint64, samples: np.ndarray, count: int) -> np.ndarray
 #     key        70   21   22   93  (04)   25        (04): above all others
 #
 # The smallest two keys are 21 and 22, and their last digits are the answer: 1 and 2. By the random numbers alone any
-# two of the positions 1, 2 and 5 would be as right, and which of them NumPy takes depends on the processor.
+# two of the positions 1, 2 and 5 would do, and which of them NumPy takes depends on the processor.
 _POSITION_BITS = 31
 _POSITIONS = np.uint64((1 << _POSITION_BITS) - 1)
 _NEVER = np.uint64(1 << 63)
@@ -434,7 +434,7 @@ def mask_keys(numbers: np.ndarray, unmaskable: Sequence[int]) -> np.ndarray:
 def smallest_positions(keys: np.ndarray, distinct: np.ndarray, count: int) -> np.ndarray:
     """The positions of the smallest keys of each row, as many as `distinct` says, ascending, (rows, count) int64.
 
-    Where they are fewer than `count`, they are repeated in turn.
+    If there are fewer than `count`, they are repeated in turn.
     """
     chosen = np.partition(keys, count - 1, axis=1)[:, :count]
     for row in np.flatnonzero(distinct < count):

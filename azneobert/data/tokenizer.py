@@ -18,7 +18,7 @@ from azneobert.files import read_json, sha256_file
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _PROBE = f"Salam, dünya! {MASK} \U0010fffd"  # with a character that no vocabulary holds
-LARGEST = 64 << 20  # bytes of a tokenizer.json; that of 262,000 pieces has 33 MB
+LARGEST = 64 << 20  # bytes of a tokenizer.json; one of 262,000 pieces has 33 MB
 _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 
 
@@ -99,7 +99,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
             tokenizer.no_padding()
             for pair in (None, _PROBE):
                 tokenizer.decode(tokenizer.encode(_PROBE, pair).ids)
-    except BaseException as error:  # `tokenizers` raises bare Exception, and panics with what is not even that
+    except BaseException as error:  # `tokenizers` raises bare Exception, and its panics are not even that
         if not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
             raise
         raise DataError(f"{path}: not a tokenizer.json ({str(error)[:200]}); fetch or train it again") from None
@@ -107,7 +107,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 
 def _check_merges(content: Any) -> None:
-    """Refuse what the library, which cuts the prefix off by its length, does not survive: the process would abort."""
+    """Refuse merges without the prefix: the library cuts it off by its length, and the process would abort."""
     model = content.get("model") if isinstance(content, dict) else None
     prefix = model.get("continuing_subword_prefix") if isinstance(model, dict) else None
     if isinstance(model, dict) and prefix and isinstance(model.get("merges"), list):
@@ -119,7 +119,7 @@ def _check_merges(content: Any) -> None:
 
 @contextmanager
 def _panics_kept() -> Iterator[None]:
-    """Keep what is written to standard error, which is printed only if all went well: a panic writes pages there."""
+    """Hold back what is written to standard error, and print it only if all went well: a panic writes pages there."""
     sys.stderr.flush()
     former = os.dup(2)
     with tempfile.TemporaryFile() as kept:
@@ -168,8 +168,8 @@ def _untrained(algorithm: str, vocab_size: int) -> tuple[Tokenizer, trainers.Tra
         tokenizer.decoder = decoders.ByteLevel()
         return tokenizer, trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **common)
     tokenizer = Tokenizer(models.Unigram())
-    # A space is put before the text alone, not before what follows a [MASK]; and a byte's piece written in a document
-    # is cut in two, so that it is not taken for the byte.
+    # A space is put only before the text, not before what follows a [MASK]; and if a document spells out a byte's
+    # piece, that is cut in two, so that it is not taken for the byte.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split("<0x", "isolated"), pre_tokenizers.Metaspace(prepend_scheme="first")]
     )

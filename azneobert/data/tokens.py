@@ -48,8 +48,8 @@ def tokenize_collection(
 ) -> dict[str, StoreMeta]:
     """Tokenize a collection into the stores ``target/train`` and ``target/validation``, without its duplicates.
 
-    It runs on all the cores that this process may use. The parts done so far stand in a folder of `partial` that is
-    named by what they depend on, so that shards of other documents or another tokenizer are never taken for these.
+    It runs on all the cores that this process may use. Finished parts are kept in a folder of `partial` that is named
+    by what they depend on, so that shards of other documents or of another tokenizer are never mistaken for them.
     """
     struck = read_duplicates(duplicates)
     sha256 = tokenizer_sha256(tokenizer_file)
@@ -103,7 +103,7 @@ def _start_worker(tokenizer_file: Path, vocab_size: int, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # or a killed parent would leave its workers waiting
     if os.getppid() != parent:
-        os._exit(1)  # it was killed before the line above
+        os._exit(1)  # the parent was killed before the line above
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     _worker_tokenizer = _load(tokenizer_file, vocab_size)
 

@@ -1,4 +1,4 @@
-"""A packed file, unpacked in pieces. What unpacks to far more than any text does is refused, not read for days."""
+"""Decompress a file in pieces. A file that expands far more than any text does is refused, not read for days."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import io
 import pyarrow as pa
 
 _FREELY = 64 << 20  # bytes that any file may unpack to
-_MOST_TIMES = 200  # text packs to a third or a tenth, the same page again and again to a hundredth
+_MOST_TIMES = 200  # text compresses to a third or a tenth, one page repeated to a hundredth
 
 
 class Unpacked(io.RawIOBase):
-    """The bytes that a gzip or zstd file holds, or those of a file that is not packed, from its start on.
+    """The decompressed bytes of a gzip or zstd file, or the bytes of an uncompressed file, from its start on.
 
     Raises:
-        OSError: without a number, while reading: the file is damaged, or unpacks to more than text does.
+        OSError: without errno, while reading: the file is damaged, or expands to more than text does.
     """
 
     def __init__(self, file: pa.NativeFile, compression: str | None):
@@ -25,11 +25,11 @@ class Unpacked(io.RawIOBase):
         self._size = 0
 
     def readable(self) -> bool:
-        """It is."""
+        """True: it can be read."""
         return True
 
     def read(self, size: int = -1) -> bytes:
-        """So many of the next bytes, or fewer; none at the end."""
+        """At most `size` of the next bytes; none at the end."""
         data: bytes = self._stream.read(size if size >= 0 else _FREELY)
         self._size += len(data)
         if self._is_packed and self._size > _FREELY and self._size > _MOST_TIMES * self.packed():
@@ -37,11 +37,11 @@ class Unpacked(io.RawIOBase):
         return data
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """As `io.BufferedReader` asks for them."""
+        """Fill a buffer, as `io.BufferedReader` asks for it."""
         data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
     def packed(self) -> int:
-        """How many bytes of the file, as it is packed, have been read."""
+        """How many (compressed) bytes of the file on disk have been read."""
         return int(self._file.tell())

@@ -1,1 +1,1 @@
-"""What computes the numbers: a step of the optimizer, and its state in and out."""
+"""The engines: one optimizer step, and the training state in and out."""

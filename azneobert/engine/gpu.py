@@ -10,15 +10,15 @@ from azneobert.environment import cache_of_user
 
 
 def prepare_gpu() -> None:
-    """Memory in segments that grow, TF32 for what is computed in fp32, and compiled kernels kept for the next start.
+    """Set up growing memory segments, TF32 for fp32 matrix products, and a lasting cache of compiled kernels.
 
-    A setting that the environment makes goes before these.
+    Settings in the environment take precedence.
     """
     if not os.environ.get("PYTORCH_CUDA_ALLOC_CONF") and not os.environ.get("PYTORCH_ALLOC_CONF"):
         os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
     torch.set_float32_matmul_precision("high")
     folder = cache_of_user()
-    # /tmp, where these libraries would keep them, is another one on each node and empty after a restart.
+    # By default these libraries use /tmp, which is a different one on each node and empty after a restart.
     for name, place in {
         "TORCHINDUCTOR_CACHE_DIR": "inductor",
         "TRITON_CACHE_DIR": "triton",

@@ -14,10 +14,10 @@ import torch.distributed as dist
 
 from azneobert.recipe import Guards
 
-# What a normal distribution's median absolute deviation has to be multiplied by to be its standard deviation.
+# The standard deviation of a normal distribution is its median absolute deviation times this.
 _DEVIATION_OF_MAD = 1.4826
-# Deviations below these count as these: of the loss in nats, of the gradient norm as a ratio (its logarithm is judged).
-# A run that has learned its few rows by heart would have a spike at every step otherwise.
+# Smaller deviations count as these: of the loss in nats, of the gradient norm as a ratio (its logarithm is judged).
+# Otherwise a run that has memorised its few rows would have a spike at every step.
 _SMALLEST_DEVIATIONS = (0.02, 0.05)
 
 
@@ -44,7 +44,7 @@ class Judgement:
 
 
 class UpdateGuard:
-    """Withholds an update that is not finite, or that is a spike, where the recipe has spikes skipped.
+    """Withholds an update that is not finite and, if the recipe skips spikes, one that is a spike.
 
     The scores are robust z-scores of the loss and of the logarithm of the gradient norm against the last
     `spike_window` steps whose figures were finite: the distance from the median over the median absolute deviation.
@@ -65,7 +65,7 @@ class UpdateGuard:
     def judge(self, loss: torch.Tensor, norm: torch.Tensor, differing: torch.Tensor | None = None) -> torch.Tensor:
         """Whether to withhold the update of a step: a scalar of bool, the same on every rank.
 
-        loss, norm: scalars, of all ranks together.
+        loss, norm: scalars over all ranks.
         differing: see `Judgement`, of this rank.
         """
         figures = torch.stack([loss.detach().double(), norm.detach().double()])
@@ -74,7 +74,7 @@ class UpdateGuard:
         scores = self._scores(measured, finite)
         spike = (scores > self._settings.spike_score).any()
         withheld = ~finite | spike if self._settings.on_spike == "skip" else ~finite
-        if self._world_size > 1:  # of equal figures, and yet: an update that one rank alone made would be the end
+        if self._world_size > 1:  # their figures are equal, but an update on one rank alone would ruin the run
             agreed = withheld.float()
             dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
             withheld = agreed.bool()
@@ -106,7 +106,7 @@ class UpdateGuard:
         return {"losses": losses, "log_norms": norms, "in_a_row": int(self._in_a_row)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take over a window; of another length, what fits of its end. Without one nothing has been seen yet."""
+        """Take over a window; if its length differs, the newest entries that fit. An empty state is a fresh start."""
         length = self._settings.spike_window
         window = torch.zeros(2, length, dtype=torch.float64)
         seen = 0
@@ -137,7 +137,7 @@ class Judgements:
         self._under_way.append((step, copy, arrived))
 
     def arrived(self, *, wait: bool = False) -> Iterator[Judgement]:
-        """Those that are there, each once; with `wait`, all."""
+        """The verdicts that have arrived, each once; with `wait`, all of them."""
         while self._under_way:
             step, values, event = self._under_way[0]
             if event is not None:

@@ -36,7 +36,7 @@ class World:
 
 
 class Engine(Protocol):
-    """What the loop needs of an engine. Each rank's step takes `accumulation` micro-batches."""
+    """The part of an engine that the loop uses. Each rank's step takes `accumulation` micro-batches."""
 
     world: World
     model: MaskedLM
@@ -46,23 +46,23 @@ class Engine(Protocol):
     def step(
         self, micro_batches: Iterator[PackedBatch], rate: float, *, repeat: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Train on a global batch; the mean loss over all ranks and the gradient norm before clipping.
+        """Train on a global batch; returns the mean loss over all ranks and the gradient norm before clipping.
 
-        The update is withheld where `guard` says so. `repeat` computes the first micro-batch a second time, to see
-        whether the same bits come of it.
+        The update is withheld if `guard` says so. `repeat` computes the first micro-batch a second time, to check that
+        the result has the same bits.
         """
 
     def probe(self, batch: PackedBatch) -> tuple[float, float]:
-        """The loss and the gradient norm of a micro-batch at the weights as they are, which nothing changes.
+        """The loss and the gradient norm of a micro-batch at the current weights, which stay unchanged.
 
-        The mean over all ranks, each of which gives the same batch: what is not finite on one is not on any.
+        The mean over all ranks, which are all given the same batch: if it is not finite on one, it is not on any.
         """
 
     def stage(self) -> Staging | None:
-        """Room on the host for what `gather` brings, on rank 0; nothing on the others."""
+        """Buffers on the host for the result of `gather`, on rank 0; None on the other ranks."""
 
     def gather(self, staging: Staging | None = None) -> TrainState | None:
-        """The whole state on rank 0, nothing on the others. It lies in `staging`, where that is given."""
+        """The whole state on rank 0, None on the other ranks. It is stored in `staging`, if that is given."""
 
     def scatter(self, state: TrainState) -> None:
         """Take over a state, on every rank.

@@ -23,20 +23,20 @@ from azneobert.recipe import EngineName, Guards, Runtime, Training
 def make_accelerator(
     engine: EngineName = "plain", device: str | None = None, *, timeout: timedelta | None = None
 ) -> Accelerator:
-    """Accelerate for the world that the launcher made; `device` "cpu" keeps off a GPU that is there.
+    """Accelerate for the world that the launcher made; `device` "cpu" ignores any GPU.
 
-    `timeout` is how long a collective may take, by default what torch says.
+    `timeout` is how long a collective may take; the default is torch's.
 
     Raises:
-        TrainingError: who asked, the launcher, Accelerate and torch disagree on how many processes there are.
+        TrainingError: the request, the launcher, Accelerate and torch disagree on the number of processes.
     """
     on_cpu = device == "cpu" or not torch.cuda.is_available()
     if not on_cpu:
         prepare_gpu()
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     wanted = int(os.environ.get(PROCESSES, launched))
-    # For DDP: buffers of the model never change, so nobody needs rank 0's; all gradients come at once, so buckets are
-    # large; and gradients that lie in them need not be copied out of them.
+    # For DDP: the model's buffers never change, so no rank needs those of rank 0; all gradients come at once, so the
+    # buckets are large; and gradients that are views of the buckets need not be copied out.
     handlers: list[Any] = [
         DistributedDataParallelKwargs(broadcast_buffers=False, bucket_cap_mb=200, gradient_as_bucket_view=True)
     ]
@@ -50,7 +50,7 @@ def make_accelerator(
     # With a backend named, Accelerate takes a single process for one of several; under DeepSpeed it always is one.
     if launched > 1 or engine == "zero2":
         handlers.append(InitProcessGroupKwargs("gloo" if on_cpu else "nccl", timeout=timeout))
-    # Told to use the CPU, Accelerate would leave DeepSpeed out without a word.
+    # If it is told to use the CPU, Accelerate leaves DeepSpeed out without a word.
     options["kwargs_handlers"] = handlers
     accelerator = Accelerator(cpu=on_cpu and engine == "plain", mixed_precision="no", **options)
     # DeepSpeed may run as many ranks while Accelerate takes each for the only one, and the other way round.
@@ -83,11 +83,11 @@ def make_engine(
 
 
 def order_sums(deterministic: bool) -> None:
-    """Have kernels that would add in whatever order their threads come add in one order, or let them.
+    """Make kernels add in one fixed order, or let them add in the order in which their threads come.
 
-    For this whole process, and before the first matrix product on a GPU.
+    It holds for the whole process; call it before the first matrix product on a GPU.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS may split its sums anew
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may split its sums in other ways
     torch.use_deterministic_algorithms(deterministic)
     # A debugging aid, which would write all memory twice.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -27,19 +27,19 @@ def logits_of(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 
 
 class Weights(torch.nn.Module):
-    """A model as what makes a step's weights of its parameters: what DDP and DeepSpeed wrap, once a step."""
+    """Makes a step's weights from a model's parameters: the module that DDP and DeepSpeed wrap, run once a step."""
 
     def __init__(self, model: MaskedLM):
         super().__init__()
         self.model = model
 
     def forward(self, nothing: None) -> dict[str, torch.Tensor]:
-        """See `MaskedLM.weights`. It needs no input, but DDP on a GPU fails where it is called with none."""
+        """See `MaskedLM.weights`. It needs no input, but DDP on a GPU fails if it is called without one."""
         return self.model.weights()
 
 
 class MicroBatches:
-    """The micro-batches of a step through a model, compiled where the recipe asks for it."""
+    """Runs the micro-batches of a step through a model, compiled if the recipe asks for it."""
 
     def __init__(self, model: MaskedLM, runtime: Runtime, device: torch.device, accumulation: int):
         self._model = model
@@ -56,8 +56,8 @@ class MicroBatches:
         """Forward and backward of a step's micro-batches.
 
         made: the step's weights. Returns the mean loss, in fp64, and a scalar whose backward delivers the gradients.
-        With `repeat` the first micro-batch is computed twice; `differing` then says in how many values, loss and
-        gradients, the two do not agree to the last bit: in none, on a device that computes what it should.
+        With `repeat` the first micro-batch is computed twice; `differing` is then the number of values, in loss and
+        gradients, that are not equal to the last bit: zero on a device that computes correctly.
         """
         weights = StepWeights(made, self._cast_names, self._model.encoder.compute_dtype)
         total = torch.zeros((), dtype=torch.float64, device=self._device)
@@ -92,7 +92,7 @@ class MicroBatches:
 
 
 def _differing(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor:
-    """In how many values two tensors differ, by their bits: two values that are no number may be the same one."""
+    """The number of values in which the bits of two tensors differ: compared as bits, a NaN can equal another."""
     assert one is not None
     assert other is not None
     bits = torch.int64 if one.dtype == torch.float64 else torch.int32
@@ -100,7 +100,7 @@ def _differing(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Te
 
 
 def move(batch: PackedBatch, device: torch.device, compiled: bool) -> Batch:
-    """A batch on its device; of a compiled model, the number of its windows may change from batch to batch."""
+    """A batch on its device; a compiled model is told that the number of windows may change from batch to batch."""
     moved = batch.to(device)
     if compiled:
         torch._dynamo.maybe_mark_dynamic(moved.cu_seqlens, 0)

@@ -13,7 +13,7 @@ from azneobert.recipe import Training
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay, norms do not. Each group names its parameters; a tied parameter stands once."""
+    """Two groups: matrices with weight decay, norms without. Each names its parameters; a tied one is in it once."""
     named = list(model.named_parameters())
     matrices = [(name, p) for name, p in named if p.ndim >= 2]
     vectors = [(name, p) for name, p in named if p.ndim < 2]
@@ -26,7 +26,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 class GuardedAdamW(torch.optim.AdamW):
     """AdamW that changes nothing in a step that is withheld: neither parameters nor moments nor its count of steps.
 
-    `withheld` is asked at each step; its answer, a scalar of bool, stays on the device where the update is fused.
+    `withheld` is called at each step; its result, a scalar of bool, stays on the device if the update is fused.
     """
 
     withheld: Callable[[], torch.Tensor] | None = None
@@ -37,7 +37,7 @@ class GuardedAdamW(torch.optim.AdamW):
             return super().step(closure)
         withheld = self.withheld()
         if self.defaults["fused"]:
-            self.found_inf = withheld.float()  # what torch's gradient scaler tells the kernel by
+            self.found_inf = withheld.float()  # how torch's gradient scaler tells the kernel
         elif withheld:
             return None
         return super().step(closure)

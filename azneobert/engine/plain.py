@@ -45,11 +45,11 @@ class PlainEngine:
             self._settle_buckets()
 
     def _settle_buckets(self) -> None:
-        """Have DDP lay out its buckets as they will stay, by a backward of zeros: a resumed run needs them so.
+        """Make DDP lay out its buckets in their final order by a backward pass of zeros: a resumed run needs it.
 
-        After the first backward DDP puts gradients into buckets anew, in the order in which they came. Where a gradient
-        lies decides in which order the ranks' values are added: (a + b) + c or (b + c) + a. The first step after a
-        start would be added otherwise than the same step of a run that was not interrupted, from three ranks on.
+        After the first backward pass DDP assigns gradients to buckets again, in the order in which they came. The place
+        of a gradient decides in which order the ranks' values are added: (a + b) + c or (b + c) + a. From three ranks
+        on, the first step after a start would add in another order than the same step of an uninterrupted run.
         """
         made = self._weights(None)
         deliver([torch.zeros_like(weight) for weight in made.values()], made).backward()

@@ -1,4 +1,4 @@
-"""Room on the host for a whole training state, which each save fills again while the one before is on disk already."""
+"""Buffers on the host for a whole training state. Each save fills them again, when the one before is on disk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Staging:
 
     @classmethod
     def allocate(cls, shapes: dict[str, torch.Size], device: torch.device) -> Staging:
-        """Buffers for tensors of these shapes, page-locked where `device` is a GPU, every page of them present."""
+        """Buffers for tensors of these shapes, page-locked if `device` is a GPU, with every page present."""
         total = sum(shape.numel() for shape in shapes.values())
         views: dict[str, dict[str, torch.Tensor]] = {}
         for kind in KINDS:

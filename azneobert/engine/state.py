@@ -19,7 +19,7 @@ def described_groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
 
 
 def tied_parameters(model: torch.nn.Module) -> dict[str, str]:
-    """Each name under which a parameter stands again, and the name under which it stood first."""
+    """Each further name of a parameter that has several, with the first of its names."""
     owners: dict[torch.Tensor, str] = {}
     tied = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

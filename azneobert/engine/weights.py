@@ -1,7 +1,7 @@
-"""A step's weights: made of the parameters once, used by all its micro-batches, their gradients handed back once.
+"""A step's weights: made from the parameters once, used by all its micro-batches; their gradients go back once.
 
-Between two updates the parameters do not change, so casting them, and what fused kernels fold into them, need not be
-done again for each micro-batch; and however many those are, gradients cross to other ranks once a step.
+The parameters do not change between two updates, so casting them, and folding norms into them for fused kernels, need
+not be repeated for each micro-batch. And gradients go to other ranks once a step, however many micro-batches it has.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 class StepWeights:
     """Weights in the dtype that the kernels take, whose gradients add up in fp32 over micro-batches.
 
-    made: fp32, by name, with the graph that leads to the parameters; leaves: the same without it, some of them cast.
+    made: fp32, by name, with the graph that leads to the parameters; leaves: the same without the graph, some cast.
     """
 
     def __init__(self, made: dict[str, torch.Tensor], cast_names: set[str], dtype: torch.dtype):
@@ -25,7 +25,7 @@ class StepWeights:
         }
 
     def fresh_leaves(self) -> dict[str, torch.Tensor]:
-        """The same weights, sharing the leaves' memory, which have gathered no gradients."""
+        """New leaves that share the memory of the others and have no gradients yet."""
         return {name: _leaf(leaf.detach()) for name, leaf in self.leaves.items()}
 
     def deliver(self) -> torch.Tensor:

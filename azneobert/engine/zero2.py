@@ -1,7 +1,7 @@
 """The ZeRO-2 engine: Accelerate and DeepSpeed, each rank with the optimizer state of its share of the parameters.
 
-Parameters and engine are fp32 and weights are cast where they are used, so that it computes what the plain engine
-computes. State goes in and out by DeepSpeed's own flat partitions, one collective a group and kind.
+Parameters and engine are fp32, and weights are cast where they are used, so that this engine computes what the plain
+engine computes. State goes in and out through DeepSpeed's own flat partitions, one collective per group and kind.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _BUCKET = 50_000_000  # elements reduced at once; a bucket larger than the model
 
 
 def deepspeed_plugin(on_cpu: bool) -> DeepSpeedPlugin:
-    """DeepSpeed's part of the Accelerator, but for the batch sizes; without a launcher, this makes a world of one."""
+    """DeepSpeed's settings for the Accelerator, except batch sizes; without a launcher, this makes a world of one."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if on_cpu:
         # Gloo does as well on a CPU, without compiling an extension at the first start.
@@ -49,9 +49,9 @@ def deepspeed_plugin(on_cpu: bool) -> DeepSpeedPlugin:
     zero = {
         "stage": 2,
         "contiguous_gradients": True,
-        # All gradients are there before the first of them crosses to other ranks, so there is nothing to overlap with.
-        # With either of these two DeepSpeed has the host wait for the GPU, and with the latter it copies each gradient
-        # twice more; what crosses is the same.
+        # All gradients exist before the first of them goes to other ranks, so there is nothing to overlap with. If one
+        # of these two is set, DeepSpeed makes the host wait for the GPU; `reduce_scatter` also copies each gradient
+        # twice more, and sends the same data.
         "overlap_comm": False,
         "reduce_scatter": False,
         "round_robin_gradients": False,
@@ -93,9 +93,9 @@ class Zero2Engine:
         config["train_micro_batch_size_per_gpu"] = micro_batch * accumulation
         bucket = min(_BUCKET, parameters)
         config["zero_optimization"] |= {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
-        accelerator.deepspeed_engine_wrapped = None  # of an engine before this one, which has its own backward
+        accelerator.deepspeed_engine_wrapped = None  # forget an earlier engine, which has its own backward
         self._optimizer = build_optimizer(self.model, training)
-        # AdamW, which it knows; of a class that it does not know it would warn at every start.
+        # DeepSpeed knows AdamW; it would warn at every start about a class that it does not know.
         zero_utils.ZERO_SUPPORTED_OPTIMIZERS.append(type(self._optimizer))
         self._engine, _ = accelerator.prepare(Weights(self.model), self._optimizer)
         self._zero = self._engine.optimizer
@@ -103,7 +103,7 @@ class Zero2Engine:
         self._groups = self._flat_groups()
 
     def _flat_groups(self) -> list[FlatGroup]:
-        """The layout as DeepSpeed made it, whatever the order it chose."""
+        """The layout that DeepSpeed made, in the order that it chose."""
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         zero = self._zero
         return [
@@ -129,7 +129,7 @@ class Zero2Engine:
         return total, norm
 
     def _clip(self) -> torch.Tensor:
-        """Clip the gradients by their norm over all ranks, as `clip_grad_norm_` does; the norm, a scalar."""
+        """Clip the gradients by their norm over all ranks, as `clip_grad_norm_` does; returns the norm, a scalar."""
         gradients = [part for parts in self._zero.averaged_gradients.values() for part in parts]
         norm = torch.nn.utils.get_total_norm(gradients)
         if self.world.size > 1:
@@ -203,7 +203,7 @@ class Zero2Engine:
                     "exp_avg_sq": cut(group, state.exp_avg_sq, self.world.rank).to(self.world.device),
                 }
         if state.exp_avg:
-            # What DeepSpeed's own `safe_get_*` read points at the optimizer's former state until it is linked anew.
+            # DeepSpeed's own `safe_get_*` functions read the optimizer's former state until it is linked again.
             self._zero._link_all_hp_params()
             self._zero._hp_optimizer_states_linked = False
             self._zero._lazy_init_hp_params_optimizer_state()

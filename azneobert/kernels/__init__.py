@@ -1,1 +1,1 @@
-"""Kernels for Hopper GPUs: what PyTorch and its compiler leave on the table, each with its gradient."""
+"""Kernels for Hopper GPUs: faster than what PyTorch and its compiler give, each with its gradient."""

@@ -1,4 +1,4 @@
-"""A whole block as one operation forward and one backward: its matrix products with all else in their epilogues.
+"""A whole block as one operation forward and one backward: matrix products, with all else in their epilogues.
 
 What is saved between the two is the residual stream, the rotated projection, the mixed values, the product of gate and
 up, and the gated values: 21 KB a token and layer at the published size. Suffixes as in model/layers.py.
@@ -165,7 +165,7 @@ def _(
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     *tensors, ctx.max_seqlen, ctx.heads, _theta, _eps, ctx.kernel = inputs
     ctx.save_for_backward(*tensors, *output[2:])
-    ctx.set_materialize_grads(False)  # the other outputs have none, and zeros in their place would be gigabytes
+    ctx.set_materialize_grads(False)  # the other outputs have no gradients, and zeros in their place would be gigabytes
 
 
 def _differentiate(ctx: Any, dresult_TD: torch.Tensor, *_others: None) -> tuple[Any, ...]:

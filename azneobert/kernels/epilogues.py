@@ -1,9 +1,9 @@
 """What a block computes around its matrix products, as epilogues of QuACK's matrix multiplication for Hopper.
 
-An epilogue runs while the product's result is still in registers, so that norms, rotation, SwiGLU and residuals cost
+An epilogue runs while the product's result is still in registers, so that norms, rotation, SwiGLU and residuals need
 no pass over memory of their own. Names: `acc` is an element of the product; in mode "acc_pair" it is two neighbouring
-columns; `c` is an element of a matrix that is added or read along. Forward, a norm is only its root here: its weight
-is folded into the matrix that follows, and its inverse root mean square `rstd` scales that product's rows.
+columns; `c` is an element of a matrix that is added or read along. In the forward pass the weight
+of a norm is folded into the matrix that follows, and its inverse root mean square `rstd` scales that product's rows.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def _config(tile_m: int, tile_n: int, pingpong: bool, cluster: tuple[int, int]) 
     )
 
 
-# The fastest of 24 on an H200 for the published model at 49,152 tokens (docs/log.md). QuACK's plans are kept by the
-# identity of these objects, so each stands here once.
+# The fastest of 24 on an H200 for the published model at 49,152 tokens (docs/log.md). QuACK caches its plans by the
+# identity of these objects, so each is made only once.
 _ROTATED = _config(128, 192, True, (1, 1))
 _NARROW_RESIDUAL = _config(128, 192, True, (1, 1))
 _WIDE_RESIDUAL = _config(128, 128, True, (2, 1))
@@ -102,7 +102,7 @@ def project_gated(x_TD: torch.Tensor, rstd_T: torch.Tensor, weight: torch.Tensor
 def gated_backward(
     dout_TD: torch.Tensor, weight_DF: torch.Tensor, product_T2F: torch.Tensor, rstd_T: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    """Back through `project_gated` from the gradient behind the down projection.
+    """Back through `project_gated` from the gradient after the down projection.
 
     Returns the gradient of the product (T, 2F), and partial sums of dL/d(rstd), (T, parts).
     """
@@ -138,9 +138,9 @@ def _partial_sums(rows: int, columns: int, config: GemmConfig, device: torch.dev
 
 @functools.cache
 def rotation_frequencies(heads: int, size: int, theta: float, device: torch.device) -> torch.Tensor:
-    """What each column's pair turns by at a position, in turns, as two numbers in neighbouring columns: (3D,), fp32.
+    """The frequency of each column pair, in turns per position, as two numbers in neighbouring columns: (3D,), fp32.
 
-    The columns of q and k turn, those of v do not.
+    The columns of q and k rotate, those of v do not.
     """
     inverse = 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.float64) / size)
     frequencies: Any = make_interleaved_inv_freq(inverse, 2 * heads * size, heads * size)

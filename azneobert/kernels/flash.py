@@ -1,4 +1,4 @@
-"""Flash attention over packed windows by the name of its kernel: fa4, fa3 and fa2, with forward and backward apart.
+"""Flash attention over packed windows by the name of its kernel: fa4, fa3 and fa2, with separate forward and backward.
 
 fa4 and fa3 are Dao-AILab's packages (the CuTe DSL `flash_attn.cute`, and `flash_attn_interface` built from that
 repository's `hopper/`), fa2 is what torch ships. xformers' wheels of 0.0.33 and 0.0.34 carry a built fa3 too, made on
@@ -23,7 +23,7 @@ _FA3 = "flash_attn_interface"
 class FlashKernel(NamedTuple):
     """One kernel's two functions.
 
-    forward(q, k, v, cu_seqlens, max_seqlen) -> mixed values (T, N, H) and log-sum-exp, fp32, as many as (N, T);
+    forward(q, k, v, cu_seqlens, max_seqlen) -> mixed values (T, N, H) and log-sum-exp, fp32, N x T elements;
     backward(dout, q, k, v, out, lse, cu_seqlens, max_seqlen, (dq, dk, dv)) writes the gradients into the last three.
     """
 
@@ -40,12 +40,12 @@ def installed(name: str) -> bool:
 def _is_there(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package that the module is in
+    except ModuleNotFoundError:  # for the package that the module is in
         return False
 
 
 def _xformers_fa3() -> Path | None:
-    """The library in an installed xformers, which is not imported for it."""
+    """The fa3 library of an installed xformers, found without importing xformers."""
     spec = importlib.util.find_spec("xformers")
     found = [Path(folder) / "flash_attn_3" / "_C.so" for folder in (spec and spec.submodule_search_locations) or ()]
     return next((library for library in found if library.is_file()), None)
@@ -129,16 +129,16 @@ def _deterministic() -> bool:
 
 
 def full_rows(tokens: int, cu_seqlens: torch.Tensor, max_seqlen: int) -> int | None:
-    """How many rows there are if each is one window of the greatest length, told by counts alone; otherwise None.
+    """The number of rows if each is one window of the greatest length, by counts alone; otherwise None.
 
-    A row that is not full has two windows at least, its padding being one: 3 rows with 4 entries are full, with 5 not.
+    A row that is not full has at least two windows, since padding is one: 3 rows with 4 entries are full, with 5 not.
     """
     rows, rest = divmod(tokens, max_seqlen)
     return rows if rest == 0 and cu_seqlens.shape[0] == rows + 1 else None
 
 
 def _windows(cu_seqlens: torch.Tensor, max_seqlen: int) -> dict[str, Any]:
-    """What FlashAttention 3 and 4 take for sequences of one buffer: queries' and keys' windows are the same here."""
+    """The arguments of FlashAttention 3 and 4 for packed sequences: queries and keys have the same windows here."""
     return {
         "cu_seqlens_q": cu_seqlens,
         "cu_seqlens_k": cu_seqlens,
@@ -156,7 +156,7 @@ def _fa4() -> FlashKernel:
         if rows is None:
             out, lse, *_ = _flash_attn_fwd(q, k, v, return_lse=True, **_windows(cu_seqlens, max_seqlen))
             return out, lse
-        # A kernel without windows is faster; its log-sum-exp is (rows, N, length), for its own backward alone.
+        # A kernel without windows is faster; its log-sum-exp is (rows, N, length), used only by its own backward.
         q, k, v = (x.unflatten(0, (rows, max_seqlen)) for x in (q, k, v))
         out, lse, *_ = _flash_attn_fwd(q, k, v, return_lse=True)
         return out.flatten(0, 1), lse.view(heads, tokens)
@@ -183,7 +183,7 @@ def _load_fa3() -> Any:
     if library is None:
         importlib.import_module(_FA3)
         return torch.ops.flash_attn_3
-    # Built for CUDA 12: beside a torch for CUDA 13 its runtime is another one, of the package nvidia-cuda-runtime-cu12.
+    # It is built for CUDA 12. Beside a torch for CUDA 13 it needs another runtime, of package nvidia-cuda-runtime-cu12.
     if _is_there("nvidia.cuda_runtime"):
         spec = importlib.util.find_spec("nvidia.cuda_runtime")
         for folder in (spec and spec.submodule_search_locations) or ():

@@ -39,8 +39,8 @@ def unrotate_(
 ) -> torch.Tensor:
     """Turn the gradient of (rotated q, rotated k, v) into that of the raw projection, in place.
 
-    Forward, the projection was multiplied by `rstd_T` and the pairs (2i, 2i + 1) of each head of q and k were rotated.
-    Returns `norm_correction` of that norm, (T,): the rotation keeps inner products, so that the rotated values serve.
+    In the forward pass the projection was multiplied by `rstd_T`, and the pairs (2i, 2i + 1) of each head of q and k
+    were rotated. Returns `norm_correction` of that norm, (T,), from the rotated values: rotation keeps inner products.
     """
     tokens, _, heads, size = gradient_T3NH.shape
     correction_T = torch.empty_like(rstd_T)
@@ -123,6 +123,6 @@ def _unrotate(  # type: ignore[no-untyped-def]
             turned = tl.join(first * c + second * s, second * c - first * s)
             dz = tl.reshape(turned, [BLOCK, SIZE])
         tl.store(gradient + at, (dz * scale[:, None]).to(gradient.dtype.element_ty), mask=here[:, None])
-    # The projection is the rotated value over rstd, so its share of dL/d(rstd) is the sum over rstd.
+    # The projection is the rotated value divided by rstd, so its share of dL/d(rstd) is the sum divided by rstd.
     total = tl.sum(dot, axis=1)
     tl.store(correction + row, -scale * scale * total / (PIECES * SIZE), mask=here)

@@ -1,4 +1,4 @@
-"""Attention over packed windows: one function, the kernels behind it, chosen once at start."""
+"""Attention over packed windows: one function with several kernels, of which one is chosen at start."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, in
 def reference(
     q_TNH: torch.Tensor, k_TNH: torch.Tensor, v_TNH: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int
 ) -> torch.Tensor:
-    """Scaled dot-product attention in which a token sees its own window only: on CPU, and the truth for the others.
+    """Scaled dot-product attention in which a token sees only its own window: for CPUs, and the reference for kernels.
 
     q_TNH, k_TNH, v_TNH: (tokens, heads, head size); cu_seqlens: (windows + 1, or more), where windows begin, the total
     repeated at the end; max_seqlen: no window is longer. Returns (tokens, heads, head size).
@@ -71,7 +71,7 @@ def choose_attention(name: str, device: torch.device, dtype: torch.dtype) -> tup
 
 
 def obstacle_to_flash(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """What a flash-attention kernel lacks here, in words; nothing if it runs."""
+    """What a flash-attention kernel lacks here, in words; None if it runs."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return f"CUDA and bfloat16, found {device.type} and {dtype}"
     generation = torch.cuda.get_device_capability(device)[0]

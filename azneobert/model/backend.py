@@ -29,7 +29,7 @@ REFERENCE = Backend()
 
 
 def choose_backend(runtime: Runtime, model: Model, device: torch.device, dtype: torch.dtype) -> Backend:
-    """What `runtime.attention` and `runtime.blocks` ask for; with `auto` the fastest that runs here.
+    """The kernels that `runtime.attention` and `runtime.blocks` ask for; with `auto` the fastest that run here.
 
     Raises:
         TrainingError: what is asked for by name cannot run on this device, in this dtype, or for this model.
@@ -44,7 +44,7 @@ def choose_backend(runtime: Runtime, model: Model, device: torch.device, dtype: 
 
 
 def obstacle_to_fused(model: Model, attention_name: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """What the fused kernels lack here, in words; nothing if they run."""
+    """What the fused kernels lack here, in words; None if they run."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
         return f"a Hopper GPU, found {device.type if device.type != 'cuda' else torch.cuda.get_device_name(device)}"
     if dtype != torch.bfloat16:

@@ -38,9 +38,9 @@ class MaskedLM(nn.Module):
     ) -> torch.Tensor:
         """Logits (M, V) of the tokens at `masked_indices` (M,), in fp32; with `targets` (M,) their mean loss instead.
 
-        The mean cross-entropy is a scalar in fp64: each token's loss is fp32, their mean is not, so that it hardly
+        The mean cross-entropy is a scalar in fp64: each token's loss is fp32, but their mean is fp64, so that it hardly
         depends on how a global batch is divided. The other arguments are as for `Encoder`; `weights` are what
-        `MaskedLM.weights` gives, cast already where `cast_names` says so.
+        `MaskedLM.weights` gives, with those in `cast_names` already cast.
         """
         inputs = (input_ids, position_ids, cu_seqlens, max_seqlen, masked_indices, targets)
         if self.encoder.backend.fused:
@@ -53,14 +53,14 @@ class MaskedLM(nn.Module):
         return logits_MV if targets is None else mean_loss(logits_MV, targets)
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """What `forward` computes with, in fp32, by name: the parameters, or what fused kernels take in their place."""
+        """The fp32 weights that `forward` uses, by name: the parameters, or what fused kernels take instead of them."""
         if self.encoder.backend.fused:
             return fused_weights(self.encoder, self.head.weight)
         return dict(self.named_parameters())
 
     def cast_names(self) -> set[str]:
-        """Which of `weights` are cast to the compute dtype: what matrix products take. Not the embedding, whose rows
-        are cast when they are read: so the gradients of a token's many rows are added in fp32."""
+        """Which of `weights` are cast to the compute dtype: those that matrix products take. The embedding is not: its
+        rows are cast when they are read, so that the gradients of a token's many rows are added in fp32."""
         embedding = "encoder.embedding.weight"
         return {name for name, weight in self.weights().items() if weight.ndim == 2 and name != embedding}
 

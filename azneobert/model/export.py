@@ -88,8 +88,8 @@ def export_transformers(
 ) -> None:
     """Write a folder that `AutoModel*.from_pretrained` and `AutoTokenizer.from_pretrained` load as it is.
 
-    `weights` may hold a tied head or leave it out. The tokenizer repairs what it is given as the documents of
-    `language` were repaired before training; its config names the sha256 of the one of training.
+    `weights` may hold a tied head or leave it out. The exported tokenizer repairs its input as the documents of
+    `language` were repaired before training; its config holds the sha256 of the training tokenizer.
     """
     target.mkdir(parents=True, exist_ok=True)
     loaded = load_tokenizer(tokenizer, config.vocab_size)

@@ -1,6 +1,6 @@
-"""The tokenizer of an exported model: the one of training, which also repairs a text as its documents were repaired.
+"""The tokenizer of an exported model: the training tokenizer, and before it the repair of the training documents.
 
-It is derived. The tokenizer that a checkpoint holds stays as it is, and the export says which one that was.
+It is derived: the tokenizer that a checkpoint holds stays as it is, and the export says which one it was made from.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from azneobert.language import Language, LanguageName
 
 
 def repairing_tokenizer(tokenizer: Path, setting: LanguageName | Language) -> str:
-    """The tokenizer.json of an export: the one at `tokenizer`, with the repair before what it does to a text itself.
+    """The tokenizer.json of an export: the one at `tokenizer`, with the repair before its own normalizer.
 
     A repaired text has the same tokens under both.
     """
@@ -31,12 +31,12 @@ def repairing_tokenizer(tokenizer: Path, setting: LanguageName | Language) -> st
         "normalizers": [*_as_json(repair), *([of_its_own] if of_its_own else [])],
     }
     for token in content.get("added_tokens", []):
-        # Such a token, two spaces say, is normalized before it is looked for, and would then be found in any text with
-        # one space. Unrepaired texts alone hold it, so it is looked for in those.
+        # Such a token, for example two spaces, is normalized before it is looked for, and would then be found in any
+        # text with one space. Only unrepaired texts hold it, so it is looked for in those.
         if token.get("normalized") and repair.normalize_str(token["content"]) != token["content"]:
             token["normalized"] = False
     if _is_byte_level(content["pre_tokenizer"]):
-        # Where a word's piece holds the space before it, the place in the text that the piece is said to have does not.
+        # If a word's piece holds the space before it, the offsets that are reported for the piece leave the space out.
         trimming = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
         content["post_processor"] = {"type": "Sequence", "processors": [trimming, content["post_processor"]]}
     return json.dumps(content, ensure_ascii=False, indent=2) + "\n"

@@ -1,7 +1,8 @@
 """The model by the fused kernels: the same function of the same parameters as the modules in layers.py.
 
-The kernels want each norm's weight inside the matrix that follows it, and its rows in another order. Both happen here,
-in operations that autograd understands: parameters, gradients and checkpoints know nothing of it.
+The kernels need each norm's weight folded into the matrix that follows it, and the rows of that matrix in another
+order. Both are done here by operations that autograd differentiates, so parameters, gradients and checkpoints stay as
+they are.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ _BLOCK = ("qkv", "out", "gate_up", "down")
 
 
 def fused_weights(encoder: Encoder, head: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What `fused_forward` computes with, by name and in fp32; a tied head (V, D) is the embedding, and named once."""
+    """The fp32 weights that `fused_forward` uses, by name; a tied head (V, D) is the embedding, and named once."""
     weights = {"encoder.embedding.weight": encoder.embedding.weight, "final_norm": encoder.final_norm.weight}
     if not encoder.config.tie_embeddings:
         weights["head"] = head
     for number, block in enumerate(cast("list[Block]", encoder.blocks)):
         # A norm's weight goes into the matrix that follows: with W = [[1, 2]], a weight [10, 100] and x = [3, 4], W
-        # times (weight * x) is 830, and so is (W * weight) = [[10, 200]] times x. Then the rows change their places. Of
-        # a model of hidden size 4 with one head, and of a feed-forward of 3, by the number that each row had before:
+        # times (weight * x) is 830, and so is (W * weight) = [[10, 200]] times x. Then the rows are reordered. For
+        # a model of hidden size 4 with one head and a feed-forward of 3, the former numbers of the rows are:
         #
         #     qkv       Q 0 2 1 3   K 4 6 5 7   V 8 9 10 11        gate_up   0 3 1 4 2 5
         qkv, gate_up = block.qkv.weight * block.attention_norm.weight, block.gate_up.weight * block.ffn_norm.weight
@@ -49,10 +50,10 @@ def fused_forward(
     masked_indices: torch.Tensor,
     targets: torch.Tensor | None,
 ) -> torch.Tensor:
-    """As `MaskedLM.forward`, whose arguments these are; `weights` may be cast already or not."""
+    """The same as `MaskedLM.forward`, with the same arguments; `weights` may be cast already or not."""
     config = encoder.config
     x_TD = F.embedding(input_ids, weights["encoder.embedding.weight"]).to(encoder.compute_dtype)
-    # The block's backward takes this root for what it is, a function of x: autograd must not do so again.
+    # The block's backward already differentiates this root as a function of x: autograd must not do so again.
     rstd_T = inverse_root_mean_square(x_TD.detach().float(), config.rms_norm_eps).squeeze(-1)
     for number in range(config.num_hidden_layers):
         x_TD, rstd_T, *_ = block_op(

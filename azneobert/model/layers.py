@@ -43,7 +43,7 @@ class RMSNorm(nn.Module):
 
 
 def inverse_root_mean_square(x: torch.Tensor, eps: float) -> torch.Tensor:
-    """What RMSNorm multiplies rows by: (..., D) -> (..., 1)."""
+    """The factor that RMSNorm multiplies each row by: (..., D) -> (..., 1)."""
     return torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
 
 
@@ -88,7 +88,7 @@ def rotate(x_TNH: torch.Tensor, cos_TH: torch.Tensor, sin_TH: torch.Tensor) -> t
 
 
 class Block(nn.Module):
-    """Attention and SwiGLU, each behind a norm and beside a residual."""
+    """Attention and SwiGLU, each after a norm and with a residual connection."""
 
     def __init__(self, config: Model):
         super().__init__()

@@ -21,10 +21,10 @@ from azneobert.recipe import EngineName, Model, PhaseName, Recipe, Runtime
 
 Blocks = Literal["fused", "compiled", "eager"]  # azneobert/kernels; torch's blocks with torch.compile, and without
 
-MARGIN = 0.05  # of a device's memory, left free: NCCL, CUDA's own, what fragmentation takes
+MARGIN = 0.05  # the share of a device's memory left free, for NCCL, CUDA itself and fragmentation
 HEAD_ROWS = 12_288  # masked tokens whose logits the fused head holds at once: kernels/head.py
 CARDS = (24, 40, 80, 141)  # GB by their names
-_OF_A_CARD = 0.98  # of so many GiB there is at least this part; the driver has the rest
+_OF_A_CARD = 0.98  # at least this part of a card's GiB can be used; the driver has the rest
 _FP32 = 4
 _BUCKETS = 2 * 50_000_000 * _FP32  # of ZeRO-2, one being filled while the other is reduced: engine/zero2.py
 
@@ -70,7 +70,7 @@ class StepMemory:
         return 3 * parameters + reduced
 
     def weights_bytes(self) -> int:
-        """What a step makes of the parameters, once for all its micro-batches: see engine/weights.py."""
+        """The weights that a step makes of the parameters once, for all its micro-batches: see engine/weights.py."""
         hidden, inner = self.model.hidden_size, swiglu_size(self.model.intermediate_size)
         matrices = self.model.num_hidden_layers * (4 * hidden * hidden + 3 * hidden * inner)
         head = 0 if self.model.tie_embeddings else self.model.vocab_size * hidden
@@ -84,7 +84,7 @@ class StepMemory:
         return _FP32 * count_parameters(self.model)
 
     def saved_bytes(self, rows: int) -> int:
-        """What the forward pass of so many rows leaves for the backward pass."""
+        """The bytes that the forward pass of `rows` rows saves for the backward pass."""
         layers = self.model.num_hidden_layers * self._saved_by_block() * rows * self.sequence_length
         return layers + self._saved_by_embedding(rows) + self._saved_by_head(rows)
 
@@ -94,7 +94,7 @@ class StepMemory:
         return max(standing + self.saved_bytes(rows) + self._passing_bytes(rows), self.bytes_beside(rows))
 
     def bytes_beside(self, rows: int) -> int:
-        """The most outside of micro-batches: in an update, or in an evaluation."""
+        """The most that is allocated at once outside of micro-batches: in an update, or in an evaluation."""
         # Gradients on their way from the step's weights to the parameters stand twice.
         update = 2 * self.gradient_bytes()
         if self.engine == "zero2":
@@ -104,7 +104,7 @@ class StepMemory:
         return self.state_bytes() + self.weights_bytes() + max(update, evaluation)
 
     def _saved_by_block(self) -> int:
-        """Bytes a token."""
+        """Bytes per token."""
         b, hidden, inner = self.value_bytes, self.model.hidden_size, swiglu_size(self.model.intermediate_size)
         small = _FP32 * self.model.num_attention_heads + 2 * _FP32  # log-sum-exp; the roots of two norms
         mask = b * self.sequence_length if self.attention_mask else 0
@@ -113,7 +113,7 @@ class StepMemory:
             return 6 * b * hidden + 3 * b * inner + small
         if self.blocks == "compiled":
             # x and middle, each once more normed, q, k and v raw, q and k rotated, mixed: 10bD; then as above. It is
-            # what torch's partitioner keeps: elementwise work is done again, products are not.
+            # what torch's partitioner keeps: elementwise work is recomputed, products are not.
             return 10 * b * hidden + 3 * b * inner + small
         # Two norms: x in fp32, over its root, and times the weight: 2 (4 + 4 + b) D. q, k and v raw, q and k
         # rotated, mixed: 6bD. Gate and up, silu(gate), gated: 4bF.
@@ -136,12 +136,12 @@ class StepMemory:
         return masked * (2 * _FP32 * hidden + normed + _FP32 * vocabulary + _FP32 + 16) + self._tied_head_bytes()
 
     def _tied_head_bytes(self) -> int:
-        """Of a head that is the embedding: it is not cast once a step, since the embedding's rows are read in fp32."""
+        """The cast copy of a tied head: it is not cast once a step, since the embedding's rows are read in fp32."""
         cast = self.model.tie_embeddings and self.value_bytes < _FP32
         return self.value_bytes * self.model.vocab_size * self.model.hidden_size if cast else 0
 
     def _passing_bytes(self, rows: int) -> int:
-        """What is there for a moment at the beginning of the backward pass, when everything saved still is."""
+        """Temporary bytes at the beginning of the backward pass, when everything saved still exists."""
         tokens, masked, b = rows * self.sequence_length, rows * self.masks_per_row, self.value_bytes
         hidden, vocabulary = self.model.hidden_size, self.model.vocab_size
         inner = swiglu_size(self.model.intermediate_size)
@@ -160,14 +160,14 @@ class StepMemory:
 
 
 def blocks_of(runtime: Runtime, attention: str, *, fused: bool) -> Blocks:
-    """How blocks are computed; with `reference`, which torch.compile does not go through, as without it."""
+    """How blocks are computed; `reference` attention, which torch.compile does not go through, makes them eager."""
     if fused:
         return "fused"
     return "compiled" if runtime.compile and attention != "reference" else "eager"
 
 
 def needs_on_gpus(recipe: Recipe, phase: PhaseName) -> dict[str, StepMemory]:
-    """What a step takes on the kinds of GPUs that there are, by what a person calls its blocks."""
+    """The memory that a step takes on each kind of GPU, keyed by a readable name of its blocks."""
     runtime, model = recipe.runtime, recipe.model
     flash = recipe.training.compute_dtype == "bfloat16" and runtime.attention != "reference"
     attention = "fa2" if flash else "reference"
@@ -182,7 +182,7 @@ def needs_on_gpus(recipe: Recipe, phase: PhaseName) -> dict[str, StepMemory]:
 
 
 def room_of_card(gigabytes: int) -> float:
-    """The bytes that a step may take on a card of so many GB."""
+    """The bytes that a step may take on a card of this many GB."""
     return gigabytes * 2**30 * _OF_A_CARD * (1 - MARGIN)
 
 
@@ -192,5 +192,5 @@ def micro_batches(share: int, most: int | None = None) -> list[int]:
 
 
 def largest_that_fits(need: StepMemory, candidates: list[int], memory: float) -> int | None:
-    """The largest of these micro-batches that is predicted to fit into so many bytes; None where none is."""
+    """The largest of these micro-batches that is predicted to fit into `memory` bytes; None if none is."""
     return max((rows for rows in candidates if need.peak_bytes(rows) <= memory), default=None)

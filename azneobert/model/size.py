@@ -21,11 +21,11 @@ def count_parameters(config: Model) -> int:
 
 
 def flops_per_token(config: Model, attended: float, masking_rate: float) -> float:
-    """Floating-point operations of forward and backward for each token, which attends to `attended` in the mean.
+    """Floating-point operations of forward and backward for each token, which attends to `attended` tokens on average.
 
     Matrix multiplications count 2 a weight forward and twice that backward; the head runs on masked tokens; attention
-    counts 4 x tokens seen x hidden forward (scores and mixing), twice that backward. What is computed once more in the
-    backward does not count.
+    counts 4 x tokens seen x hidden forward (scores and mixing), twice that backward. What is recomputed in the backward
+    does not count.
     """
     hidden, inner = config.hidden_size, swiglu_size(config.intermediate_size)
     block = 4 * hidden * hidden + 3 * hidden * inner

@@ -1,6 +1,6 @@
-"""Many points that wait go to MLflow from a process of their own, beside a training that goes on.
+"""Sends many waiting points to MLflow from a separate process, while the training goes on.
 
-What MLflow does for a thousand figures is 150 ms of Python, for which the thread that trains would have to wait.
+For a thousand figures MLflow takes 150 ms of Python, for which the thread that trains would have to wait.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Points = list[dict[str, Any]]
 
 _FEWEST_BYTES = 1 << 20  # some 3,000 points; a process takes seconds to start
-_NICE = 10  # of a machine whose cores all train
+_NICE = 10  # since all cores of the machine train
 
 
 def send_points(client: MlflowClient, run_id: str, points: Points) -> None:
@@ -43,10 +43,10 @@ def send_points(client: MlflowClient, run_id: str, points: Points) -> None:
 
 
 def sent_apart(tracking: Tracking, run_id: str, spool: Spool) -> Iterator[tuple[int, int]]:
-    """Send what waits in the file, if it is much: after each batch how many points it had, and the mark it reaches.
+    """Send what waits in the file, if it is much; yields the number of points in each batch and the mark it reaches.
 
     Raises:
-        RegistryError: MLflow does not answer, or the process has come to nothing.
+        RegistryError: MLflow does not answer, or the process has failed.
     """
     work = spool.backlog()
     if work["end"] - work["start"] < _FEWEST_BYTES:
@@ -58,7 +58,7 @@ def sent_apart(tracking: Tracking, run_id: str, spool: Spool) -> Iterator[tuple[
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        start_new_session=True,  # Ctrl-C is the training's, which will end this
+        start_new_session=True,  # Ctrl-C goes to the training, which will end this process
     )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -97,7 +97,7 @@ def _work(job: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Do the work that standard input names, until it is done or nobody reads of it any more."""
+    """Do the work that standard input names, until it is done or nobody reads its answers any more."""
     os.nice(_NICE)
     try:
         _work(json.load(sys.stdin))

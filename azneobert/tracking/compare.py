@@ -39,7 +39,7 @@ class ComparedRun:
 
     @property
     def label(self) -> str:
-        """What to call it beside another one, which may have the same name."""
+        """A name for the run beside another one, which may have the same name."""
         return f"{self.name} ({self.id[:8]})"
 
 
@@ -65,7 +65,7 @@ def differing_params(a: ComparedRun, b: ComparedRun) -> list[tuple[str, str, str
 
 
 def paired_figures(a: ComparedRun, b: ComparedRun) -> list[tuple[str, float | None, float | None]]:
-    """The figures side by side: of training those that sum a run up, of fine-tuning all."""
+    """The figures side by side: a summary for training, all for fine-tuning."""
     if a.by_steps or b.by_steps:
         names = [name_in_mlflow(name) for name in _FIGURES]
     else:
@@ -75,7 +75,7 @@ def paired_figures(a: ComparedRun, b: ComparedRun) -> list[tuple[str, float | No
 
 
 def draw_curves(picture: Path, runs: list[ComparedRun]) -> None:
-    """The training loss of the runs against steps and against tokens: each point faint, their running mean plain.
+    """The training loss of the runs against steps and against tokens: each point faint, their running mean solid.
 
     Raises:
         RegistryError: a run has no training loss.
@@ -144,6 +144,6 @@ def _compared(client: MlflowClient, run: Run) -> ComparedRun:
 
 
 def _curve(client: MlflowClient, run_id: str, metric: str) -> Curve:
-    """A value a step: the last one that was recorded, where a run went back and recorded steps anew."""
+    """One value per step: the last recorded one, if a run went back and recorded steps again."""
     history = sorted(client.get_metric_history(run_id, metric), key=lambda point: point.timestamp)
     return sorted({point.step: point.value for point in history}.items())

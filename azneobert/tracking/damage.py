@@ -1,4 +1,4 @@
-"""What is damaged is kept beside what goes on, under a name that says so; nothing is thrown away."""
+"""A damaged file is kept beside the one that goes on, under a name that says so; nothing is thrown away."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What waits in a tracking folder goes to MLflow: the run, its points, its end and its description, each once.
+"""Sends what waits in a tracking folder to MLflow: the run, its points, its end and its description, each once.
 
-Points carry their first time stamp, under which MLflow takes a repeated delivery for the same point.
+Points keep their first time stamp, so that MLflow takes a repeated delivery for the same point.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _LONGEST_PARAM = 6000
 def deliver_folder(folder: Path, tracking: Tracking) -> int | None:
     """Deliver what waits in a folder, with nothing but the folder; returns how many points.
 
-    None: a process that is alive delivers from this folder itself, and it was left alone.
+    Returns None, and does nothing, if a live process delivers from this folder itself.
 
     Raises:
         RegistryError: MLflow does not answer, or refuses the run.
@@ -76,7 +76,7 @@ def something_waits(folder: Path) -> bool:
 
 
 def fresh_folder(run: Path) -> Path:
-    """Make room for a run whose tracking folder is `run`/tracking: the former one goes, or aside if something waits."""
+    """Make room for a run in `run`/tracking: the former folder is removed, or set aside if something waits in it."""
     if not run.exists():
         return run
     if something_waits(run / "tracking"):
@@ -92,10 +92,10 @@ def fresh_folder(run: Path) -> Path:
 def deliver(
     folder: Path, spool: Spool, tracking: Tracking, wanted: Record | None = None, *, beside_training: bool = False
 ) -> int:
-    """Send what is waiting, and return how many points. The record must be there, the folder is the caller's alone.
+    """Send what is waiting, and return how many points. The record must be there; only the caller may use the folder.
 
-    The run's status, end and description are to be as `wanted`, by default the record, says. Beside a training much is
-    sent by a process of its own.
+    The run gets the status, end and description of `wanted`, by default of the record. With `beside_training`, a large
+    backlog is sent by a separate process.
 
     Raises:
         RegistryError: MLflow does not answer, or refuses the run, or the project was moved or copied since.
@@ -117,12 +117,12 @@ def deliver(
 
 
 def _ensure_run(client: MlflowClient, folder: Path, spool: Spool, tracking: Tracking) -> Run:
-    """The run of the folder; one that has its key, or a new one, gets every point where MLflow has deleted it."""
+    """The run of the folder; if MLflow has deleted it, one with its key, or a new one, gets every point."""
     record = read_record(folder)
     assert record is not None
     run = run_of(client, tracking, record)
     if run is not None and run.info.run_id == record.run_id:
-        if record.naming != NAMING:  # what it has under former names stays beside
+        if record.naming != NAMING:  # what it has under former names stays, too
             spool.set_delivered(0)
             update_record(folder, naming=NAMING)
         return run
@@ -136,7 +136,7 @@ def _ensure_run(client: MlflowClient, folder: Path, spool: Spool, tracking: Trac
 
 
 def run_of(client: MlflowClient, tracking: Tracking, record: Record) -> Run | None:
-    """The run of a record, by its id; else by its key: of before a kill, or restored into another store."""
+    """The run of a record, by its id, else by its key: after a kill, or restored into another store."""
     if record.run_id is not None and (run := find_run(client, record.run_id)) is not None:
         return run
     if record.key is None:
@@ -184,7 +184,7 @@ def _note_delivered(spool: Spool, mark: int) -> None:
 
 
 def _set_status(client: MlflowClient, run: Run, record: Record) -> None:
-    if record.status is None:  # of a folder that does not know
+    if record.status is None:  # an older folder, which does not know it
         return
     if record.status == RUNNING:
         if run.info.status != RUNNING:

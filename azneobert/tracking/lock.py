@@ -12,7 +12,7 @@ from azneobert.locks import FileLock
 log = logging.getLogger(__name__)
 
 _FILE = ".delivering"
-_SECONDS = 30.0  # that a process which delivers, and may be stopped, is waited for
+_SECONDS = 30.0  # to wait for a process that delivers, which may be stopped
 
 
 def hold_folder(folder: Path) -> FileLock:
@@ -27,7 +27,7 @@ def hold_folder(folder: Path) -> FileLock:
 
 @contextmanager
 def folder_if_free(folder: Path) -> Iterator[bool]:
-    """Hold the folder for the block; False, at once, where another process holds it."""
+    """Hold the folder for the block; False, at once, if another process holds it."""
     lock = _lock_of(folder)
     try:
         yield _taken(lock)

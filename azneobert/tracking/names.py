@@ -1,8 +1,8 @@
 """What MLflow calls the figures of a point: its chart page sorts by name, and the training loss is to come first.
 
-The page makes a section of all that stands before a name's last slash, and sorts sections and charts by the alphabet.
-So `train` holds the loss alone, against steps and against tokens, and what follows upon it is spelled to follow. The
-points themselves, DVC's numbers and wandb keep the names that training gives.
+The page makes a section of the part of a name before its last slash, and sorts sections and charts by the alphabet.
+So `train` holds only the loss, against steps and against tokens, and the other sections are named to sort after it.
+The points themselves, DVC's numbers and wandb keep the names that training gives.
 """
 
 from __future__ import annotations

@@ -13,13 +13,13 @@ HOST = "127.0.0.1"
 
 
 def server_of(tracking: Tracking) -> str | None:
-    """The address of the server that the recipe's store is; None where the store is something else, as a file."""
+    """The address of the recipe's store if it is a server; None if it is something else, such as a file."""
     uri = tracking_uri(tracking)
     return uri.rstrip("/") if uri.startswith(("http://", "https://")) else None
 
 
 def runs_page(server: str, experiment: str | None) -> str:
-    """The list of an experiment's runs, from which the charts are one click away; of all experiments without one."""
+    """The list of an experiment's runs, from which the charts are one click away; without one, the list of all."""
     if experiment is None:
         return f"{server}/#/experiments"
     return f"{server}/#/experiments/{experiment}/runs?workflowType=machine_learning"

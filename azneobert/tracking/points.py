@@ -1,7 +1,7 @@
-"""One point a line of ``points.jsonl``, with the number of its segment and a checksum; which of them stand.
+"""The points of ``points.jsonl``, one a line with the number of its segment and a checksum; and which of them stand.
 
-A run that goes on under other settings is a new segment, which begins at a step: what earlier segments recorded after
-that step no longer belongs to the run, and stands no more. The lines stay where they are.
+A run that goes on under other settings begins a new segment at a step. Points that earlier segments recorded after that
+step no longer belong to the run: they do not stand any more. Their lines stay in the file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DAMAGED_END = re.compile(rb'(?<=\}).(?=\{"segment": )', re.DOTALL)
 
 
 def read_points(place: Path) -> list[dict[str, Any]]:
-    """The points that stand, oldest first: `step`, `time_ms`, `values` and `segment`; none where there is no file.
+    """The points that stand, oldest first: `step`, `time_ms`, `values` and `segment`; none if there is no file.
 
     `place` is a tracking folder or a points.jsonl. Damaged lines are passed over with a warning.
     """
@@ -66,8 +66,8 @@ def decode_point(line: bytes) -> dict[str, Any]:
 def whole_lines(content: bytes) -> list[bytes]:
     """The lines that have an end; the last one may still be on its way.
 
-    An end that was damaged is known by the points on both sides of it, whose checksums match; and one bit that was
-    damaged within a line by the checksum, which it alone makes match.
+    A damaged line end is recognised by the points on both sides of it, whose checksums match. One damaged bit within a
+    line is recognised by the checksum, which matches only when that bit is flipped back.
     """
     *ended, last = content.split(b"\n")
     lines = [piece for line in ended for piece in _apart(line)]
@@ -78,10 +78,10 @@ def whole_lines(content: bytes) -> list[bytes]:
 
 
 def _mended(line: bytes) -> bytes:
-    """A line in which the checksum says of one bit that it has changed, as it was; any other line as it is.
+    """The line with one bit flipped back, if its checksum then matches; any other line as it is.
 
-    `{"step": 3, ..., "crc": 71}` with a `q` in the place of the 3 is tried with each bit of the `q`, among others, the
-    other way: with a 3 the checksum matches. That it matches by chance is a matter of 1 in 4 billion for each bit.
+    In `{"step": 3, ..., "crc": 71}` with a `q` in the place of the 3, every bit is flipped in turn, those of the `q`
+    among them: with a 3 the checksum matches. A match by chance has a probability of 1 in 4 billion for each bit.
     """
     for place in range(min(len(line), _LONGEST)):
         for bit in range(8):
@@ -92,7 +92,7 @@ def _mended(line: bytes) -> bytes:
 
 
 def _is_point(line: bytes) -> bool:
-    """Whether it is the point of an older line, which has no checksum."""
+    """Whether a line is a point; an older line needs no checksum."""
     try:
         return bool(decode_point(line))
     except (ValueError, RecursionError):
@@ -103,7 +103,7 @@ def _apart(line: bytes) -> list[bytes]:
     if _is_sealed(line):
         return [line]
     pieces = _DAMAGED_END.split(line)
-    if _is_sealed(pieces[-1][:-1]):  # where no line follows, what its end has become is the last byte
+    if _is_sealed(pieces[-1][:-1]):  # if no line follows, the damaged end is the last byte
         pieces[-1] = pieces[-1][:-1]
     return pieces if all(map(_is_sealed, pieces)) else [line]
 

@@ -1,4 +1,4 @@
-"""What a run recorded, as its stage publishes it and DVC carries it elsewhere: the points, and who the run is."""
+"""The record of a run, as its stage publishes it and DVC carries it elsewhere: its points and its identity."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def publish_record(folder: Path, target: Path) -> None:
     """Copy what a run has recorded in its tracking folder to `target`."""
     target.mkdir(parents=True, exist_ok=True)
     record = read_record(folder)
-    if record is not None and record.key is None:  # a run of before
+    if record is not None and record.key is None:  # an older run
         update_record(folder, key=new_key())
     for name in (POINTS, RECORD):
         if (folder / name).exists():
@@ -36,7 +36,7 @@ def bring_record(points: Path, record: Path, folder: Path) -> None:
 
 
 def restore_run(published: Path, tracking: Tracking) -> tuple[str, bool]:
-    """The id of the MLflow run that published this, and whether it had to be made, with every point and its end.
+    """The id of the MLflow run that published this, and whether the run had to be made, with every point and its end.
 
     Raises:
         RegistryError: MLflow does not answer, or there is no record.

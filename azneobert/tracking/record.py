@@ -30,10 +30,10 @@ _writing = threading.Lock()  # the thread that delivers and the one that trains 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a run is called and described by.
+    """The name and the description of a run.
 
-    `tags` are few and short; what has structure is an artifact: a JSON document by its file name. `identity` is what
-    makes this run another one than the next; MLflow is not told. Runs of a `group` go to an experiment of their own.
+    `tags` are few and short; structured data are artifacts: JSON documents by file name. `identity` is what makes this
+    run different from another; MLflow is not told. Runs of a `group` go to an experiment of their own.
     """
 
     name: str
@@ -51,8 +51,8 @@ class Record:
 
     `run_id` is None while MLflow has not answered yet. `status` is what the run is to have in MLflow; None, of older
     folders, leaves MLflow's as it is. `settled` says that MLflow has the description, and the end if there is one.
-    `naming` says by which names its points went to MLflow; None is those of before. `key` is the run's own, whichever
-    store it is recorded in: it travels with what the run leaves.
+    `naming` says under which names its points went to MLflow; None means the older names. `key` identifies the run in
+    any store: it travels with what the run leaves.
     """
 
     info: RunInfo
@@ -97,7 +97,7 @@ def described_alike(a: RunInfo, b: RunInfo) -> bool:
 
 
 def read_record(folder: Path) -> Record | None:
-    """The record of a tracking folder; None where there is none, or none that can be read."""
+    """The record of a tracking folder; None if there is none, or if it cannot be read."""
     if folder in _unwritten:
         return _unwritten[folder]
     try:
@@ -113,7 +113,7 @@ def read_run_id(folder: Path) -> str | None:
 
 
 def repaired_record(folder: Path) -> Record | None:
-    """The record; one that cannot be read is set aside, after which there is none."""
+    """The record; one that cannot be read is set aside, and None is returned."""
     file = folder / RECORD
     record = read_record(folder)
     if record is None and file.exists():
@@ -161,7 +161,7 @@ def _checksum(content: dict[str, Any]) -> int:
 
 
 def _parse(content: bytes, folder: Path) -> Record:
-    """A record, also one of before, which held `run_id` and `described` alone. ValueError if it is neither."""
+    """A record, also an older one, which held only `run_id` and `described`. ValueError if it is neither."""
     read = json.loads(content)
     if not isinstance(read, dict) or "run_id" not in read:
         raise ValueError("not a record")

@@ -1,4 +1,4 @@
-"""MLflow's server on a store that is none, for as long as somebody looks at its pages."""
+"""Runs MLflow's server on a store that is no server, for as long as somebody looks at its pages."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def free_port(port: int) -> int:
     """The port, or for 0 one that is free.
 
     Raises:
-        RegistryError: it is taken, or not for everybody.
+        RegistryError: it is taken, or this user may not use it.
     """
     with closing(socket.socket()) as probe:
-        # As the server will: a port that the last one has left a moment ago is free.
+        # As the server does: a port that another server left a moment ago counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
@@ -41,21 +41,21 @@ def free_port(port: int) -> int:
 
 @contextmanager
 def running_server(tracking: Tracking, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """MLflow's server, which answers; it ends with all its processes when the block does.
+    """Run MLflow's server for the block, once it answers; it ends with all its processes when the block ends.
 
     Raises:
         RegistryError: it does not start.
     """
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store_uri(tracking)]
     command += ["--host", HOST, "--port", str(port), "--workers", "1"]
-    if database := database_file(tracking):  # of experiments that a person makes on the page
+    if database := database_file(tracking):  # for experiments that a person makes on the page
         command += ["--default-artifact-root", location_of(database.parent / ARTIFACTS)]
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
     with tempfile.TemporaryDirectory(prefix="azneobert-server-") as scratch:
         said = Path(scratch) / "said"
         with said.open("wb") as out:
-            # In a session of its own: Ctrl-C is ours alone, and its workers end with it.
+            # In a session of its own: only this process gets Ctrl-C, and the server's workers end with the server.
             process = subprocess.Popen(
                 command,
                 env=quiet | environment,

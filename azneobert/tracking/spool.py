@@ -43,7 +43,7 @@ class Spool:
     """
 
     def __init__(self, folder: Path, segment: int | None = None, from_step: int = 0):
-        """Without a segment the newest one goes on."""
+        """Without a `segment` the newest one is continued."""
         self._file = folder / POINTS
         self._mark = folder / DELIVERED
         self._elsewhere = _elsewhere(folder)
@@ -78,7 +78,7 @@ class Spool:
         return fresh
 
     def begin_segment(self, from_step: int) -> None:
-        """What is recorded from here on is of another segment: what was recorded after `from_step` stands no more."""
+        """Begin another segment with the points from here on: those recorded after `from_step` stand no more."""
         self._segment += 1
         self._starts = self._starts | {self._segment: from_step}  # another thread may be reading it
         self._last_step = {key: min(step, from_step) for key, step in self._last_step.items()}
@@ -95,7 +95,7 @@ class Spool:
         yield from standing_batches(lines, position, self._starts, self._file)
 
     def backlog(self) -> dict[str, Any]:
-        """What of the file has not been delivered, in words that another process understands."""
+        """The part of the file that has not been delivered, described for another process."""
         with self._lock:
             end = self._end
         return {"file": str(self._file.resolve()), "start": self._delivered(), "end": end, "starts": self._starts}
@@ -107,14 +107,14 @@ class Spool:
         try:
             partial.write_text(encode_mark(mark))
             partial.replace(self._mark)
-        except OSError as error:  # MLflow has what is sent again once
+        except OSError as error:  # MLflow keeps a point that is sent again only once
             with suppress(OSError):
                 partial.unlink()
             if error.errno not in FULL:
                 raise
 
     def close(self) -> None:
-        """No more points."""
+        """Write the lines that wait, and close the file."""
         self._put(b"")
         if self._out is not None:
             os.close(self._out)
@@ -132,7 +132,7 @@ class Spool:
             self._starts.setdefault(segment, from_step)
 
     def _put(self, line: bytes) -> None:
-        """Write what waits and then this line; where there is no room, all of it waits."""
+        """Write what waits and then this line; if there is no room, all of it waits."""
         with self._lock:
             if line:
                 self._waiting.append(line)
@@ -188,7 +188,7 @@ class Spool:
         return self._delivered_now
 
     def _read_mark(self) -> tuple[int | None, bytes]:
-        """The mark, None where it is damaged; and what stands there."""
+        """The mark, None if it is damaged; and the content of its file."""
         try:
             found = self._mark.read_bytes()
         except FileNotFoundError:
@@ -196,14 +196,14 @@ class Spool:
         number, _, checksum = found.strip().partition(b" ")
         if not number.isdigit() or len(number) > 18:
             return None, found
-        # Marks of before have no checksum.
+        # Older marks have no checksum.
         return (int(number) if not checksum or encode_mark(int(number)).encode() == found else None), found
 
     def _note(self, point: dict[str, Any]) -> None:
         self._last_step.update(dict.fromkeys(point["values"], point["step"]))
 
     def _repaired(self) -> list[dict[str, Any]]:
-        """The points of the file, which afterwards holds nothing else, with a mark that fits it."""
+        """Repair the file, which then holds only points, and its mark; returns the points."""
         content = self._file.read_bytes() if self._file.exists() else b""
         lines = whole_lines(content)
         back = self._from_elsewhere(lines)
@@ -228,7 +228,7 @@ class Spool:
             os.truncate(self._file, len(whole))
 
     def _from_elsewhere(self, known: list[bytes]) -> list[bytes]:
-        """The lines of a process that ended before there was room for them, but those that had come back."""
+        """The lines of a process that ended before there was room for them, except those that are in the file."""
         try:
             descriptor = os.open(self._elsewhere, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
@@ -262,7 +262,7 @@ class Spool:
                 kept_mark += len(kept[-1]) if position <= mark else 0
         others = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
         keep_damaged(self._file, f"line {damaged[0]}{others} is damaged", "the other points go on")
-        # The mark first: between the two, too little counts as delivered, and that is sent again.
+        # The mark is written first: in between, too little counts as delivered, and is sent again.
         if self._mark.exists():
             self.set_delivered(kept_mark)
         self._replace(b"".join(kept))
@@ -282,7 +282,7 @@ def lines_between(file: Path, start: int, end: int) -> Iterator[bytes]:
 def standing_batches(
     lines: Iterable[bytes], position: int, starts: dict[int, int], file: Path
 ) -> Iterator[tuple[list[dict[str, Any]], int]]:
-    """The points of lines that begin at a place of the file and stand, a call's worth each time, and where it ends."""
+    """The points that stand, of lines that begin at `position`: a batch for each call, and where the batch ends."""
     batch: list[dict[str, Any]] = []
     metrics = 0
     for line in lines:
@@ -304,7 +304,7 @@ def standing_batches(
 
 
 def encode_mark(mark: int) -> str:
-    """What ``points.delivered`` holds: so many bytes of the points are delivered; and a checksum."""
+    """The content of ``points.delivered``: how many bytes of the points are delivered, and a checksum."""
     return f"{mark} {zlib.crc32(str(mark).encode()):08x}"
 
 

@@ -1,4 +1,4 @@
-"""Processor, memory and GPUs beside a run's points, by MLflow's own monitor; what an outage costs stays lost."""
+"""Processor, memory and GPUs beside a run's points, by MLflow's own monitor; what is missed in an outage stays lost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 class SystemMetrics:
-    """The monitor of one run, started again where it has ended. Its failures end here: nothing depends on it."""
+    """The monitor of one run, started again if it has ended. Its failures are caught here: nothing depends on it."""
 
     def __init__(self, uri: str):
         self._uri = absolute_uri(uri)
@@ -19,7 +19,7 @@ class SystemMetrics:
         self._run_id: str | None = None
 
     def keep(self, run_id: str | None) -> None:
-        """See to it that a monitor is at work; it ends by itself when MLflow does not answer it."""
+        """Make sure that a monitor runs; it ends by itself when MLflow does not answer it."""
         try:
             if run_id is not None and not (run_id == self._run_id and self._alive()):
                 self.stop()

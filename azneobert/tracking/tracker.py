@@ -1,7 +1,7 @@
 """MLflow, and wandb beside it. A run that resumes is the same run; a server that is down or hangs stops nothing.
 
-Every point goes to a spool first, a file in the run's own folder, and from there to MLflow in batches by a thread of
-its own. What could not be delivered waits in the folder, with all that is needed to deliver it without this process.
+Every point goes to a spool first, a file in the run's own folder, from which a separate thread sends it to MLflow in
+batches. What could not be delivered waits in the folder, with all that is needed to deliver it without this process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from azneobert.tracking.wandb_run import start_wandb
 log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_DELIVERIES = 5.0
-_LONGEST_PAUSE = 300.0  # twice as long after each delivery that fails, up to this
+_LONGEST_PAUSE = 300.0  # the pause doubles after each delivery that fails, up to this
 _SECONDS_OF_THE_START = 10.0  # that a run waits for MLflow before it goes on
 _SECONDS_OF_THE_END = 60.0  # and before it ends
 
@@ -60,11 +60,11 @@ class Tracker:
         self._system = SystemMetrics(tracking_uri(tracking)) if system_metrics else None
         self._tried = threading.Event()
         if mlflow_is_installed():
-            import mlflow  # noqa: F401 - now: in the thread it would meet the imports of the main one
+            import mlflow  # noqa: F401 - here: in the thread it would run beside the imports of the main one
 
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
-        # So that every checkpoint can name its run; much that waits may take longer.
+        # Wait, so that every checkpoint can name its run; a large backlog may take longer.
         if not self._tried.wait(_SECONDS_OF_THE_START) and self.run_id is None:
             self._say(f"MLflow at {tracking_uri(tracking)}: no answer in {_SECONDS_OF_THE_START:.0f} s")
 
@@ -80,7 +80,7 @@ class Tracker:
             self._wandb.log(fresh, step=step)
 
     def begin_segment(self, from_step: int) -> None:
-        """The run has gone back to a step: its points after that are recorded anew."""
+        """Note that the run has gone back to a step: its points after that step are recorded anew."""
         self.spool.begin_segment(from_step)
 
     def deliver(self) -> str:
@@ -99,7 +99,7 @@ class Tracker:
         ended_ms = time.time_ns() // 1_000_000
         try:
             update_record(self._folder, status=status, ended_ms=ended_ms)
-        except OSError as error:  # of a full disk, which may be what ended the run; MLflow can hear of it all the same
+        except OSError as error:  # a full disk, which may have ended the run; MLflow can still be told
             log.warning("%s: the end of the run cannot be noted: %s", self._folder, error.strerror)
         self._record = replace(self._record, status=status, ended_ms=ended_ms)
         self._done.set()

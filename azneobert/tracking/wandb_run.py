@@ -19,7 +19,7 @@ _SECONDS_OF_THE_END = 60.0  # what has not gone up by then stays in the folder, 
 
 
 def start_wandb(folder: Path, tracking: Tracking, info: RunInfo) -> Any:
-    """The run, or None where it is off or cannot be had; a resumed run is the same run."""
+    """The run in wandb, or None if wandb is off or does not work; a resumed run is the same run."""
     if tracking.wandb == "off":
         return None
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -41,7 +41,7 @@ def start_wandb(folder: Path, tracking: Tracking, info: RunInfo) -> Any:
             mode=tracking.wandb,
             dir=folder,
             config=flatten(info.params),
-            # It would note the address of the git remote with the token in it, and every SLURM_ variable, as SLURM_JWT.
+            # wandb would note the git remote's address with its token, and every SLURM_ variable, such as SLURM_JWT.
             settings=wandb.Settings(
                 init_timeout=_SECONDS_OF_THE_START,
                 finish_timeout=_SECONDS_OF_THE_END,

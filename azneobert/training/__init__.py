@@ -1,1 +1,1 @@
-"""The loop and what it stands on."""
+"""The training loop and the parts that it uses."""

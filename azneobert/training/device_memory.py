@@ -15,19 +15,19 @@ from azneobert.model.backend import Backend
 from azneobert.model.memory import MARGIN, StepMemory, blocks_of, largest_that_fits
 from azneobert.recipe import PhaseName, Recipe
 
-MOST_ON_CPU = 32  # rows; more make nothing faster there
+MOST_ON_CPU = 32  # rows; more rows are not faster on a CPU
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a device, or of this machine where it is a CPU, and those that this process may have of them."""
+    """The bytes of a device (for a CPU, of this machine), and how many of them this process may have."""
 
     total: int
     free: int
 
 
 def needed(recipe: Recipe, phase: PhaseName, backend: Backend, world: World) -> StepMemory:
-    """What a step of a phase takes on a rank of this world."""
+    """The memory that a step of a phase takes on a rank of this world."""
     attention = backend.attention_name
     blocks = blocks_of(recipe.runtime, attention, fused=backend.fused)
     return StepMemory.of(recipe, phase, blocks, world.size, attention)
@@ -83,7 +83,7 @@ def control_group_limits(
 
 def _limit(folder: Path, limit: str, usage: str, cache: str) -> Memory | None:
     try:
-        total = int((folder / limit).read_text())  # not a number: none
+        total = int((folder / limit).read_text())  # not a number: no limit
         used = int((folder / usage).read_text())
         statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):

@@ -11,7 +11,7 @@ from azneobert.engine.interface import World
 from azneobert.engine.micro_batches import logits_of
 from azneobert.model.encoder import MaskedLM
 
-# Positions from the first number to the second; as many digits each, so that a page that sorts names sorts lengths.
+# Ranges of positions. All numbers have four digits, so that a page that sorts by name also sorts by length.
 LENGTHS = ("0000-0127", "0128-0511", "0512-1023", "1024-2047", "2048-4095", "4096-up")
 _LATER_BEGINNINGS = [int(length[:4]) for length in LENGTHS[1:]]
 
@@ -22,10 +22,10 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics `eval/loss` (nats a masked token) and `eval/accuracy`, over at most `max_rows` rows of each collection.
 
-    Every masked token counts once. Both also by collection, as `eval/loss/news`, and by length, as
-    `eval/loss_by_length/1024-2047`, over the masked tokens of all collections that have so many tokens before them in
-    their own document, [CLS] included. A row holds several documents, and neither attention nor positions reach from
-    one into another, so it is not the place in the row. A document longer than a row is cut into windows, and each
+    Every masked token counts once. Both metrics are also given by collection, as `eval/loss/news`, and by length, as
+    `eval/loss_by_length/1024-2047`: over the masked tokens of all collections that have so many tokens before them in
+    their own document, [CLS] included. It is not the place in the row, since a row holds several documents, and neither
+    attention nor positions reach from one into another. A document longer than a row is cut into windows, and each
     counts as a document, since that is all that the model sees. A length without a token is left out.
 
     Ranks take rows in turn; every rank gets the result.
@@ -46,10 +46,10 @@ def evaluate(
 
 
 def masked_perplexity(loss: float) -> float:
-    """The exponential of a masked loss: among how many tokens, equally likely, a guess would be as uncertain.
+    """The exponential of a masked loss: the number of equally likely tokens with the same uncertainty.
 
     Not the pseudo-perplexity of Salazar et al. (ACL 2020), which masks one token at a time: here the recipe's share of
-    the tokens is masked at once, so that less is known of each. Infinite where it is too large for a float.
+    the tokens is masked at once, so that less is known of each. Infinite if it is too large for a float.
     """
     return float(torch.tensor(loss, dtype=torch.float64).exp())
 
@@ -57,9 +57,9 @@ def masked_perplexity(loss: float) -> float:
 def _token_scores(
     model: MaskedLM, stream: Stream, start: int, micro_batch: int, rows: int, world: World
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of the masks of the first `rows` rows, (masks, 3) in fp64: its loss, whether it was found, 1; and its position.
+    """For each mask of the first `rows` rows: its loss, whether it was found, and 1, (masks, 3) in fp64; its position.
 
-    A row with padding repeats its masks: the second of a kind has a row of zeros, so that sums have each token once.
+    A row with padding repeats its masks: a repeated mask has a row of zeros, so that sums count each token once.
     """
     batch = stream.packed_batch(start, micro_batch).to(world.device)
     logits_MV = logits_of(model, batch)

@@ -19,8 +19,8 @@ LINEAGE = "lineage.json"  # of a run in MLflow
 def prepare_folder(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool:
     """Make a run's folder ready: set aside what another run left there, refuse what cannot be trained.
 
-    Returns whether the run is complete already. A complete one of other code counts as the recipe says
-    (`runtime.changed_code`).
+    Returns whether the run is complete already. The recipe (`runtime.changed_code`) decides whether a complete run of
+    other code counts as complete.
 
     Raises:
         AzNeoBertError: an input is missing, damaged, or does not fit the others.
@@ -38,7 +38,7 @@ def prepare_folder(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool
 
 
 def is_complete(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool:
-    """Whether the run stands complete in its folder, where nothing is changed.
+    """Whether the run is complete in its folder. Nothing there is changed.
 
     Raises:
         AzNeoBertError: an input is missing, damaged, or does not fit the others.
@@ -48,7 +48,7 @@ def is_complete(inputs: Inputs, accept_changed: tuple[str, ...] = ()) -> bool:
 
 
 def _found(inputs: Inputs, accept_changed: tuple[str, ...]) -> tuple[bool, list[str]]:
-    """Whether the run in the folder is complete, and in what it is another than the one that is asked for."""
+    """Whether the run in the folder is complete, and how it differs from the run that is asked for."""
     identity = run_identity(inputs, open_streams(inputs)[0])
     newest = inputs.checkpoints.latest()
     if newest is None:
@@ -62,9 +62,9 @@ def _found(inputs: Inputs, accept_changed: tuple[str, ...]) -> tuple[bool, list[
 
 
 def settle_tracking(inputs: Inputs, position: Position) -> None:
-    """Have the run's tracking folder hold points of this run or none; those of another run are set aside.
+    """Make sure that the run's tracking folder holds points of this run or none; another run's are set aside.
 
-    A folder of before, which knows no identity, is this run's if its MLflow run is the checkpoint's.
+    An older folder without an identity belongs to this run if its MLflow run is the one of the checkpoint.
     """
     folder, resumed = inputs.run.tracking, position.resumed
     record = read_record(folder)
@@ -74,7 +74,7 @@ def settle_tracking(inputs: Inputs, position: Position) -> None:
         ours = resumed is not None and record.run_id == resumed.lineage.get("mlflow_run_id")
     elif resumed is not None:
         ours = record.info.identity in (resumed.identity, position.identity)
-    else:  # it was stopped before its first checkpoint, and begins anew: as it began then?
+    else:  # stopped before its first checkpoint: does it begin as it began then?
         began = record.info.artifacts.get(LINEAGE) == lineage_document(inputs, position)
         ours = began and not changes(record.info.identity, position.identity, ())
     if folder.exists() and not ours:
@@ -82,13 +82,13 @@ def settle_tracking(inputs: Inputs, position: Position) -> None:
 
 
 def lineage_document(inputs: Inputs, position: Position) -> dict[str, Any]:
-    """What MLflow keeps of a run's making, beside its settings."""
+    """What MLflow keeps about how a run was made, besides its settings."""
     segments = [asdict(segment) for segment in position.segments]
     return {**inputs.lineage, "started_from": position.started_from, "segments": segments}
 
 
 def set_aside(folder: Path) -> Path:
-    """Move a folder out of the way of another run; where it is now."""
+    """Move a folder out of the way of another run; returns its new path."""
     while (aside := folder.with_name(f"{folder.name}.aside-{time.strftime('%Y%m%d-%H%M%S')}")).exists():
         time.sleep(0.1)
     return folder.rename(aside)

@@ -1,7 +1,7 @@
 """What a run does about a number that has gone wrong: says so, stops, or goes back to its last checkpoint.
 
-The verdicts come from the device (engine/guard.py). What a rank learns from them becomes an alarm, which all ranks hear
-of at the same step, where they agree on stopping anyway.
+The verdicts come from the device (engine/guard.py). A rank makes an alarm of a bad verdict, which reaches all ranks at
+the same step, when they agree on stopping anyway.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Rewind:
 class RunGuards:
     """The guards of one run, on each of its ranks; the main one says what they find.
 
-    say: shows a line to a person. last_good: names the last checkpoint, for the error that stops the run.
+    last_good: names the last checkpoint, for the error that stops the run.
     """
 
     def __init__(
@@ -62,17 +62,20 @@ class RunGuards:
         return self._settings.repeat_every > 0 and step % self._settings.repeat_every == 0
 
     def note(self, step: int) -> None:
-        """A step was made: its verdict is on its way."""
+        """Note that a step was made, whose verdict is on its way."""
         self._judgements.add(step, self._engine.guard.judgement)
 
     def alarm(self, say: Callable[[str], None], *, wait: bool = False) -> bool:
-        """Take in what has arrived, or with `wait` everything; whether all ranks have to `resolve` something."""
+        """Take in the verdicts that have arrived, with `wait` all; returns whether the ranks must `resolve` something.
+
+        `say` shows a line to a person.
+        """
         for judgement in self._judgements.arrived(wait=wait):
             self._take(judgement, say)
         return any((self._differing, self._worn_out, self._spike))
 
     def resolve(self, gathered: Callable[[Any], list[Any]]) -> Rewind:
-        """What to do about an alarm, the same on every rank. `gathered` brings what each rank has to say to all.
+        """Decide what to do about an alarm, the same on every rank. `gathered` tells all ranks what each has to say.
 
         Raises:
             TrainingError: the run cannot go on; it says from which checkpoint it can be started again.
@@ -103,10 +106,10 @@ class RunGuards:
         return Rewind(self._spike.step, f"spike at step {self._spike.step}: {_figures(self._spike)}")
 
     def check_fit(self, step: int, loss: float, grad_norm: float = 0.0) -> None:
-        """Refuse a model that has come to nothing, before it is saved over one that has not.
+        """Refuse a model that has broken down, before it is saved over one that has not.
 
-        Both figures are of the model as it is, on rows that are always the same. Weights of 1e30 are finite, and where
-        a norm makes zeros of them, so is the loss: the gradients are not.
+        Both figures are of the current model, on rows that are always the same. Weights of 1e30 are finite, and if a
+        norm turns them into zeros, the loss is finite too, but the gradients are not.
 
         Raises:
             TrainingError: one of them is not finite, or the loss is ten times that of a model that guesses.

@@ -1,4 +1,4 @@
-"""What a phase is made from and where it leaves what it makes: checked, opened, locked."""
+"""The inputs of a phase, and the folder that it writes to: checked, opened, locked."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from azneobert.recipe import PhaseName, Recipe
 
 @dataclass(frozen=True)
 class Inputs:
-    """Where a phase finds what it needs and leaves what it makes.
+    """Where a phase finds its inputs and leaves its results.
 
     `run` is its folder in progress; `start` holds the checkpoint that it starts from, of a phase or of a version.
     `lineage` and `provenance` go into every checkpoint: what the data are, and what trains the steps from here on.
@@ -40,7 +40,7 @@ class Inputs:
 
     @classmethod
     def of(cls, recipe: Recipe, layout: Layout, phase: PhaseName, **more: dict[str, Any]) -> Inputs:
-        """What a phase of a recipe takes, where the stages before it have left it."""
+        """The inputs of a phase of a recipe, where the stages before it have left them."""
         settings = recipe.phase(phase)
         start = layout.finished("phase1") if settings.start_from else None
         return cls(
@@ -110,7 +110,7 @@ def verify_data(inputs: Inputs, sides: Sequence[str] = ("train", "validation")) 
 
 @contextmanager
 def run_lock(run: RunFolder) -> Iterator[None]:
-    """One training at a time in a folder; a second one waits, so that a run that lost its launcher is not doubled."""
+    """Allow one training at a time in a folder; a second waits, so that a run whose launcher ended is not doubled."""
     run.lock_file.parent.mkdir(parents=True, exist_ok=True)
     waiting = f"{run.path}: another process is training here; waiting for it"
     with locked(run.lock_file, lambda: print(waiting, flush=True)):

@@ -23,9 +23,9 @@ from azneobert.training.watchdog import Watchdog
 
 @dataclass
 class Run:
-    """Everything the loop touches. `schedule_offset` is where on its schedule the phase's step 0 lies.
+    """Everything the loop touches. `schedule_offset` is the place of the phase's step 0 on its schedule.
 
-    `proof` is what a model has to compute a finite loss and finite gradients on before it is saved.
+    `proof` gives the rows on which a model must have a finite loss and finite gradients before it is saved.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Run:
 def train(run: Run, stop: StopRequest) -> int | Rewind:
     """Train to the last step, or until somebody asks to stop; the step where this returns is saved.
 
-    Returns how many steps the phase has behind it; or that the run is to be rewound, where the recipe has it so.
+    Returns how many steps the phase has done, or a `Rewind` if the recipe has spikes rewound.
 
     Raises:
         TrainingError: the numbers have gone wrong and the run cannot go on; what is saved is from before that.

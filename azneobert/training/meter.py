@@ -18,7 +18,7 @@ PEAK_FLOPS = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12}
 
 
 class Feed:
-    """The micro-batches on their way to the engine: how long it waits for them, and how long their windows are."""
+    """Passes micro-batches to the engine, and measures how long it waits for them and how long their windows are."""
 
     def __init__(self, batches: Iterator[PackedBatch]):
         self._batches = batches
@@ -38,7 +38,7 @@ class Feed:
         return batch
 
     def read(self) -> tuple[float, float]:
-        """Seconds waited, and to how many tokens a token attended in the mean, since the last reading."""
+        """Seconds waited, and the mean number of tokens that a token attended to, since the last reading."""
         seconds, attended = self.seconds, self._seen / max(self._tokens, 1.0)
         self.seconds = self._tokens = self._seen = 0.0
         return seconds, attended
@@ -47,8 +47,8 @@ class Feed:
 class Meter:
     """Wall-clock time and tokens from one reading to the next; evaluation and checkpoints do not count.
 
-    A reading follows upon the loss, for which the host waits for the GPU, so that the clock is the GPU's own. Steps are
-    only queued when the loop has gone through them: time taken around each of them would be the host's.
+    A reading follows the loss, for which the host waits for the GPU, so that it measures the GPU's time. The loop only
+    queues the steps: a clock around each of them would measure the host's time.
     """
 
     def __init__(self, model: Model, masking_rate: float, feed: Feed, device: torch.device, world: int):
@@ -62,12 +62,12 @@ class Meter:
         self._began = self._paused = 0.0
 
     def start(self, tokens: int) -> None:
-        """The clock begins; so many tokens were trained on before."""
+        """Start the clock; `tokens` were trained on before."""
         self._began, self._paused, self._tokens = time.perf_counter(), 0.0, tokens
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What is done meanwhile does not count. The steps that a GPU still has in its queue do."""
+        """The time spent inside does not count. The steps that a GPU still has in its queue do."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         began = time.perf_counter()

@@ -1,7 +1,8 @@
 """The micro-batch of `runtime.max_micro_batch: auto`: the largest that fits, found before training and written down.
 
-On a GPU trials decide, which begin at what memory.py predicts: a forward and a backward pass of the phase's own rows by
-the model as it will be trained, beside room for what comes to be only later. On a CPU the prediction decides alone.
+On a GPU trials decide, beginning at the prediction of memory.py. A trial is a forward and a backward pass of the model
+as it will be trained, on the phase's own rows, with room held for what exists only later. On a CPU the prediction alone
+decides.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ from azneobert.training.device_memory import MOST_ON_CPU, Memory, memory_of, nee
 from azneobert.training.inputs import Inputs
 
 SECONDS = 60.0  # after which no larger micro-batch is tried, once one has been found to fit
-_LESS = 0.9  # what is tried after one that did not fit is predicted to take at most this part of it
+_LESS = 0.9  # after one that did not fit, the next is predicted to take at most this part of it
 _GIB = 2**30
 
 
 def micro_batch_rows(inputs: Inputs, model: MaskedLM, stream: Stream, world: World) -> int:
     """The most rows that a micro-batch of this phase may have, the same on every rank: the recipe's, or what fits.
 
-    What was found stands in the run's folder, and is taken from there as long as all that it depends on is the same.
-    Neither the model nor any state of torch's is another one afterwards.
+    The result is kept in the run's folder, and taken from there as long as all that it depends on is the same. The
+    model and the state of torch are the same afterwards.
 
     Raises:
         TrainingError: not even one row fits.
@@ -79,10 +80,10 @@ def find_largest(
     memory: float,
     attempt: Callable[[int], tuple[int | None, float]],
 ) -> tuple[int, int] | None:
-    """The largest candidate (ascending) that an attempt finds to fit into so many bytes, and its bytes.
+    """The largest candidate (ascending) that fits into `memory` bytes by an attempt, and its bytes.
 
-    `attempt` gives the bytes that were taken, or None where they were too many, and the seconds of the whole search so
-    far. The first is of the largest that is predicted to fit; one that fits says by how much predictions are wrong.
+    `attempt` gives the bytes that were taken, or None if they were too many, and the seconds of the whole search so
+    far. The first attempt is the largest that is predicted to fit; one that fits corrects the later predictions.
     """
     found: tuple[int, int] | None = None
     error = 1.0
@@ -104,9 +105,9 @@ def find_largest(
 
 
 def rehearse(model: MaskedLM, runtime: Runtime, batch: PackedBatch, need: StepMemory, spare: int) -> bool:
-    """Whether a micro-batch, and what comes to be around it in a run, fit into the memory of the model's device.
+    """Whether a micro-batch, and what exists beside it in a run, fit into the memory of the model's device.
 
-    `spare` bytes stay free beside it. The model has its gradients nowhere afterwards, and its weights as they were.
+    `spare` bytes stay free. Afterwards the model has no gradients, and its weights are unchanged.
     """
     device = next(model.parameters()).device
     rows = batch.sizes[1] // need.sequence_length
@@ -136,7 +137,7 @@ def rows_by_trial(
 ) -> tuple[int, int] | None:
     """The largest candidate (ascending) that fits on every rank's GPU, and the most bytes that it takes on one.
 
-    model: on its way to an engine, which finds it on the GPU and as it was; stream: the phase's, whose rows are tried.
+    model: it is left on the GPU, unchanged, for an engine; stream: the phase's, whose rows are tried.
     """
     began = time.monotonic()
     spare = int(MARGIN * memory.total)
@@ -189,7 +190,7 @@ def _largest_of_ranks(values: tuple[float, ...], world: World) -> list[float]:
 
 
 def _facts(inputs: Inputs, backend: Backend, world: World, memory: Memory) -> dict[str, Any]:
-    """What a micro-batch that was found depends on."""
+    """Everything that the result of a search depends on."""
     recipe = inputs.recipe
     phase = recipe.phase(inputs.phase)
     return {
@@ -208,7 +209,7 @@ def _facts(inputs: Inputs, backend: Backend, world: World, memory: Memory) -> di
 
 
 def _written_down(inputs: Inputs, facts: dict[str, Any]) -> int | None:
-    """What was found before, if it was for the same facts; otherwise it is said why there is a search."""
+    """The earlier result, if it is for the same facts; if it cannot be used, the reason is printed."""
     file = inputs.run.micro_batch_file
     try:
         content = read_json(file)

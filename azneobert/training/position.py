@@ -27,8 +27,8 @@ from azneobert.training.inputs import Inputs
 class Position:
     """The checkpoint to take over, if any, the step to go on from, and what an earlier phase hands on (`carry`).
 
-    `identity` is the run's, as its checkpoints record it, and `segments` its history, of which the last is about to
-    begin or to go on. `resumed` is the manifest of the checkpoint if that is of this run.
+    `identity` is the run's, as its checkpoints record it, and `segments` its history, whose last segment is about to
+    begin or to go on. `resumed` is the manifest of the checkpoint if the checkpoint is of this run.
     """
 
     checkpoint: Path | None
@@ -54,7 +54,7 @@ class Position:
 def agree_on_position(
     inputs: Inputs, stream: Stream, accelerator: Accelerator, accept_changed: tuple[str, ...] = ()
 ) -> Position:
-    """What the main rank finds, on every rank: none reads another checkpoint, and none waits for one that was refused.
+    """Give every rank what the main rank finds: none reads another checkpoint, or waits for one that was refused.
 
     Raises:
         CheckpointError: see `find_position`.
@@ -100,9 +100,9 @@ def find_position(
 def rewound(inputs: Inputs, position: Position, before: Position, rewind: Rewind) -> Position:
     """A position that leaves out the samples which `before` has used from the same step through the step of a spike.
 
-    As another segment of the run's history: the steps keep their numbers, the data from there on have moved up.
+    It begins another segment of the run's history: the steps keep their numbers, and the later data move up.
     """
-    # Rewound to the same checkpoint for a second time, it has left out the first window already.
+    # At a second rewind to the same checkpoint, the first window has been left out already.
     same = before.segments[-1].from_step <= position.step
     first = (before if same else position).course.samples(position.step)
     after = before.course.samples(rewind.step)
@@ -121,17 +121,17 @@ def rewound(inputs: Inputs, position: Position, before: Position, rewind: Rewind
 
 
 def run_identity(inputs: Inputs, stream: Stream) -> dict[str, Any]:
-    """What two runs must share to be one: a checkpoint of another identity is not resumed."""
+    """What must be equal in two runs for them to be the same: a checkpoint of another identity is not resumed."""
     return _identity(inputs, stream, _phase_before(inputs))
 
 
 def changes(recorded: dict[str, Any], present: dict[str, Any], accept_changed: tuple[str, ...]) -> list[str]:
-    """How two identities differ, but for the keys that a person accepts."""
+    """How two identities differ, except in the keys that a person accepts."""
     return [d for d in differences(with_defaults(recorded), present) if not _accepted(d, accept_changed)]
 
 
 def with_defaults(recorded: dict[str, Any]) -> dict[str, Any]:
-    """An identity in which a setting that was not there yet when it was recorded counts as its default."""
+    """An identity completed with the defaults of settings that did not exist when it was recorded."""
     complete = dict(recorded)
     for key, block in (("model", Model), ("training", Training), ("phase", Phase)):
         try:
@@ -151,7 +151,7 @@ def _identity(inputs: Inputs, stream: Stream, before: tuple[Path, Manifest] | No
         "tokenizer": tokenizer_sha256(inputs.tokenizer),
         "rows": stream.plan.meta.sha256,
         "tokens": recipe_fingerprint(dict(stream.plan.meta.stores)),
-        # Of another phase 1, phase 2 is another run.
+        # A phase 2 from another phase 1 is another run.
         "start": before[1].files["weights.safetensors"]["sha256"] if before else None,
     }
 
@@ -195,7 +195,7 @@ def _resumed(
 
 
 def _history(manifest: Manifest, present: Segment) -> tuple[Segment, ...]:
-    """The segments up to now: another one, where anything but the step has changed since the checkpoint was written."""
+    """The segments up to now, with a new one if anything but the step has changed since the checkpoint was written."""
     if present.continues(manifest.last_segment):
         return manifest.segments
     return (*manifest.segments, replace(present, from_step=manifest.step))

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar on a terminal, a line now and then in a log."""
+"""The progress display of a run: a bar on a terminal, or a line from time to time in a log."""
 
 from __future__ import annotations
 

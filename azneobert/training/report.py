@@ -1,4 +1,4 @@
-"""What a phase leaves for a person: its numbers, its curves as CSV, and a picture, in MLflow too."""
+"""The report of a phase: its numbers, its curves as CSV, and a picture, which goes to MLflow too."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from azneobert.tracking.points import POINTS, read_points
 from azneobert.tracking.published import publish_record
 from azneobert.yaml_files import write_yaml
 
-# Not the rates and the memory, which are the machine's: they are in the points, and in MLflow.
+# Without speed and memory, which depend on the machine: they are in the points, and in MLflow.
 _CURVES = ("step", "loss", "grad_norm", "lr", "tokens")
 
 
 def publish(run: RunFolder, target: Path) -> None:
     """Copy what a finished run leaves for the stages after it, its last checkpoint and its record, into `target`.
 
-    Copies, not links: outputs become links into DVC's cache, and what is written in the run's folder, or damaged there,
-    must not reach it.
+    Files are copied, not linked: outputs become links into DVC's cache, and what is written or damaged in the run's
+    folder must not reach the cache.
 
     Raises:
         CheckpointError: there is no whole checkpoint, or the copy is not the same.
@@ -55,7 +55,7 @@ def write_report(recipe: Recipe, phase: PhaseName, finished: Path, plots: Path) 
         TrainingError: there are no points.
     """
     points = read_points(finished)
-    # A step whose loss was no number has a point all the same, of what it cost.
+    # A step whose loss was not finite still has a point, of what it cost.
     table = [row for row in _table(points, "train/") if "loss" in row]
     training = [{k: row[k] for k in _CURVES if k in row} for row in table]
     held_out = _table(points, "eval/", with_parts=False)
@@ -70,7 +70,7 @@ def write_report(recipe: Recipe, phase: PhaseName, finished: Path, plots: Path) 
     _write_csv(plots / f"{phase}.csv", training)
     _write_csv(plots / f"{phase}_held_out.csv", held_out)
     draw_losses(plots / f"{phase}.png", f"{recipe.name}: {phase}", training, held_out)
-    # Named by the phase: `dvc exp show` then has a column a number, without the file's path.
+    # Keyed by the phase: `dvc exp show` then has one column per number, without the file's path.
     return {phase: {"loss": held_out[-1]["loss"]}}
 
 
@@ -87,7 +87,7 @@ def attach_report(tracking: Tracking, run_id: str, recipe: dict[str, Any], pictu
 
 
 def draw_losses(picture: Path, title: str, training: list[dict[str, float]], held_out: list[dict[str, float]]) -> None:
-    """The loss against the step: each step faint, their running mean and the held-out loss plain."""
+    """Plot the loss against the step: single points faint, their running mean and the held-out loss solid."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -111,7 +111,7 @@ def _train_from(
     stop: StopRequest,
     watchdog: Watchdog,
 ) -> int | Rewind:
-    """The loop from a position on, with data of its own and a clock of its own."""
+    """Run the loop from a position on, with its own data loader and its own clock."""
     recipe, world = inputs.recipe, engine.world
     phase = recipe.phase(inputs.phase)
     train_stream, validation = streams
@@ -152,15 +152,15 @@ def _train_from(
 
 
 def _take_over(inputs: Inputs, engine: Engine, position: Position, *, anew: bool = False) -> None:
-    """Bring an engine to a position. One that is fresh holds the random weights already; `anew`, it does not.
+    """Bring an engine to a position. A fresh engine holds the random weights already; with `anew` it does not.
 
     Raises:
-        CheckpointError: the checkpoint does not fit the model, or holds what no training can go on from.
+        CheckpointError: the checkpoint does not fit the model, or holds values that training cannot go on from.
     """
     state = position.open()
     if state is not None:
         check_finite(state, position.checkpoint)
-        # What is ordinary in this phase is not what was in the one before.
+        # What was normal in the phase before does not tell what is normal in this one.
         engine.scatter(state if position.resumed else replace(state, guard={}))
     elif anew:
         engine.scatter(initial_state(build_model(inputs.recipe.model, inputs.recipe.seed)))
@@ -168,9 +168,9 @@ def _take_over(inputs: Inputs, engine: Engine, position: Position, *, anew: bool
 
 @contextmanager
 def _others_may_end(phase: PhaseName, world: World) -> Iterator[None]:
-    """Where another rank ends, those that wait for it in a collective say so in a line; why, that rank has said itself.
+    """If another rank ends, the ranks that wait for it in a collective say so in a line; that rank has said why itself.
 
-    A loader's worker may end too.
+    The same holds for a loader's worker.
 
     Raises:
         TrainingError: gloo or NCCL has lost a rank, torch a worker.
@@ -191,7 +191,7 @@ def _others_may_end(phase: PhaseName, world: World) -> Iterator[None]:
 
 
 class _Tracked:
-    """A run as MLflow sees it: on the main rank a tracker, and whether it came to its end."""
+    """The tracker of a run, on the main rank only, and whether the run is complete."""
 
     def __init__(self, tracker: Tracker | None):
         self.tracker = tracker
@@ -204,7 +204,7 @@ class _Tracked:
 
 @contextmanager
 def _tracked(inputs: Inputs, position: Position, settings: dict[str, Any], world: World) -> Iterator[_Tracked]:
-    """Finish the MLflow run with what became of it: an error, a stop or the end."""
+    """Finish the MLflow run with its outcome: an error, a stop or completion."""
     tracked = _Tracked(_tracker(inputs, position, settings) if world.is_main else None)
     status = "FAILED"
     try:
@@ -232,7 +232,7 @@ def _build_model(inputs: Inputs, world: World) -> MaskedLM:
 
 
 def _settings(stream: Stream, engine: Engine, micro_batch: int) -> dict[str, Any]:
-    """What MLflow has among a run's params that is in no recipe: the rows, and how a batch is divided."""
+    """The params of a run in MLflow that are in no recipe: the rows, and how a batch is divided."""
     return {"rows": plan_facts(stream.plan), "batch": {"micro_batch": micro_batch, "accumulation": engine.accumulation}}
 
 
@@ -278,7 +278,7 @@ def _description(inputs: Inputs, commit: str) -> str:
 
 
 def _say_how_it_ended(inputs: Inputs, world: World, step: int) -> None:
-    """Leave word for who started the ranks: the checkpoint of this step stands, every byte of it on disk."""
+    """Write the outcome for the launcher: by now the checkpoint of this step is completely on disk."""
     if world.is_main:
         state = "complete" if step >= inputs.recipe.phase(inputs.phase).steps else "stopped"
         write_json(inputs.run.outcome_file, {"state": state, "step": step})

@@ -1,4 +1,4 @@
-"""Saving a run: the loop waits for the copy to the host alone, and the disk is written in the background."""
+"""Saving a run: the loop waits only for the copy to the host; the disk is written in the background."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from azneobert.training.position import Position
 class Saver:
     """Checkpoints of one run. Every rank has one, since the ranks gather the state together; the main one writes.
 
-    Use as a context manager: on leaving, what is being written is waited for. `position` is where the run began that
-    is saved, which a rewind changes.
+    Use as a context manager: leaving it waits for what is being written. `position` is where the saved run began; a
+    rewind changes it.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Saver:
         run_id: Callable[[], str | None],
         verification: Verification | None = None,
     ):
-        """With a verification of the data, nothing is saved before it has found them whole."""
+        """With a `verification`, nothing is saved before it has found the data whole."""
         self._inputs = inputs
         self._engine = engine
         self.position = position
@@ -65,7 +65,7 @@ class Saver:
             self._writer.submit(state, self._manifest(step), self._inputs.tokenizer)
 
     def wait(self) -> None:
-        """Until what is being written stands.
+        """Wait until what is being written is on disk.
 
         Raises:
             CheckpointError: it could not be written.
@@ -73,7 +73,7 @@ class Saver:
         self._writer.wait()
 
     def check(self) -> None:
-        """Raise what writing, or reading the data, in the background failed with, if it has."""
+        """Raise the error of the writer or of the verification in the background, if there is one."""
         self._writer.check()
         if self._verification:
             self._verification.check()

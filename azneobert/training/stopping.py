@@ -23,7 +23,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 class StopRequest:
     """Whether somebody asked the run to stop. A handler only sets the flag; a timer bounds what follows.
 
-    The timer runs from the signal, and in a rank that got none from when all agree.
+    The timer runs from the signal, or, in a rank without a signal, from the moment when all ranks agree.
 
     Use as a context manager; the former handlers come back on leaving.
     """
@@ -36,9 +36,9 @@ class StopRequest:
         hurry: Callable[[], None] = lambda: None,
         timeout: timedelta | None = None,
     ):
-        """`grace_seconds` are by default what the launcher says; `hurry` is told of the request at once.
+        """The default of `grace_seconds` is the launcher's; `hurry` is called as soon as a stop is requested.
 
-        `timeout` is how long the ranks may take to agree, by default what torch says.
+        `timeout` is how long the ranks may take to agree; the default is torch's.
         """
         self._stop_file = stop_file
         self._grace_seconds = grace_of_launcher() if grace_seconds is None else grace_seconds
@@ -46,7 +46,7 @@ class StopRequest:
         self._timeout = timeout
         self._asked = False
         self._timer: threading.Timer | None = None
-        self._armed = threading.Lock()  # a signal may come while the timer is being made: one is all there is to be
+        self._armed = threading.Lock()  # a signal may come while the timer is being made: there must be only one
         self._group: dist.ProcessGroup | None = None
 
     def __enter__(self) -> StopRequest:

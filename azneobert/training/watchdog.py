@@ -1,8 +1,8 @@
-"""No step for too long: every rank leaves its stacks, one line says who is behind, and the run ends to start again.
+"""If no step comes for too long, all ranks write their stacks, a line says who is behind, and the run ends to restart.
 
 Each rank keeps a heartbeat in the run's folder: a thread writes about once a second what the rank does, and how long
-that may still take. By these files the ranks find that none of them gets on, wherever they run; the launcher reads
-them too, since a rank that was stopped finds nothing. Imports no torch: the launcher does not need it.
+that may still take. From these files the ranks, on any machine, find out that none of them makes progress; the launcher
+reads them too, since a stopped rank finds out nothing. Imports no torch: the launcher does not need it.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from azneobert.data.stream import PackedBatch
 
 STACKS_SIGNAL = signal.SIGUSR2  # asks a rank for the stacks of its threads
-PATIENCE = 3  # how many times as long anything but a step may take
+PATIENCE = 3  # anything but a step may take this many times as long
 FIRST_STEP_SECONDS = 1800.0  # at least, of a first step that compiles for a GPU
 
 _BEAT_SECONDS = 1.0
 _HURRY_SECONDS = 30.0  # for a step, at least, once somebody has asked the run to stop
-_HURRY_STEPS = 5  # or so many times the longest one
+_HURRY_STEPS = 5  # or this many times the longest step
 _GATHERING_SECONDS = 2.0  # from the finding to the end: the others' stacks are written meanwhile
 _OTHERS_SECONDS = 15.0  # how long a rank that has nothing to say waits for the one that has
 _LAST_SECONDS = 30.0  # from the finding to the end of the process at the latest
@@ -55,7 +55,7 @@ _T = TypeVar("_T", bound="PackedBatch")
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """What a rank says of itself. `left` is for how many seconds from then on it may go on without a step."""
+    """What a rank says of itself. `left` is how many more seconds it may go on without a step."""
 
     rank: int
     host: str
@@ -68,7 +68,7 @@ class Heartbeat:
 
 
 def silence_of(seconds: float) -> float:
-    """For how many seconds a rank that may take so many for a step is silent before it counts as gone."""
+    """The seconds of silence after which a rank counts as gone, if a step may take `seconds`."""
     return min(60.0, max(3.0, seconds / 10))  # a network file system shows late what is written elsewhere
 
 
@@ -83,10 +83,10 @@ def is_stopped(pid: int) -> bool:
 
 
 class Heartbeats:
-    """The ranks of a run as one who reads their heartbeats sees them; times are by the reader's own clock alone."""
+    """The ranks of a run as a reader of their heartbeats sees them; all times are by the reader's own clock."""
 
     def __init__(self, run: RunFolder, world_size: int, pids: Mapping[int, int] | None = None):
-        """`pids` are the ranks' processes on this machine, where the reader has started them."""
+        """`pids` are the ranks' processes on this machine, if the reader has started them."""
         self.run = run
         self._world_size = world_size
         self._pids = pids or {}
@@ -94,7 +94,7 @@ class Heartbeats:
         self._looked = time.monotonic()
 
     def look(self) -> None:
-        """Read them all. After a pause of the reader itself, as of a job that was suspended, nobody is late."""
+        """Read all heartbeats. A pause of the reader itself, as in a suspended job, makes no rank late."""
         now = time.monotonic()
         pause = now - self._looked
         self._looked = now
@@ -108,7 +108,7 @@ class Heartbeats:
             except (OSError, ValueError, TypeError, RecursionError):  # it is just being written
                 continue
             if self._pids.get(rank, found.pid) != found.pid:
-                continue  # of a run before
+                continue  # from an earlier run
             if known is None or (found.pid, found.beat) != (known.pid, known.beat):
                 self._seen[rank] = found, now
             elif pause > 10 * _BEAT_SECONDS:
@@ -119,7 +119,7 @@ class Heartbeats:
         return rank in self._seen
 
     def silent(self, rank: int, seconds: float) -> bool:
-        """Whether a rank, which is one of the run's, has given no sign of life for so long."""
+        """Whether a rank of the run has given no sign of life for `seconds`."""
         return rank not in self._seen or self._looked - self._seen[rank][1] >= seconds
 
     def late(self, rank: int) -> bool:
@@ -127,7 +127,7 @@ class Heartbeats:
         return rank in self._seen and self._seen[rank][0].left <= self._looked - self._seen[rank][1]
 
     def alive(self, seconds: float) -> list[int]:
-        """The ranks that have given a sign of life within so many seconds."""
+        """The ranks that have given a sign of life within `seconds`."""
         return [rank for rank in range(self._world_size) if not self.silent(rank, seconds)]
 
     def verdict(self, silence: float) -> str:
@@ -146,7 +146,7 @@ class Heartbeats:
         return "; ".join(said[:3]) + (f"; and {len(said) - 3} more" if len(said) > 3 else "")
 
     def report(self, why: str, silence: float) -> str:
-        """Gather what the ranks have left of their stacks; the one line that says what was found and what to do."""
+        """Gather the stacks that the ranks have written; returns one line: what was found and what to do."""
         verdict = self.verdict(silence)
         place = self._gather()
         steps = CheckpointFolder(self.run.checkpoints, 1).steps()
@@ -181,10 +181,10 @@ class Heartbeats:
 
 
 class Watchdog:
-    """The heartbeat of this rank, and its end when no rank gets on.
+    """Keeps the heartbeat of this rank, and ends the rank when no rank makes progress.
 
-    A step may take `seconds`; whatever else is named by `doing`, and all before the first step, `PATIENCE` times that.
-    `start` it where the folder is the run's own; use as a context manager. `step` is how many steps are done.
+    A step may take `seconds`; anything named by `doing`, and all before the first step, `PATIENCE` times that. `start`
+    it when the folder belongs to the run; use it as a context manager. `step` is how many steps are done.
     """
 
     def __init__(self, run: RunFolder, rank: int, world_size: int, seconds: float, *, first: float = 0.0):
@@ -228,7 +228,7 @@ class Watchdog:
             file.unlink(missing_ok=True)
 
     def progress(self, step: int) -> None:
-        """So many steps are done."""
+        """Note how many steps are done."""
         now = time.monotonic()
         if self._begun:
             self._longest = max(self._longest, now - self._since)
@@ -236,13 +236,13 @@ class Watchdog:
         self._deadline = now + self._seconds
 
     def now(self, what: str) -> None:
-        """What follows takes as long as `doing` allows."""
+        """Name what follows, which may take as long as `doing` allows."""
         self._doing = what
         self._deadline = time.monotonic() + PATIENCE * self._seconds
 
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:
-        """Something else than a step, which may take longer."""
+        """Name what is done inside: something other than a step, which may take longer."""
         before = self._doing
         self.now(what)
         yield
@@ -250,7 +250,7 @@ class Watchdog:
         self._deadline = self._since + (self._seconds if self._begun else self._first)
 
     def watched(self, batches: Iterator[_T]) -> Iterator[_T]:
-        """The same batches; it shows while one is waited for."""
+        """The same batches; the heartbeat shows when the rank waits for one."""
         while True:
             self._doing = "waiting for data"
             batch = next(batches, None)
@@ -260,7 +260,7 @@ class Watchdog:
             yield batch
 
     def hurry(self) -> None:
-        """The run was asked to stop: from now on a step that does not come is not waited for as long."""
+        """Note that the run was asked to stop: from now on a step may not take as long."""
         if self._hurry is None:
             self._hurry = time.monotonic()
 
@@ -275,14 +275,14 @@ class Watchdog:
         former = time.monotonic()
         while not self._done.wait(_BEAT_SECONDS):
             now = time.monotonic()
-            if now - former > 10 * _BEAT_SECONDS:  # this process was stopped, and goes on: that was no step's fault
+            if now - former > 10 * _BEAT_SECONDS:  # this process was stopped and goes on: no step caused the pause
                 self._deadline += now - former
             former = now
             if self._hurry is None and self._run.stop_file.exists():
                 self.hurry()
             self._write()
             left = self._left()
-            # Where this thread gets no turn, since C code holds the interpreter, the stacks are written all the same.
+            # The stacks are written even if this thread gets no turn because C code holds the interpreter.
             faulthandler.dump_traceback_later(max(left, 0) + 2 * _BEAT_SECONDS, file=self._stacks)
             if left <= 2 * self._silence:
                 self._others.look()
@@ -292,7 +292,7 @@ class Watchdog:
     def _end(self) -> None:
         """Leave the stacks, have the lowest rank that is alive say what was found, and end this process."""
         try:
-            faulthandler.dump_traceback_later(_LAST_SECONDS, exit=True)  # whatever should hang from here on
+            faulthandler.dump_traceback_later(_LAST_SECONDS, exit=True)  # in case anything hangs from here on
             faulthandler.dump_traceback(self._stacks, all_threads=True)
             trace = threading.Thread(target=self._dump_collectives, daemon=True)  # it asks a GPU that may hang too
             trace.start()
@@ -324,7 +324,7 @@ class Watchdog:
         asked = self._hurry is not None
         place = (self._rank, socket.gethostname()[:128], os.getpid(), self._beat)
         beat = Heartbeat(*place, self.step, self._doing, round(self._left(), 1), asked)
-        with contextlib.suppress(OSError):  # a full disk is another's to tell
+        with contextlib.suppress(OSError):  # other code reports a full disk
             descriptor = os.open(heartbeat_file(self._run, self._rank), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
                 os.write(descriptor, json.dumps(asdict(beat)).encode().ljust(_BEAT_BYTES - 1) + b"\n")
@@ -332,7 +332,7 @@ class Watchdog:
                 os.close(descriptor)
 
     def _dump_collectives(self) -> None:
-        """What NCCL's flight recorder has of the last collectives, where it runs."""
+        """Write what NCCL's flight recorder knows of the last collectives, if it runs."""
         torch = sys.modules.get("torch")
         if torch is None or not torch.cuda.is_initialized():
             return
@@ -340,7 +340,7 @@ class Watchdog:
 
 
 def read_heartbeat(run: RunFolder, rank: int = 0) -> Heartbeat | None:
-    """What a rank says of itself; None where it does not run, or is just writing."""
+    """What a rank says of itself; None if it does not run, or is just writing."""
     try:
         return _read(heartbeat_file(run, rank))
     except (OSError, ValueError, TypeError, RecursionError):
