@@ -26,7 +26,7 @@ HEAD_ROWS = 12_288  # masked tokens whose logits the fused head holds at once: k
 CARDS = (24, 40, 80, 141)  # GB by their names
 _OF_A_CARD = 0.98  # at least this part of a card's GiB can be used; the driver has the rest
 _FP32 = 4
-_BUCKETS = 2 * 50_000_000 * _FP32  # of ZeRO-2, one being filled while the other is reduced: engine/zero2.py
+_BUCKET = 50_000_000 * _FP32  # of ZeRO-2: gradients on their way to other ranks, engine/zero2.py
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class StepMemory:
         # Gradients on their way from the step's weights to the parameters stand twice.
         update = 2 * self.gradient_bytes()
         if self.engine == "zero2":
-            update += self.gradient_bytes() // self.processes + _BUCKETS
+            update += self.gradient_bytes() // self.processes + _BUCKET
         # Of all masked tokens: logits in the compute dtype and in fp32, and their log-softmax.
         evaluation = rows * self.masks_per_row * self.model.vocab_size * (self.value_bytes + 2 * _FP32)
         return self.state_bytes() + self.weights_bytes() + max(update, evaluation)
