@@ -580,7 +580,8 @@ def test_a_phase_that_is_predicted_to_take_more_than_the_gpu_has_is_named() -> N
     [found] = gpu.look_at_memory(h200, "fa4", 79 << 30, fused=True)
     assert found.status == "warning"
     assert found.found == (
-        "phase2 is predicted to take 78.8 GiB with micro-batches of 32 rows, and the GPU has 79.0, of which 5% have to stay free"
+        "phase2 is predicted to take 78.8 GiB with micro-batches of 32 rows, and the GPU has 79.0, "
+        "of which 5% have to stay free"
     )
     assert found.remedy == "set runtime.max_micro_batch: auto, or less"
     auto = h200.model_copy(update={"runtime": h200.runtime.model_copy(update={"max_micro_batch": "auto"})})
