@@ -77,10 +77,12 @@ class PlanMeta:
 class RowPlan:
     """Flat arrays over the windows, in row order, and where each row's windows begin.
 
-    store: uint8 (windows,), index into `meta.stores`
-    start: int64 (windows,), first token in that store
-    length: int32 (windows,), tokens without the frame
-    row_offsets: int64 (rows + 1,)
+    Attributes:
+        meta: Sizes and hashes of the plan and of the stores that it reads.
+        store: uint8 (windows,). Index into `meta.stores`.
+        start: int64 (windows,). First token in that store.
+        length: int32 (windows,). Tokens without the frame.
+        row_offsets: int64 (rows + 1,). First window of each row.
     """
 
     meta: PlanMeta

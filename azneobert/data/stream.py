@@ -37,14 +37,17 @@ _ORDER, _MASKS = 1, 2  # the two uses of the seed
 class Batch:
     """Rows laid end to end. T = rows x sequence length, M = rows x masks per row.
 
-    input_ids (T,), position_ids (T,): int64; positions restart in each window
-    cu_seqlens (windows + 1, or a few more): int32; where windows begin; the padding of a row is a window of its own.
-        The last entry is repeated up to a multiple of 16, unless each row is one window: this length then selects a
-        faster attention kernel without windows. There is no bound common to all batches, since an empty window costs an
-        attention kernel nearly as much as a short one. Two rows of 8 with windows of 5, 3 and 8 have 0, 5, 8, 16 and
-        twelve times 16 more; with windows of 8 and 8 they have 0, 8, 16
-    max_seqlen: the sequence length, which no window exceeds
-    masked_indices (M,): int64 positions in T; targets (M,): int64, the tokens that stood there
+    Attributes:
+        input_ids: int64 (T,).
+        position_ids: int64 (T,). Positions restart in each window.
+        cu_seqlens: int32 (windows + 1, or a few more). Where windows begin; the padding of a row is a window of its
+            own. The last entry is repeated up to a multiple of 16, unless each row is one window: this length then
+            selects a faster attention kernel without windows. There is no bound common to all batches, since an empty
+            window costs an attention kernel nearly as much as a short one. Two rows of 8 with windows of 5, 3 and 8
+            have 0, 5, 8, 16 and twelve times 16 more; with windows of 8 and 8 they have 0, 8, 16.
+        max_seqlen: The sequence length, which no window exceeds.
+        masked_indices: int64 (M,). Positions in T.
+        targets: int64 (M,). The tokens that stood there.
     """
 
     input_ids: torch.Tensor
