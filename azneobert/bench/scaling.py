@@ -83,8 +83,8 @@ def toy_plan() -> Plan:
 def exchanged(engine: EngineName, config: Model) -> list[tuple[Kind, int]]:
     """What a step sends to other ranks, in elements, but for a few scalars.
 
-    Both engines all-reduce all gradients, bucket by bucket: DeepSpeed too reduces whole buckets, not each rank's part
-    (`use_multi_rank_bucket_allreduce`). ZeRO-2 then all-gathers the new weights from the ranks' parts.
+    Both engines all-reduce all gradients, bucket by bucket: DeepSpeed too reduces whole buckets and keeps its rank's
+    part (engine/zero2.py says why). ZeRO-2 then all-gathers the new weights from the ranks' parts.
     """
     with torch.device("meta"):
         model = MaskedLM(config)
