@@ -35,11 +35,9 @@ def make_accelerator(
         prepare_gpu()
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     wanted = int(os.environ.get(PROCESSES, launched))
-    # For DDP: the model's buffers never change, so no rank needs those of rank 0; all gradients come at once, so the
-    # buckets are large; and gradients that are views of the buckets need not be copied out.
-    handlers: list[Any] = [
-        DistributedDataParallelKwargs(broadcast_buffers=False, bucket_cap_mb=200, gradient_as_bucket_view=True)
-    ]
+    # For DDP: all gradients come at once, so the buckets are large. Gradients that are views of the buckets need not be
+    # copied out.
+    handlers: list[Any] = [DistributedDataParallelKwargs(bucket_cap_mb=200, gradient_as_bucket_view=True)]
     options: dict[str, Any] = {}
     if engine == "zero2":
         from azneobert.engine.zero2 import deepspeed_plugin

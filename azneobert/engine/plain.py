@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from torch.nn.parallel import DistributedDataParallel
 
 from azneobert.checkpoint.universal import TrainState
 from azneobert.data.stream import PackedBatch
@@ -38,7 +39,11 @@ class PlainEngine:
         self.accumulation = accumulation
         self._clip_norm = training.clip_norm
         self._micro_batches = MicroBatches(self.model, runtime, self.world.device, accumulation)
-        self._weights = accelerator.prepare_model(Weights(self.model))
+        weights = Weights(self.model)
+        # The model's buffers never change and are the same on every rank. DDP would send rank 0's at every step.
+        constant = [name for name, _ in weights.named_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(weights, constant)
+        self._weights = accelerator.prepare_model(weights)
         self._optimizer = build_optimizer(self.model, training)
         self.guard = UpdateGuard(guards, self.world.device, self.world.size)
         if self.world.size > 1:
