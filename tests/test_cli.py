@@ -284,13 +284,13 @@ def test_fill_mask_of_a_folder_needs_no_project_and_says_what_it_needs_without_o
     folder = tmp_path / "encoder"
     invoke("registry", "pull", "models:/toybert@phase2", folder)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # or what --tracking-uri sets would be there for the tests to come
     shown = CliRunner().invoke(app, ["fill-mask", "bakı [MASK] gözəl", "--model", str(folder)])
     assert shown.output.count("%") == 5
     store = f"sqlite:///{project.folder}/mlflow.db"
     asked = ["fill-mask", "bakı [MASK]", "--model", "models:/toybert@phase2"]
     assert CliRunner().invoke(app, [*asked, "--tracking-uri", store]).output.count("%") == 5
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     refused = CliRunner().invoke(app, asked)
     assert "use --tracking-uri" in str(refused.exception)
     refused = CliRunner().invoke(app, ["fill-mask", "bakı [MASK]", "--tracking-uri", store])
