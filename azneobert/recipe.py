@@ -217,7 +217,11 @@ class Model(Block):
 
 
 class Training(Block):
-    """Training settings that both phases share: masking, AdamW, clipping and dtype. They decide what a run computes."""
+    """Training settings that both phases share: masking, AdamW, clipping and dtype. They decide what a run computes.
+
+    With `fp8`, three of a block's seven products take 8-bit operands. It needs a Hopper GPU and bfloat16:
+    docs/speed.md says what it gains and what it costs.
+    """
 
     masking_rate: Annotated[float, Field(gt=0, le=0.5)]
     adam_betas: tuple[Below1, Below1]
@@ -225,6 +229,13 @@ class Training(Block):
     weight_decay: Annotated[float, Field(ge=0, le=10)]
     clip_norm: float = Field(gt=0, le=1e9)  # the largest value means no clipping
     compute_dtype: Literal["float32", "bfloat16"]
+    fp8: bool = False
+
+    @model_validator(mode="after")
+    def _bfloat16_beside_fp8(self) -> Training:
+        if self.fp8 and self.compute_dtype != "bfloat16":
+            raise ValueError(f"fp8: true needs compute_dtype: bfloat16, found {self.compute_dtype}")
+        return self
 
     @model_validator(mode="before")
     @classmethod

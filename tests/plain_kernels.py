@@ -5,6 +5,7 @@ The functions have the names and arguments of those in epilogues.py, rows.py and
 
 from __future__ import annotations
 
+import math
 import sys
 from types import SimpleNamespace
 
@@ -30,7 +31,7 @@ def project_rotated(
     first, second = (rstd_T.double()[:, None] * (x_TD.double() @ weight.double().T)).unflatten(1, (-1, 2)).unbind(2)
     angles = torch.outer(positions_T.double(), frequencies[::2].double())
     turned = first * angles.cos() - second * angles.sin(), first * angles.sin() + second * angles.cos()
-    return torch.stack(turned, dim=2).flatten(1).to(x_TD.dtype)
+    return torch.stack(turned, dim=2).flatten(1).to(_wide(x_TD.dtype))
 
 
 def project_residual(x_TK: torch.Tensor, weight: torch.Tensor, residual_TD: torch.Tensor) -> Tensors:
@@ -44,6 +45,26 @@ def project_gated(x_TD: torch.Tensor, rstd_T: torch.Tensor, weight: torch.Tensor
     product = x_TD.double() @ weight.double().T
     gate, up = (rstd_T.double()[:, None, None] * product.unflatten(1, (-1, 2))).unbind(2)
     return product.to(x_TD.dtype), (F.silu(gate) * up).to(x_TD.dtype)
+
+
+def project_gated_fp8(x_TD: torch.Tensor, unit_T: torch.Tensor, raw_T: torch.Tensor, weight: torch.Tensor) -> Tensors:
+    """The same from operands in fp8, of which `unit_T` makes the normed product and `raw_T` the raw one."""
+    product = x_TD.double() @ weight.double().T
+    gate, up = (unit_T.double()[:, None, None] * product.unflatten(1, (-1, 2))).unbind(2)
+    return (raw_T.double()[:, None] * product).to(_wide(x_TD.dtype)), (F.silu(gate) * up).to(_wide(x_TD.dtype))
+
+
+def gated_backward_fp8(
+    dout_TD: torch.Tensor,
+    unit_T: torch.Tensor,
+    weight_FD: torch.Tensor,
+    product_T2F: torch.Tensor,
+    rstd_T: torch.Tensor,
+) -> Tensors:
+    """The same from operands in fp8, of which `unit_T` makes the gradient."""
+    dout = dout_TD.double() * unit_T.double()[:, None]
+    dproduct, sums = gated_backward(dout, weight_FD.double().T, product_T2F, rstd_T)
+    return dproduct.to(product_T2F.dtype), sums.to(_statistics_dtype(product_T2F))
 
 
 def gated_backward(
@@ -80,6 +101,19 @@ def norm_backward(
 def rms_from_sums(sums_TP: torch.Tensor, width: int, eps: float) -> torch.Tensor:
     """The inverse root mean square of rows, from partial sums of their squares."""
     return (sums_TP.double().sum(1) / width + eps).rsqrt().to(sums_TP.dtype)
+
+
+def normed_fp8(x_TD: torch.Tensor, rstd_T: torch.Tensor, weight_scale: torch.Tensor) -> Tensors:
+    """Normed rows in e4m3 by one scale, and the factors of a product with them."""
+    scale = 2.0 ** math.floor(math.log2(448 / math.sqrt(x_TD.shape[1])))
+    unit_T = torch.full_like(rstd_T, 1 / (scale * weight_scale.item()))
+    return (x_TD.float() * rstd_T.float()[:, None] * scale).to(torch.float8_e4m3fn), unit_T, unit_T / rstd_T
+
+
+def rows_fp8(x_TD: torch.Tensor, weight_scale: torch.Tensor) -> Tensors:
+    """Rows in e4m3, each by a scale of its own, and the factor of a product with them."""
+    scale = (448 / x_TD.float().abs().amax(1).clamp(min=1e-30)).log2().floor().exp2()
+    return (x_TD.float() * scale[:, None]).to(torch.float8_e4m3fn), 1 / (scale * weight_scale)
 
 
 def norm_correction(sums_TP: torch.Tensor, rstd_T: torch.Tensor, width: int) -> torch.Tensor:
@@ -172,6 +206,11 @@ def _scores(q_TNH: torch.Tensor, k_TNH: torch.Tensor, cu_seqlens: torch.Tensor) 
     window_T = torch.searchsorted(cu_seqlens, torch.arange(len(q_TNH), dtype=torch.int32), right=True)
     scores = torch.einsum("tnh,snh->nts", q_TNH.double(), k_TNH.double()) / q_TNH.shape[2] ** 0.5
     return scores.masked_fill(window_T[:, None] != window_T[None, :], -torch.inf)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """What a kernel gives for inputs of a dtype: bfloat16 for those of 8 bits."""
+    return torch.bfloat16 if dtype.itemsize == 1 else dtype
 
 
 def _statistics_dtype(like: torch.Tensor) -> torch.dtype:

@@ -163,6 +163,12 @@ def test_an_unknown_key_at_the_top_is_refused(edited):
         load_recipe(path)
 
 
+def test_fp8_is_optional_and_refused_beside_float32(edited, h200):
+    assert h200.training.fp8 is False
+    with refused(RecipeError, "training", "fp8: true needs compute_dtype: bfloat16, found float32"):
+        load_recipe(edited("training.fp8", True))
+
+
 def test_a_missing_key_is_refused_with_its_path(edited):
     with refused(RecipeError, "phase1.steps: is missing", "must be stated"):
         load_recipe(edited("phase1.steps", ...))

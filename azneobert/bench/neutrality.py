@@ -1,10 +1,11 @@
 """`azneobert bench loss`: do faster ways of computing a step change what is learnt? The test can pass and can fail.
 
 Each way of computing trains a small model on real text from the same seeds. A seed decides the initial weights and the
-order of the text, so the difference between two trainings of one seed is free of the seed's effect. Two controls stand
-beside the variants: the reference with its batches divided differently, which is neutral, and wrong attention, which is
-not. Trainings of several calls add up in one file. Whoever looks after each call and stops when the result pleases has
-intervals of less than 95%: decide on the number of seeds before.
+order of the text, so the difference between two trainings of one seed is free of the seed's effect. Three controls
+stand beside the variants: the reference with its batches divided differently, which is neutral; wrong attention, which
+is not; and the reference with 5% more steps, which shows what a difference is worth. Trainings of several calls add up
+in one file. Whoever looks after each call and stops when the result pleases has intervals of less than 95%: decide on
+the number of seeds before.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
     from azneobert.bench.learning import Course, Ending, Learner
     from azneobert.bench.prose import Facts, Prose, Wanted
 
-REFERENCE_NAME, DIVIDED, WRONG_NAME = "reference", "divided", "wrong"
+REFERENCE_NAME, DIVIDED, WRONG_NAME, LONGER = "reference", "divided", "wrong", "longer"
+_MORE_STEPS = 1.05
 # ZeRO-2 is no kernel, and its engine shares no process with others.
-KNOWN = (DIVIDED, WRONG_NAME, *(name for name, variant in ABLATION.items() if variant.engine == "plain"))
+KNOWN = (DIVIDED, WRONG_NAME, LONGER, *(name for name, variant in ABLATION.items() if variant.engine == "plain"))
 SAMPLE = Path("recipes/sample.yaml")  # names the collections of the embedded sample
 _STEPS = 1500
 _TOY_STEPS, _TOY_RATE, _TOY_WARMUP = 200, 3e-3, 0.1  # past the plateau in seconds
@@ -65,7 +67,7 @@ class Experiment:
 
     def variant(self, name: str) -> Variant:
         """The way of computing of this name."""
-        controls = {REFERENCE_NAME: REFERENCE, DIVIDED: REFERENCE, WRONG_NAME: WRONG}
+        controls = {REFERENCE_NAME: REFERENCE, DIVIDED: REFERENCE, LONGER: REFERENCE, WRONG_NAME: WRONG}
         found = controls.get(name) or ABLATION[name]
         if self.toy:
             return replace(found, compile=False, attention="auto", exact=True)
@@ -131,6 +133,12 @@ def plan(
     )
 
 
+def course_of(experiment: Experiment, name: str) -> Course:
+    """The course of the trainings of this name."""
+    course = experiment.course
+    return replace(course, steps=round(_MORE_STEPS * course.steps)) if name == LONGER else course
+
+
 def division(name: str) -> int:
     """The number of micro-batches of a step."""
     return 2 if name == DIVIDED else 1
@@ -168,7 +176,7 @@ def settings_of(experiment: Experiment, facts: Facts) -> dict[str, Any]:
     course = asdict(experiment.course)
     model = {f"model.{key}": value for key, value in experiment.course.model.model_dump(mode="json").items()}
     training = experiment.course.training.model_dump(mode="json")
-    training = {f"training.{key}": value for key, value in training.items() if key != "compute_dtype"}
+    training = {f"training.{key}": value for key, value in training.items() if key not in ("compute_dtype", "fp8")}
     rest = {key: value for key, value in course.items() if key not in ("model", "training")}
     libraries = {key: value for key, value in versions().items() if key not in ("python", "azneobert", "deepspeed")}
     return {
@@ -214,7 +222,7 @@ def run_trainings(experiment: Experiment, until: float) -> None:
 
     def learner(name: str) -> Learner:
         if name not in learners:
-            learners[name] = Learner(experiment.variant(name), experiment.course, division(name))
+            learners[name] = Learner(experiment.variant(name), course_of(experiment, name), division(name))
         return learners[name]
 
     for seed in range(1, experiment.seeds + 1):
@@ -255,7 +263,7 @@ def _done(experiment: Experiment, settings: dict[str, Any], name: str, seed: int
         commit=f"{commit[:10]}-dirty" if dirty else commit[:10],
         card=card(),
         kernels=ending.kernels,
-        steps=experiment.course.steps,
+        steps=course_of(experiment, name).steps,
         held_out_loss=ending.held_out_loss if isfinite(ending.held_out_loss) else None,
         seconds=round(ending.seconds, 2),
     )
@@ -291,7 +299,7 @@ def compared(
     for name in experiment.variants:
         trained = [one for one in found if one.variant == name and one.seed in reference]
         row = _verdict_row(name, experiment.variant(name).name, reference, trained, past, (failures or {}).get(name))
-        if row.figure.startswith("neutral") and name != DIVIDED:
+        if row.figure.startswith("neutral") and name not in (DIVIDED, LONGER):
             neutral.append(name)
         yield row
     yield Row(
@@ -304,10 +312,14 @@ def compared(
 def _verdict_row(
     name: str, full_name: str, reference: dict[int, Done], trained: list[Done], past: bool, failure: str | None
 ) -> Row:
-    what = {DIVIDED: "control: reference, batches divided in two", WRONG_NAME: f"control: {full_name}"}.get(
-        name, f"{name} ({full_name.removeprefix('+ ')})"
-    )
-    bar = "differs: it is wrong" if name == WRONG_NAME else f"95% interval within +-{MARGIN}"
+    controls = {
+        DIVIDED: "control: reference, batches divided in two",
+        WRONG_NAME: f"control: {full_name}",
+        LONGER: f"control: reference, {_MORE_STEPS - 1:.0%} more steps",
+    }
+    what = controls.get(name, f"{name} ({full_name.removeprefix('+ ')})")
+    bars = {WRONG_NAME: "differs: it is wrong", LONGER: ""}
+    bar = bars.get(name, f"95% interval within +-{MARGIN}")
     if not trained:
         return Row(what, "inconclusive: no training", bar, None, failure or "no pair has ended; call again")
     if lost := [one.seed for one in trained if one.held_out_loss is None]:
@@ -334,7 +346,7 @@ def _verdict_row(
     commits = sorted({one.commit for one in (*trained, *reference.values())})
     note += f"{', '.join(sorted({one.kernels for one in trained}))}; commit {', '.join(commits)}"
     figure = f"{verdict}: {apart.mean:+.5f} +- {apart.half_width:.5f} nats"
-    met = None if verdict.startswith("inconclusive") else (verdict == "differs") == (name == WRONG_NAME)
+    met = None if not bar or verdict.startswith("inconclusive") else (verdict == "differs") == (name == WRONG_NAME)
     return Row(what, figure, bar, met, note)
 
 
@@ -375,7 +387,7 @@ def _gradient_errors(
         exact = exact_gradients(course.model, weights, batch)
         errors[when] = {}
         for name in experiment.names:
-            if name == DIVIDED or name in failures:
+            if name in (DIVIDED, LONGER, *failures):
                 continue
             try:
                 found = gradients(learner(name), experiment.variant(name), weights, batch)

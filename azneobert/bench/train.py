@@ -71,7 +71,7 @@ _OURS = ABLATION["fused"]
 
 
 def jobs(names: list[str], rows: list[str], steps: int) -> Iterator[Job]:
-    """The table for the GPUs that are there: the ablation, then our kernels on other rows.
+    """The table for the GPUs that are there: the ablation, then our kernels on other rows, and fp8 if it is named.
 
     names: of ABLATION; rows: among free, packed, 4096, worlds, steady, guards.
     """
@@ -84,12 +84,15 @@ def jobs(names: list[str], rows: list[str], steps: int) -> Iterator[Job]:
             heavy = variant.head_on_all
             shaped = replace(shape, micro_batch=24, accumulation=12) if heavy else shape
             yield Job(variant, shaped, steps, model)
-    if "free" in rows:
-        yield Job(_OURS, replace(shape, micro_batch=144), steps, model, bar=330e3)
-    if "packed" in rows:
-        yield Job(_OURS, replace(shape, packed=True, micro_batch=144), steps, model, bar=330e3)
-    if "4096" in rows:
-        yield Job(_OURS, replace(shape, sequence_length=4096, micro_batch=36), steps, model, bar=210e3)
+    others = {
+        "free": (replace(shape, micro_batch=144), 330e3),
+        "packed": (replace(shape, packed=True, micro_batch=144), 345e3),
+        "4096": (replace(shape, sequence_length=4096, micro_batch=36), 215e3),
+    }
+    for row, (shaped, bar) in others.items():
+        if row in rows:
+            for variant in (_OURS, ABLATION["fp8"]) if "fp8" in names else (_OURS,):
+                yield Job(variant, shaped, steps, model, bar=bar)
     if "worlds" in rows and world > 1:
         for variant in (_OURS, ABLATION["zero2"]):
             yield Job(variant, shape, steps, model, world=world)

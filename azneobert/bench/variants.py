@@ -29,6 +29,7 @@ class Variant:
     deterministic: bool = False
     engine: EngineName = "plain"
     exact: bool = False  # in fp32, and not in bfloat16
+    fp8: bool = False
     wrong: bool = False  # each token gets its neighbour's attention, an error that a comparison has to see
 
 
@@ -42,6 +43,7 @@ ABLATION = {
     "fa4": Variant("+ FA4", attention="fa4"),
     "fused": Variant("+ our kernels", attention="auto", blocks="auto"),
     "deterministic": Variant("+ every sum in one order", attention="auto", blocks="auto", deterministic=True),
+    "fp8": Variant("our kernels, fp8", attention="auto", blocks="auto", fp8=True),
     "zero2": Variant("our kernels, ZeRO-2", attention="auto", blocks="auto", engine="zero2"),
 }
 
@@ -67,12 +69,12 @@ def build_engine(
     accelerator = make_accelerator(variant.engine)
     dtype = torch.float32 if variant.exact else torch.bfloat16
     runtime = runtime_of(variant)
-    backend = choose_backend(runtime, config, accelerator.device, dtype)
+    backend = choose_backend(runtime, config, accelerator.device, dtype, fp8=variant.fp8)
     if variant.wrong:
         backend = replace(backend, attention=_off_by_one(backend.attention))
     model = build_seed_model(config, dtype, backend, variant.complex_rope, variant.head_on_all)
     name = str(dtype).removeprefix("torch.")
-    training = (training or some_training()).model_copy(update={"compute_dtype": name})
+    training = (training or some_training()).model_copy(update={"compute_dtype": name, "fp8": variant.fp8})
     return make_engine(model, training, runtime, accelerator, micro_batch, accumulation)
 
 

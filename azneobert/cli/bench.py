@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Benchmarks: each claim of speed or memory is a row that anyone can run.")
 
-_VARIANTS = ("eager", "compile", "rope", "head", "fa3", "fa4", "fused", "deterministic", "zero2")
+_VARIANTS = ("eager", "compile", "rope", "head", "fa3", "fa4", "fused", "deterministic", "fp8", "zero2")
 _FAST = ("divided", "wrong", "fa4", "fused", "deterministic")
 _ENGINES: tuple[EngineName, ...] = ("plain", "zero2")
 _ROWS = ("free", "packed", "4096", "worlds", "steady", "guards")

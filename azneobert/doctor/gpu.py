@@ -162,7 +162,7 @@ def look_at_kernels(subject: Subject) -> Findings:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, recipe.training.compute_dtype)
     try:
-        backend = choose_backend(recipe.runtime, recipe.model, device, dtype)
+        backend = choose_backend(recipe.runtime, recipe.model, device, dtype, fp8=recipe.training.fp8)
     except TrainingError as error:
         yield problem_of(error)
         return

@@ -2,6 +2,10 @@
 
 What is saved between the two is the residual stream, the rotated projection, the mixed values, the product of gate and
 up, and the gated values: 21 KB a token and layer at the published size. Suffixes as in model/layers.py.
+
+Three of the products can take operands of 8 bits (e4m3) where others take bfloat16: qkv and gate-up forward, and the
+gradient back through down. Their rows are small beside the results, so that rounding them to 8 bits costs less than the
+products gain. The other products stay in bfloat16: their rows would have to be read and written once more.
 """
 
 from __future__ import annotations
@@ -30,6 +34,10 @@ def block_op(
     theta: float,
     eps: float,
     kernel: str,
+    qkv_fp8: torch.Tensor | None = None,
+    gate_up_fp8: torch.Tensor | None = None,
+    down_fp8: torch.Tensor | None = None,
+    scales: torch.Tensor | None = None,
 ) -> tuple[
     torch.Tensor,
     torch.Tensor,
@@ -44,20 +52,29 @@ def block_op(
     """The block's output and its inverse root mean square, then what the backward needs.
 
     x_TD, rstd_T: the residual stream and its inverse root mean square. qkv (3D, D) and gate_up (2F, D) hold the weight
-    of the norm before them; the rows of q and k stand in rotated pairs, those of gate and up in turns.
+    of the norm before them; the rows of q and k stand in rotated pairs, those of gate and up in turns. The last four
+    are those of `in_fp8` in model/fused.py, or all None.
     """
     from azneobert.kernels import epilogues
-    from azneobert.kernels.rows import rms_from_sums
+    from azneobert.kernels.rows import normed_fp8, rms_from_sums
 
     tokens, hidden = x_TD.shape
     frequencies = epilogues.rotation_frequencies(heads, hidden // heads, theta, x_TD.device)
-    rotated = epilogues.project_rotated(x_TD, rstd_T, qkv, position_ids.float(), frequencies)
+    if qkv_fp8 is None or scales is None:
+        rotated = epilogues.project_rotated(x_TD, rstd_T, qkv, position_ids.float(), frequencies)
+    else:
+        normed, unit_T, _ = normed_fp8(x_TD, rstd_T, scales[0])
+        rotated = epilogues.project_rotated(normed, unit_T, qkv_fp8, position_ids.float(), frequencies)
     q_TNH, k_TNH, v_TNH = rotated.view(tokens, 3, heads, hidden // heads).unbind(1)
     mixed, lse = flash_kernel(kernel).forward(q_TNH, k_TNH, v_TNH, cu_seqlens, max_seqlen)
     mixed = mixed.view(tokens, hidden)
     middle, squares = epilogues.project_residual(mixed, out, x_TD)
     middle_rstd = rms_from_sums(squares, hidden, eps)
-    product, gated = epilogues.project_gated(middle, middle_rstd, gate_up)
+    if gate_up_fp8 is None or scales is None:
+        product, gated = epilogues.project_gated(middle, middle_rstd, gate_up)
+    else:
+        normed, unit_T, raw_T = normed_fp8(middle, middle_rstd, scales[1])
+        product, gated = epilogues.project_gated_fp8(normed, unit_T, raw_T, gate_up_fp8)
     result, squares = epilogues.project_residual(gated, down, middle)
     return result, rms_from_sums(squares, hidden, eps), rotated, mixed, lse, middle, middle_rstd, product, gated
 
@@ -79,6 +96,10 @@ def _(
     theta: float,
     eps: float,
     kernel: str,
+    qkv_fp8: torch.Tensor | None = None,
+    gate_up_fp8: torch.Tensor | None = None,
+    down_fp8: torch.Tensor | None = None,
+    scales: torch.Tensor | None = None,
 ) -> tuple[
     torch.Tensor,
     torch.Tensor,
@@ -120,15 +141,21 @@ def block_backward_op(
     max_seqlen: int,
     heads: int,
     kernel: str,
+    down_fp8: torch.Tensor | None,
+    scales: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients of x_TD, qkv, out, gate_up and down."""
     from azneobert.kernels import epilogues
-    from azneobert.kernels.rows import norm_correction, unrotate_
+    from azneobert.kernels.rows import norm_correction, rows_fp8, unrotate_
 
     tokens, hidden = x_TD.shape
     by_head = (tokens, heads, hidden // heads)
     dresult = dresult_TD.contiguous()
-    dproduct, sums = epilogues.gated_backward(dresult, down, product, middle_rstd)
+    if down_fp8 is None or scales is None:
+        dproduct, sums = epilogues.gated_backward(dresult, down, product, middle_rstd)
+    else:
+        scaled, unit_T = rows_fp8(dresult, scales[2])
+        dproduct, sums = epilogues.gated_backward_fp8(scaled, unit_T, down_fp8, product, middle_rstd)
     ddown = dresult.T @ gated
     correction = norm_correction(sums, middle_rstd, hidden)
     dmiddle = epilogues.norm_backward(dproduct, gate_up, dresult, middle, correction)
@@ -163,15 +190,16 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    *tensors, ctx.max_seqlen, ctx.heads, _theta, _eps, ctx.kernel = inputs
-    ctx.save_for_backward(*tensors, *output[2:])
+    *tensors, ctx.max_seqlen, ctx.heads, _theta, _eps, ctx.kernel, _qkv, _gate_up, down_fp8, scales = inputs
+    ctx.save_for_backward(*tensors, *output[2:], down_fp8, scales)
     ctx.set_materialize_grads(False)  # the other outputs have no gradients, and zeros in their place would be gigabytes
 
 
 def _differentiate(ctx: Any, dresult_TD: torch.Tensor, *_others: None) -> tuple[Any, ...]:
-    gradients = block_backward_op(dresult_TD, *ctx.saved_tensors, ctx.max_seqlen, ctx.heads, ctx.kernel)
+    *saved, down_fp8, scales = ctx.saved_tensors
+    gradients = block_backward_op(dresult_TD, *saved, ctx.max_seqlen, ctx.heads, ctx.kernel, down_fp8, scales)
     dx, dqkv, dout, dgate_up, ddown = gradients
-    return dx, None, dqkv, dout, dgate_up, ddown, *(None,) * 9
+    return dx, None, dqkv, dout, dgate_up, ddown, *(None,) * 13
 
 
 block_op.register_autograd(_differentiate, setup_context=_save)

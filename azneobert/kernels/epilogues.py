@@ -12,7 +12,7 @@ import functools
 from typing import Any
 
 import torch
-from quack.activation import dswiglu
+from quack.activation import dswiglu, swiglu
 from quack.epilogue.frontend import gemm_epilogue
 from quack.epilogue.library import identity_epi, rstd_gated_preact_mod
 from quack.epilogue.math import pack, unpack
@@ -34,6 +34,24 @@ def _gated_backward(acc, c, rstd):  # type: ignore[no-untyped-def]
     return {"D": pack(dgate * rstd, dup * rstd), "root": dgate * gate + dup * up}
 
 
+@gemm_epilogue(outputs=("postact",), ops={"unit": ColVecLoad("unit"), "raw": ColVecLoad("raw")}, mode="acc_pair")
+def _gated_fp8(acc, unit, raw):  # type: ignore[no-untyped-def]
+    gate, up = unpack(acc * unit)
+    raw_gate, raw_up = unpack(acc * raw)
+    return {"D": pack(raw_gate, raw_up), "postact": swiglu(gate, up)}
+
+
+@gemm_epilogue(
+    mode="packed_cd_b16x2",
+    ops={"rstd": ColVecLoad("rstd"), "unit": ColVecLoad("unit")},
+    reduces={"root": ColVecReduce("root")},
+)
+def _gated_backward_fp8(acc, c, rstd, unit):  # type: ignore[no-untyped-def]
+    gate, up = unpack(c)
+    dgate, dup, _ = dswiglu(gate * rstd, up * rstd, acc * unit)
+    return {"D": pack(dgate * rstd, dup * rstd), "root": dgate * gate + dup * up}
+
+
 # A token x = [1, 7] has a mean square of 25, so rstd is 0.2 (without eps). With W = [[3, 1]], the raw product W x is 10
 # and the normed one 0.2 * 10 = 2. Say that the gradient of the normed one is 5, and that the residual brings [10, 20].
 # The gradient of x has three parts:
@@ -46,6 +64,12 @@ def _gated_backward(acc, c, rstd):  # type: ignore[no-untyped-def]
 @gemm_epilogue(ops={"x": TileLoad("x"), "correction": ColVecLoad("correction")})
 def _norm_backward(acc, c, x, correction):  # type: ignore[no-untyped-def]
     return {"D": acc + c + x * correction}
+
+
+# A Hopper tensor core keeps 14 bits of the sums of 8-bit products, so QuACK adds parts of them in fp32. Over the 768
+# columns of a hidden state this gains nothing: without it, the error is that of rounding the result to bfloat16.
+for _epilogue in (_gated_fp8, _gated_backward_fp8, rstd_rope_posfreq_epi):
+    _epilogue.gemm = functools.partial(_epilogue.gemm, post_init_attrs=(("fp8_slow_accum", False),))
 
 
 def _config(tile_m: int, tile_n: int, pingpong: bool, cluster: tuple[int, int]) -> GemmConfig:
@@ -67,18 +91,24 @@ _WIDE_RESIDUAL = _config(128, 128, True, (2, 1))
 _GATED = _config(128, 192, True, (2, 1))
 _GATED_BACKWARD = _config(128, 128, True, (1, 2))
 _NORM_BACKWARD = _config(128, 128, True, (2, 1))
+_GATED_FP8 = _config(128, 192, True, (1, 1))
+_GATED_BACKWARD_FP8 = _config(128, 256, False, (1, 2))
 _BACK = _config(192, 128, True, (1, 2))
 
 
 def project_rotated(
     x_TD: torch.Tensor, rstd_T: torch.Tensor, weight: torch.Tensor, positions_T: torch.Tensor, frequencies: torch.Tensor
 ) -> torch.Tensor:
-    """rotate(rstd x W^T): (T, D), (T,), (3D, D) -> (T, 3D). `frequencies` are `rotation_frequencies`."""
+    """rotate(rstd x W^T): (T, D), (T,), (3D, D) -> (T, 3D). `frequencies` are `rotation_frequencies`.
+
+    With x and W in fp8, `rstd_T` is the `unit_T` of `normed_fp8`.
+    """
     return rstd_rope_posfreq_epi(
         x_TD,
         weight.T,
         config=_ROTATED,
         tuned=False,
+        out_dtype=torch.bfloat16,
         rstd=rstd_T[None],
         pos=positions_T[None],
         freq=frequencies[None],
@@ -97,6 +127,38 @@ def project_gated(x_TD: torch.Tensor, rstd_T: torch.Tensor, weight: torch.Tensor
     """x W^T, gate and up in alternate columns, and silu(rstd gate) * rstd up: -> (T, 2F), (T, F)."""
     result = rstd_gated_preact_mod("swiglu")(x_TD, weight.T, config=_GATED, tuned=False, rstd=rstd_T[None])
     return result["D"], result["postact"]
+
+
+def project_gated_fp8(
+    x_TD: torch.Tensor, unit_T: torch.Tensor, raw_T: torch.Tensor, weight: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """The same as `project_gated` from what `normed_fp8` gives, and the weight in fp8."""
+    result = _gated_fp8(
+        x_TD, weight.T, config=_GATED_FP8, tuned=False, out_dtype=torch.bfloat16, unit=unit_T[None], raw=raw_T[None]
+    )
+    return result["D"], result["postact"]
+
+
+def gated_backward_fp8(
+    dout_TD: torch.Tensor,
+    unit_T: torch.Tensor,
+    weight_FD: torch.Tensor,
+    product_T2F: torch.Tensor,
+    rstd_T: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
+    """The same as `gated_backward` from what `rows_fp8` gives, and the transposed weight in fp8."""
+    sums = _partial_sums(len(dout_TD), len(weight_FD), _GATED_BACKWARD_FP8, dout_TD.device)
+    result = _gated_backward_fp8(
+        dout_TD,
+        weight_FD.T,
+        product_T2F,
+        config=_GATED_BACKWARD_FP8,
+        tuned=False,
+        rstd=rstd_T[None],
+        unit=unit_T[None],
+        root=sums,
+    )
+    return result["D"], sums
 
 
 def gated_backward(

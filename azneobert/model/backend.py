@@ -15,32 +15,45 @@ from azneobert.recipe import Model, Runtime
 
 @dataclass(frozen=True)
 class Backend:
-    """An attention kernel by its name, and whether blocks and head run in the fused kernels of azneobert/kernels."""
+    """An attention kernel by its name, and whether blocks and head run in the fused kernels of azneobert/kernels.
+
+    With `fp8`, three of a block's products take 8-bit operands: kernels/block.py.
+    """
 
     attention_name: str = "reference"
     attention: Attention = reference
     fused: bool = False
+    fp8: bool = False
 
     def __str__(self) -> str:
-        return f"attention {self.attention_name}, blocks {'fused' if self.fused else 'torch'}"
+        blocks = "fused, fp8" if self.fp8 else "fused" if self.fused else "torch"
+        return f"attention {self.attention_name}, blocks {blocks}"
 
 
 REFERENCE = Backend()
 
 
-def choose_backend(runtime: Runtime, model: Model, device: torch.device, dtype: torch.dtype) -> Backend:
+def choose_backend(
+    runtime: Runtime, model: Model, device: torch.device, dtype: torch.dtype, *, fp8: bool = False
+) -> Backend:
     """The kernels that `runtime.attention` and `runtime.blocks` ask for; with `auto` the fastest that run here.
+
+    fp8: `training.fp8` of a recipe, for its trainings only.
 
     Raises:
         TrainingError: what is asked for by name cannot run on this device, in this dtype, or for this model.
     """
     name, attention = choose_attention(runtime.attention, device, dtype)
     if runtime.blocks == "torch":
+        if fp8:
+            raise TrainingError("training.fp8: true needs fused blocks, found runtime.blocks: torch; use auto")
         return Backend(name, attention)
     obstacle = obstacle_to_fused(model, name, device, dtype)
     if obstacle and runtime.blocks == "fused":
         raise TrainingError(f"runtime.blocks: fused needs {obstacle}; use auto")
-    return Backend(name, attention, fused=obstacle is None)
+    if obstacle and fp8:  # what a training computes must not depend on the card that it happens to get
+        raise TrainingError(f"training.fp8: true needs {obstacle}; use false")
+    return Backend(name, attention, fused=obstacle is None, fp8=fp8)
 
 
 def obstacle_to_fused(model: Model, attention_name: str, device: torch.device, dtype: torch.dtype) -> str | None:

@@ -17,6 +17,7 @@ from azneobert.kernels.head import head_loss_op
 from azneobert.model.layers import Block, Encoder, inverse_root_mean_square
 
 _BLOCK = ("qkv", "out", "gate_up", "down")
+_FP8_MAX = torch.finfo(torch.float8_e4m3fn).max  # 448
 
 
 def fused_weights(encoder: Encoder, head: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -56,10 +57,11 @@ def fused_forward(
     # The block's backward already differentiates this root as a function of x: autograd must not do so again.
     rstd_T = inverse_root_mean_square(x_TD.detach().float(), config.rms_norm_eps).squeeze(-1)
     for number in range(config.num_hidden_layers):
+        matrices = [weights[f"{number}.{name}"].to(x_TD.dtype) for name in _BLOCK]
         x_TD, rstd_T, *_ = block_op(
             x_TD,
             rstd_T,
-            *(weights[f"{number}.{name}"].to(x_TD.dtype) for name in _BLOCK),
+            *matrices,
             position_ids,
             cu_seqlens,
             encoder.rotary.cos,
@@ -69,6 +71,7 @@ def fused_forward(
             config.rope_theta,
             config.rms_norm_eps,
             encoder.backend.attention_name,
+            *(in_fp8(*matrices) if encoder.backend.fp8 else ()),
         )
     x_MD = x_TD[masked_indices].float()
     x_MD = x_MD * inverse_root_mean_square(x_MD, config.rms_norm_eps) * weights["final_norm"]
@@ -77,6 +80,24 @@ def fused_forward(
     if targets is None:
         return F.linear(hidden_MD, head).float()
     return head_loss_op(hidden_MD, head, targets)[0]
+
+
+def in_fp8(
+    qkv: torch.Tensor, out: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What a block's 8-bit products take: qkv, gate_up and the transposed down in e4m3, and their scales (3,).
+
+    Each matrix is multiplied by the largest power of two that keeps all of it within e4m3's 448, so that scaling
+    rounds nothing: with a largest value of 0.1, 4096 makes 409.6 of it, and 8192 would make 819.2.
+    """
+    matrices = [matrix.detach() for matrix in (qkv, gate_up, down.T)]
+    largest = torch.stack([matrix.abs().amax() for matrix in matrices]).float()
+    scales = torch.exp2(torch.floor(torch.log2(_FP8_MAX / largest.clamp(min=1e-30))))
+    qkv_fp8, gate_up_fp8, down_fp8 = (
+        (matrix.float() * scale).to(torch.float8_e4m3fn).contiguous()
+        for matrix, scale in zip(matrices, scales.unbind(), strict=True)
+    )
+    return qkv_fp8, gate_up_fp8, down_fp8, scales
 
 
 def in_rotated_pairs(qkv: torch.Tensor, heads: int) -> torch.Tensor:

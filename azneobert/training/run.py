@@ -225,7 +225,7 @@ def _check_division(recipe: Recipe, phase: PhaseName, processes: int) -> None:
 def _build_model(inputs: Inputs, world: World) -> MaskedLM:
     recipe = inputs.recipe
     dtype = getattr(torch, recipe.training.compute_dtype)
-    backend = choose_backend(recipe.runtime, recipe.model, world.device, dtype)
+    backend = choose_backend(recipe.runtime, recipe.model, world.device, dtype, fp8=recipe.training.fp8)
     if world.is_main:
         print(f"{inputs.phase}: {backend}, {recipe.training.compute_dtype} on {world.device}", flush=True)
     return build_model(recipe.model, recipe.seed, dtype, backend)

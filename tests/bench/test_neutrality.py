@@ -14,7 +14,7 @@ from refusals import refused
 
 from azneobert.bench import neutrality
 from azneobert.bench.gradients import Errors
-from azneobert.bench.neutrality import Experiment, bench_loss, compared, plan, settings_of
+from azneobert.bench.neutrality import Experiment, bench_loss, compared, course_of, plan, settings_of
 from azneobert.bench.prose import Facts, Wanted, prepare, unigram_entropy
 from azneobert.bench.report import Row
 from azneobert.bench.trainings import Done, TrainingsFile, fingerprint
@@ -187,6 +187,19 @@ def test_before_the_plateau_nothing_is_neutral_and_nothing_differs(tmp_path: Pat
 def test_a_control_that_is_not_seen_to_be_wrong_does_not_meet_its_bar(tmp_path: Path) -> None:
     assert row(judged(tmp_path, [0.0, 0.0, 0.0], variant="wrong"), "control").met is False
     assert row(judged(tmp_path, [0.1, 0.1, 0.1], variant="wrong"), "control").met is True
+
+
+@pytest.mark.usefixtures("in_root")
+@pytest.mark.parametrize("apart", [0.0, -0.07])
+def test_more_steps_show_what_a_difference_is_worth_and_are_not_judged(tmp_path: Path, apart: float) -> None:
+    rows = judged(tmp_path, [apart, apart, apart], variant="longer")
+    control = row(rows, "control: reference, 5% more steps")
+    assert (control.bar, control.met) == ("", None)
+    assert f"{apart:+.5f} +- 0.00000 nats" in control.figure
+    assert row(rows, "what may be the default").figure == "reference"
+    experiment = planned(tmp_path, ["longer"])
+    assert [course_of(experiment, name).steps for name in experiment.names] == [200, 210]
+    assert experiment.variant("longer") == experiment.variant("reference")
 
 
 @pytest.mark.usefixtures("in_root")

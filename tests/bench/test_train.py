@@ -149,10 +149,18 @@ def test_our_kernels_are_held_against_the_bars_on_one_gpu(machine: Callable[...,
     assert {job.world for job in (free, windows, long, steady)} == {1}
     assert (free.bar, free.shape.sequence_length, free.shape.packed) == (330e3, 1024, False)
     assert free.shape.micro_batch > 48
-    assert (windows.bar, windows.shape) == (330e3, replace(free.shape, packed=True))
-    assert (long.bar, long.shape.sequence_length, long.shape.packed) == (210e3, 4096, False)
+    assert (windows.bar, windows.shape) == (345e3, replace(free.shape, packed=True))
+    assert (long.bar, long.shape.sequence_length, long.shape.packed) == (215e3, 4096, False)
     assert long.shape.micro_batch * 4096 == free.shape.micro_batch * 1024
     assert (steady.bar, steady.steps, steady.shape.accumulation) == (None, 200, 1)
+
+
+def test_fp8_is_measured_on_the_same_rows_where_it_is_named(machine: Callable[..., None]) -> None:
+    machine(1, ALL)
+    found = list(jobs(["fp8"], ["free", "packed", "4096"], 5))[1:]
+    assert [job.variant for job in found] == [ABLATION["fused"], ABLATION["fp8"]] * 3
+    for wide, narrow in zip(found[::2], found[1::2], strict=True):
+        assert replace(narrow, variant=wide.variant) == wide
 
 
 @pytest.mark.parametrize("gpus", [2, 4, 8])

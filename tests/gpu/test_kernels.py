@@ -173,6 +173,69 @@ def test_the_way_back_through_a_projection(tokens: int, inner: int, hidden: int,
     assert_near(found, plain_kernels.norm_backward(*exact(*inputs)))
 
 
+# Products of 8-bit operands
+
+
+def in_fp8(tensor: torch.Tensor, scale: float) -> torch.Tensor:
+    return (tensor.float() * scale).to(torch.float8_e4m3fn)
+
+
+WEIGHT_SCALE = 512.0
+
+
+@pytest.mark.parametrize("tokens", [*TOKENS, 1])
+@pytest.mark.parametrize("hidden", [128, 192, 768])
+def test_rows_in_fp8_are_the_nearest_there_are(tokens: int, hidden: int, random: Random) -> None:
+    from azneobert.kernels import rows
+
+    x, weight_scale = random(tokens, hidden, scale=3), torch.tensor(WEIGHT_SCALE, device=CUDA)
+    rstd = x.float().square().mean(1).rsqrt()
+    for kernel, arguments in (("normed_fp8", (x, rstd, weight_scale)), ("rows_fp8", (x, weight_scale))):
+        found, *factors = getattr(rows, kernel)(*arguments)
+        expected, *exact_factors = getattr(plain_kernels, kernel)(*arguments)
+        assert found.dtype == torch.float8_e4m3fn
+        assert torch.equal(found.float(), expected.float()), kernel
+        for factor, exact_factor in zip(factors, exact_factors, strict=True):
+            assert_near(factor, exact_factor.double())
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("hidden", [128, 192, 768])
+def test_products_of_fp8_operands_are_exact_but_for_their_result(tokens: int, hidden: int, random: Random) -> None:
+    from azneobert.kernels import epilogues
+
+    x, weight = in_fp8(random(tokens, hidden), 16), in_fp8(random(2 * INNER, hidden, scale=0.05), WEIGHT_SCALE)
+    unit, raw = random.rstd(tokens) / (16 * WEIGHT_SCALE), random.rstd(tokens) / (16 * WEIGHT_SCALE)
+    found = epilogues.project_gated_fp8(x, unit, raw, weight)
+    for tensor, exact_tensor in zip(found, plain_kernels.project_gated_fp8(x, unit, raw, weight), strict=True):
+        assert tensor.dtype == BF16
+        assert_near(tensor, exact_tensor.double())
+
+    dout, down = in_fp8(random(tokens, hidden), 16), in_fp8(random(INNER, hidden, scale=0.05), WEIGHT_SCALE)
+    product, rstd = random(tokens, 2 * INNER), random.rstd(tokens)
+    dproduct, sums = epilogues.gated_backward_fp8(dout, unit, down, product, rstd)
+    expected, exact_sums = plain_kernels.gated_backward_fp8(dout, unit, down, product, rstd)
+    assert_near(dproduct, expected.double())
+    assert_near(summed(sums), summed(exact_sums).double(), bound=1e-3)
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize(("heads", "size"), HEADS)
+def test_the_projection_of_fp8_operands_is_rotated(tokens: int, heads: int, size: int, random: Random) -> None:
+    from azneobert.kernels import epilogues
+
+    hidden = heads * size
+    x, weight = in_fp8(random(tokens, hidden), 16), in_fp8(random(3 * hidden, hidden, scale=0.05), WEIGHT_SCALE)
+    unit = random.rstd(tokens) / (16 * WEIGHT_SCALE)
+    positions = (torch.arange(tokens, device=CUDA) % 700).float()
+    found = epilogues.project_rotated(
+        x, unit, weight, positions, epilogues.rotation_frequencies(heads, size, THETA, CUDA)
+    )
+    exact_frequencies = plain_kernels.rotation_frequencies(heads, size, THETA, CUDA)
+    assert found.dtype == BF16
+    assert_near(found, plain_kernels.project_rotated(x, unit, weight, positions, exact_frequencies).double())
+
+
 # Between matrix products
 
 

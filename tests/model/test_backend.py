@@ -91,6 +91,24 @@ def test_blocks_asked_for_in_torch_are_in_torch_where_fused_ones_would_run(gpu: 
     assert str(choose_backend(runtime_of(blocks="torch"), model_of(), CUDA, BF16)) == "attention fa4, blocks torch"
 
 
+def test_fp8_runs_in_fused_blocks_and_is_named(gpu: MakeGpu) -> None:
+    gpu()
+    for blocks in ("auto", "fused"):
+        chosen = choose_backend(runtime_of(blocks=blocks), model_of(), CUDA, BF16, fp8=True)
+        assert (chosen.fused, chosen.fp8, str(chosen)) == (True, True, "attention fa4, blocks fused, fp8")
+
+
+def test_fp8_is_never_left_out_silently(gpu: MakeGpu) -> None:
+    with refused(TrainingError, "training.fp8: true needs a Hopper GPU, found cpu", "use false"):
+        choose_backend(runtime_of(), model_of(), CPU, BF16, fp8=True)
+    gpu(8)
+    with refused(TrainingError, "training.fp8: true needs a Hopper GPU, found Some GPU sm_80", "use false"):
+        choose_backend(runtime_of(), model_of(), CUDA, BF16, fp8=True)
+    gpu()
+    with refused(TrainingError, "training.fp8: true needs fused blocks, found runtime.blocks: torch", "use auto"):
+        choose_backend(runtime_of(blocks="torch"), model_of(), CUDA, BF16, fp8=True)
+
+
 @pytest.mark.parametrize(
     ("generation", "attention", "dtype", "packages", "named"),
     [
