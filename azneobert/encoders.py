@@ -59,18 +59,20 @@ def open_encoder(name: str, tracking: Tracking | None, expect: Expect = in_silen
         yield Encoder(name, folder, _sha256_of(folder))
 
 
-def check_encoder(name: str, tracking: Tracking) -> None:
+def check_encoder(name: str, tracking: Tracking) -> str:
     """Check before work begins that there is such an encoder; of a registered one, only the version is looked up.
+
+    Returns its name as `Encoder` has it: of a registered one the version by its number, whatever alias was given.
 
     Raises:
         RegistryError: the registry does not have the version, or does not answer.
         AzNeoBertError: there is no such model, or transformers cannot read it.
     """
     if is_registered(name):
-        find_version(name, tracking)
-    else:
-        with open_encoder(name, tracking) as encoder:
-            load_tokenizer(encoder.folder)
+        return find_version(name, tracking).uri
+    with open_encoder(name, tracking) as encoder:
+        load_tokenizer(encoder.folder)
+        return encoder.name
 
 
 def _from_hub(name: str) -> Path:

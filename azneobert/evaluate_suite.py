@@ -47,16 +47,16 @@ def evaluate_suite(evaluation: Evaluation, say: Say) -> Comparison:
     Raises:
         DataError: the folder holds something else, no task can be read, or a file of a former training is damaged.
         RegistryError: MLflow does not answer, or does not have a version.
-        AzNeoBertError: there is no such model, or transformers cannot read it.
+        AzNeoBertError: there is no such model, it is given twice, or transformers cannot read it.
         TrainingError: no model can be trained on any task.
     """
     _check_folder(evaluation.folder)
-    _check_models(evaluation)
+    models = _checked_models(evaluation)
     tasks, left_out = _read_tasks(evaluation.suite, say)
     contenders, found, fertilities = list[Contender](), dict[str, dict[str, list[Trial]]](), dict[str, float]()
-    for name in evaluation.models:
+    for name in models:
         with open_encoder(name, evaluation.tracking) as encoder:
-            of_encoder = _contenders(encoder, with_random=evaluation.random and name == evaluation.models[0])
+            of_encoder = _contenders(encoder, with_random=evaluation.random and name == models[0])
             fertility = tokens_a_word(encoder.folder, tasks.values())
             for contender in of_encoder:
                 fertilities[contender.name] = fertility
@@ -75,13 +75,19 @@ def _check_folder(folder: Path) -> None:
         raise DataError(f"{folder}: holds something else; expected a new folder, or one of an earlier evaluation")
 
 
-def _check_models(evaluation: Evaluation) -> None:
+def _checked_models(evaluation: Evaluation) -> list[str]:
+    """The models by the names that `Encoder` has. An alias becomes a number here, since it may move later."""
     for number, name in enumerate(evaluation.models):
         if name in evaluation.models[:number]:
             raise AzNeoBertError(f"{name}: stands twice among the models; expected each of them once")
     check_store(evaluation.tracking)
+    given = dict[str, str]()
     for name in evaluation.models:
-        check_encoder(name, evaluation.tracking)
+        resolved = check_encoder(name, evaluation.tracking)
+        if resolved in given:
+            raise AzNeoBertError(f"{name}: is the same version as {given[resolved]}; remove one of the two")
+        given[resolved] = name
+    return list(given)
 
 
 def _read_tasks(suite: Suite, say: Say) -> tuple[dict[str, Task], dict[str, str]]:

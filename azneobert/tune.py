@@ -79,6 +79,8 @@ def tune(tuning: Tuning, say: Callable[[str], None]) -> tuple[dict[str, Any], Ve
     for split, count in report["truncated"].items():
         longest = f"longer than {report['max_length']} tokens"
         say(f"{task.name}: {count:,} of {report['examples'][split]:,} {split} examples were {longest}, and were cut")
+    for split, count in report["unseen"].items():
+        say(f"{task.name}: {count:,} {split} words have no token of this tokenizer: the model does not see them")
     publish_record(tuning.running, tuning.folder)
     pictures = [tuning.folder / name for name in (CONFUSION, CURVE) if (tuning.folder / name).is_file()]
     run_id = read_run_id(tuning.running)

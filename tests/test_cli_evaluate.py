@@ -163,6 +163,21 @@ def test_what_is_wrong_is_one_line_before_any_training(
     assert not trained
 
 
+@pytest.mark.parametrize("second", ["models:/toybert/2", "models:/toybert@phase2"])
+def test_two_names_of_one_version_are_one_line_before_any_training(
+    project: Path, mlflow_uri: str, trained: list[tuple[str, int]], second: str
+) -> None:
+    client = MlflowClient(mlflow_uri)
+    client.create_registered_model("toybert")
+    for name in ("a", "b"):
+        client.create_model_version("toybert", str(project / name))
+    for alias in ("champion", "phase2"):
+        client.set_registered_model_alias("toybert", alias, "2")
+    with refused(AzNeoBertError, f"{second}: is the same version as models:/toybert@champion; remove one of the two"):
+        evaluate("own.yaml", "models:/toybert@champion", "models:/toybert/1", second)
+    assert not trained
+
+
 def test_models_that_take_no_texts_of_that_length_end_in_one_line(project: Path) -> None:
     (project / "own.yaml").write_text(SUITE.replace("max_length: 16", "max_length: 65"))
     with refused(TrainingError, "own: no model can be trained on any of its tasks"):

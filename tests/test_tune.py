@@ -14,6 +14,7 @@ from refusals import refused
 
 from azneobert.encoders import open_encoder
 from azneobert.errors import DataError, RegistryError, TrainingError
+from azneobert.finetuning.task import Example, Task
 from azneobert.layout import Layout
 from azneobert.recipe import Tracking
 from azneobert.registry.versions import find_version, list_versions
@@ -118,6 +119,19 @@ def test_nothing_is_registered_that_is_not_to_be(make_tuning) -> None:
     assert tune(tuning, lambda line: None)[1] is None
     assert read_run_id(tuning.running) is not None
     assert list_versions(tuning.tracking, "toybert-toy_task") == []
+
+
+def test_words_without_a_token_are_counted_and_wrong(make_tuning) -> None:
+    sentences = [Example(f"here:{n}", ("su", "dağ", "\u200b"), (0, 1, 0)) for n in range(16)]
+    task = Task("pos", "tokens", ["ADJ", "NOUN"], {"train": sentences, "validation": sentences, "test": sentences[:4]})
+    settings = SETTINGS.model_copy(update={"seeds": (1,)})
+    tuning, said = make_tuning(task=task, task_settings=TaskSettings(kind="tokens"), settings=settings), list[str]()
+    report, _ = tune(replace(tuning, model=None), said.append)
+    assert report["unseen"] == {"train": 16, "validation": 16, "test": 4}
+    assert said[-1] == "pos: 4 test words have no token of this tokenizer: the model does not see them"
+    assert report["pretrained"]["accuracy"]["mean"] <= 0.6667
+    mistakes = (tuning.folder / "mistakes.csv").read_text(encoding="utf-8")
+    assert mistakes.count("ADJ -> no token") == 4
 
 
 def test_a_folder_that_cannot_be_used_is_refused_before_there_is_a_run(make_tuning, tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ def run_experiment(
     """
     found: dict[Weights, list[Result]] = {"pretrained": [], "random": []}
     truncated: dict[str, int] = {}
+    unseen: dict[str, int] = {}
     main = main_score(task)
     for weights, of_weights in found.items():
         for result, trained in results(encoder, task, settings, weights):
@@ -102,6 +103,7 @@ def run_experiment(
                 save_model(trained, task, task_settings, settings, folder / MODEL)
             of_weights.append(result)
             truncated = {split: count for split, count in trained.truncated.items() if count}
+            unseen = {split: count for split, count in trained.unseen.items() if count}
     probed = probe(encoder, task, settings)
     write_pictures(task, found, folder)
     report = (
@@ -110,6 +112,7 @@ def run_experiment(
         | {
             "probe": {name: rounded(scores) for name, scores in probed.items()},
             "truncated": truncated,
+            "unseen": unseen,
             "notes": task.notes,
             "best_seed": best_of(found["pretrained"]).seed,
             "validation": round(best_of(found["pretrained"]).validation, 6),

@@ -93,7 +93,8 @@ def draw_confusion(task: Task, gold: Sequence[Label], predicted: Sequence[Label]
     """Draw the confusion matrix as PNG: the percentage of each label's examples, or words, that got each label.
 
     With more than 30 labels, only the 30 in most mistakes are drawn; percentages are still of all the label's examples.
-    Not for regression, which has no labels. Equal predictions give equal files.
+    An unseen word counts for its label and is in no cell. Not for regression, which has no labels. Equal predictions
+    give equal files.
     """
     from sklearn.metrics import confusion_matrix
 
@@ -101,7 +102,8 @@ def draw_confusion(task: Task, gold: Sequence[Label], predicted: Sequence[Label]
     truth, guesses = classes(gold), classes(predicted)
     names = _names(task, truth, guesses)
     counts = confusion_matrix(truth, guesses, labels=range(len(names)))
-    percent = 100 * counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    totals = np.bincount(truth, minlength=len(names))  # with unseen words, which are predicted as no label
+    percent = 100 * counts / totals[:, None].clip(min=1)
     shown = _most_confused(counts)
     size = len(shown)
     width = max(5.0, 1.5 + 0.42 * size)
@@ -112,9 +114,7 @@ def draw_confusion(task: Task, gold: Sequence[Label], predicted: Sequence[Label]
             _write_percent(axes, row, column, percent[label, guess], 10 if size <= 10 else 7)
     ticks = [names[label] for label in shown]
     axes.set_xticks(range(size), ticks, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(
-        range(size), [f"{name} ({counts[label].sum():,})" for name, label in zip(ticks, shown, strict=True)]
-    )
+    axes.set_yticks(range(size), [f"{name} ({totals[label]:,})" for name, label in zip(ticks, shown, strict=True)])
     axes.set(xlabel="predicted", ylabel="gold (how many)")
     of_all = "" if size == len(names) else f": {size} of {len(names)} labels, those most confused"
     axes.set_title(f"{task.name}{of_all}")

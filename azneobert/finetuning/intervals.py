@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from azneobert.finetuning.scores import named_tags
-from azneobert.finetuning.task import Label, Task
+from azneobert.finetuning.task import UNSEEN, Label, Task
 
 Array = NDArray[Any]
 Scorer = Callable[[Array], Array]  # how often each example is drawn [R, N] -> the scores [R]
@@ -107,7 +107,8 @@ def _scorer(task: Task, gold: Sequence[Any], predicted: Sequence[Any], name: str
 def _class_counts(gold: Sequence[Any], predicted: Sequence[Any]) -> tuple[Any, Any, Any]:
     """For each class and example, how many words are right in this class, belong to it, and were predicted as it.
 
-    Three sparse matrices [K, N]. Where an example has a single label, the example itself counts as one word.
+    Three sparse matrices [K, N]. Where an example has a single label, the example itself counts as one word. A word
+    that is `UNSEEN` was predicted as no class.
     """
     from scipy.sparse import csr_array
 
@@ -119,8 +120,8 @@ def _class_counts(gold: Sequence[Any], predicted: Sequence[Any]) -> tuple[Any, A
     def counts(classes: Array, which: Array) -> Any:
         return csr_array((np.ones(len(which)), (classes, which)), shape=shape)
 
-    right = truth == guess
-    return counts(truth[right], example[right]), counts(truth, example), counts(guess, example)
+    right, seen = truth == guess, guess != UNSEEN
+    return counts(truth[right], example[right]), counts(truth, example), counts(guess[seen], example[seen])
 
 
 def _entity_counts(gold: list[list[str]], predicted: list[list[str]]) -> tuple[Array, Array, Array]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from azneobert.finetuning.task import Example, Label, Task
+from azneobert.finetuning.task import UNSEEN, Example, Label, Task
 
 _LONGEST = 200  # characters of a text
 
@@ -25,7 +25,7 @@ def worst_mistakes(
 
     Each has `where` the example stands, its shortened `text`, `gold` and `predicted`, and the `confidence`, or for
     regression the `distance`. Labels are given by name, answers by their text. Instead of `gold` and `predicted`, a
-    tokens task has the `words` that differ, each as `word: gold -> predicted`.
+    tokens task has the `words` that differ, each as `word: gold -> predicted`; of an unseen word, `gold -> no token`.
     """
     measure, measured = "confidence", confidence
     if task.kind == "regression":
@@ -58,7 +58,7 @@ def _difference(task: Task, example: Example, predicted: Any) -> dict[str, Any]:
     gold: Any = example.label
     if task.kind == "tokens":
         differing = [
-            f"{word}: {task.labels[tag]} -> {task.labels[guess]}"
+            f"{word}: {task.labels[tag]} -> {'no token' if guess == UNSEEN else task.labels[guess]}"
             for word, tag, guess in zip(example.text, gold, predicted, strict=True)
             if tag != guess
         ]

@@ -17,7 +17,7 @@ from azneobert.finetuning.kinds.known import kind_of
 from azneobert.finetuning.reading import check_pairs
 from azneobert.finetuning.saved import Purpose
 from azneobert.finetuning.tables import rows
-from azneobert.finetuning.task import Example, Label
+from azneobert.finetuning.task import UNSEEN, Example, Label
 from azneobert.pretrained import load_model, load_tokenizer
 
 
@@ -52,7 +52,7 @@ def predict(folder: Path, purpose: Purpose, examples: Sequence[Example], batch_s
 def predict_file(folder: Path, purpose: Purpose, file: Path, batch_size: int) -> tuple[list[str], int]:
     """Each record of a file with its `prediction` and `confidence`, as a line of JSON; and how many texts were cut.
 
-    A regression's line has no confidence.
+    A regression's line has no confidence. An unseen word's prediction is null.
 
     Raises:
         DataError: the file or a record of it cannot be read.
@@ -86,7 +86,7 @@ def _as_json(record: dict[str, Any]) -> str:
 def _named(label: Label, purpose: Purpose) -> Any:
     """A label as the data have it."""
     if isinstance(label, tuple):
-        return [purpose.labels[number] for number in label]
+        return [None if number == UNSEEN else purpose.labels[number] for number in label]
     if isinstance(label, float):
         return round(label, 4)
     return label + purpose.settings.first_label if purpose.settings.kind == "choice" else purpose.labels[label]

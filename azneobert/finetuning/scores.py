@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from azneobert.finetuning.task import Label, Task
+from azneobert.finetuning.task import OUTSIDE, UNSEEN, Label, Task
 
 _MAIN = {
     "classification": "macro_f1",
@@ -30,6 +30,8 @@ def score(task: Task, gold: Sequence[Label], predicted: Sequence[Label]) -> dict
     tokens with entities: `f1`, `precision` and `recall` of whole entities, and the words' `accuracy`. Entities are read
     as conlleval does, seqeval's default mode: an I- tag after another type, or after O, begins an entity.
     Other tokens: the words' `accuracy` and `macro_f1`. choice: `accuracy`.
+
+    A word that is `UNSEEN` is wrong, and found in no entity; as it is no label, `macro_f1` has no class for it.
     """
     if task.kind == "regression":
         return _correlations(gold, predicted)
@@ -40,7 +42,8 @@ def score(task: Task, gold: Sequence[Label], predicted: Sequence[Label]) -> dict
     truth, guesses = classes(gold), classes(predicted)
     scores = {"accuracy": accuracy_score(truth, guesses)}
     if task.kind != "choice":
-        scores["macro_f1"] = f1_score(truth, guesses, average="macro")
+        occurring = sorted({*truth, *guesses} - {UNSEEN})
+        scores["macro_f1"] = f1_score(truth, guesses, labels=occurring, average="macro")
     if task.kind in ("classification", "pairs"):
         scores["mcc"] = matthews_corrcoef(truth, guesses)
     return {name: float(value) for name, value in scores.items()}
@@ -67,8 +70,8 @@ def classes(labels: Sequence[Any]) -> list[int]:
 
 
 def named_tags(task: Task, labels: Sequence[Any]) -> list[list[str]]:
-    """The names of the tags of each example of a tokens task."""
-    return [[task.labels[tag] for tag in tags] for tags in labels]
+    """The names of the tags of each example of a task with entities; an unseen word is in none."""
+    return [[OUTSIDE if tag == UNSEEN else task.labels[tag] for tag in tags] for tags in labels]
 
 
 def _entity_scores(gold: list[list[str]], predicted: list[list[str]]) -> dict[str, float]:

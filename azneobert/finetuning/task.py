@@ -10,6 +10,7 @@ from azneobert.task_settings import Split, TaskKind
 
 Label = int | float | tuple[int, ...]  # `Example` says which type each kind of task has
 OUTSIDE = "O"  # the tag of a word that is in no entity
+UNSEEN = -1  # predicted for a word of which the model sees no token, where no tag is O; equal to no label
 
 
 @dataclass(frozen=True)

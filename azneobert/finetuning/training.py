@@ -45,6 +45,7 @@ class Trained:
     test: Predictions
     scores: dict[str, float]  # of the test split
     truncated: dict[Split, int]  # examples that were cut at `max_length`
+    unseen: dict[Split, int]  # words without a token
 
 
 def prepare(encoder: Path, task: Task, max_length: int) -> tuple[Any, dict[Split, Encoded]]:
@@ -155,6 +156,7 @@ def train(
         test=found,
         scores=score(task, [one.label for one in task.splits["test"]], found.labels),
         truncated={split: encoded.truncated for split, encoded in splits.items()},
+        unseen={split: encoded.unseen for split, encoded in splits.items()},
     )
 
 

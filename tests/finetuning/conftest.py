@@ -58,7 +58,7 @@ def make_model(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeM
         model = load_model(encoder, kind.auto_class(), **kind.head(task))
         tokenizer = load_tokenizer(encoder, split_words=settings.kind == "tokens")
         epoch = Epoch(1, 0.5, {})
-        trained = Trained(model, tokenizer, [epoch], epoch, Predictions([], []), {}, {})
+        trained = Trained(model, tokenizer, [epoch], epoch, Predictions([], []), {}, {}, {})
         save_model(trained, task, settings, learnable.LEARNING, folder)
         return folder
 

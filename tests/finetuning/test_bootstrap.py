@@ -5,13 +5,14 @@ import pytest
 
 from azneobert.finetuning.intervals import _draws, _scorer, bootstrap, paired
 from azneobert.finetuning.scores import score
-from azneobert.finetuning.task import Task
+from azneobert.finetuning.task import UNSEEN, Task
 
 RNG = np.random.default_rng(3)
 CLASSES = Task("reviews", "classification", list("abcd"), {})
 REGRESSION = Task("similarity", "regression", [], {})
 ENTITIES = Task("names", "tokens", ["B-LOC", "B-PER", "I-LOC", "I-PER", "O"], {})
 POS = Task("pos", "tokens", ["ADJ", "NOUN", "VERB"], {})
+ALL_ENTITIES = Task("all names", "tokens", ["B-LOC", "B-PER", "I-PER"], {})
 CHOICE = Task("questions", "choice", [], {})
 
 
@@ -57,6 +58,16 @@ def _looped(task, gold, predicted, name, drawn):
 @EACH_SCORE
 def test_every_resample_scores_what_score_says_of_it(task, name):
     gold, predicted = GOLD[task.name], RUNS[task.name][0]
+    (drawn,) = _draws(len(gold), 60, np.random.default_rng(1))
+    assert _scorer(task, gold, predicted, name)(drawn) == pytest.approx(_looped(task, gold, predicted, name, drawn))
+
+
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [*((POS, name) for name in ("accuracy", "macro_f1")), *((ALL_ENTITIES, name) for name in ("f1", "accuracy"))],
+)
+def test_unseen_words_are_scored_as_score_does(task, name):
+    gold, predicted = GOLD[POS.name], [(UNSEEN, *tags[1:]) for tags in RUNS[POS.name][0]]
     (drawn,) = _draws(len(gold), 60, np.random.default_rng(1))
     assert _scorer(task, gold, predicted, name)(drawn) == pytest.approx(_looped(task, gold, predicted, name, drawn))
 

@@ -9,7 +9,7 @@ from matplotlib.image import imread
 
 from azneobert.finetuning import figures
 from azneobert.finetuning.figures import Curve, draw_comparison, draw_confusion, draw_learning_curve
-from azneobert.finetuning.task import Task
+from azneobert.finetuning.task import UNSEEN, Task
 
 REVIEWS = Task("rəylər", "classification", ["mənfi", "müsbət", "neytral"], {})
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -61,6 +61,13 @@ def test_words_and_answers_are_counted_too(drawn, tmp_path):
     assert _cells(drawn[0]) == {(0, 0): "100", (1, 0): "50", (1, 1): "50"}
     assert _cells(drawn[1]) == {(0, 2): "100", (2, 2): "100"}
     assert _ticks(drawn[1], "x") == ["answer 1", "answer 2", "answer 3"]
+
+
+def test_unseen_words_are_among_those_of_their_label_and_in_no_cell(drawn, tmp_path):
+    tags = Task("pos", "tokens", ["ADJ", "NOUN"], {})
+    draw_confusion(tags, [(0, 1), (1, 1, 1)], [(0, UNSEEN), (1, 0, 1)], tmp_path / "tags.png")
+    assert _cells(drawn[0]) == {(0, 0): "100", (1, 0): "25", (1, 1): "50"}
+    assert _ticks(drawn[0], "y") == ["ADJ (1)", "NOUN (4)"]
 
 
 def test_a_learning_curve_has_a_line_for_each_seed_and_a_dot_on_the_best_epoch(drawn, tmp_path):

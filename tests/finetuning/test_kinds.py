@@ -10,7 +10,7 @@ import torch
 
 from azneobert.finetuning.kinds.interface import IGNORED
 from azneobert.finetuning.kinds.known import kind_of
-from azneobert.finetuning.task import Example, Task
+from azneobert.finetuning.task import UNSEEN, Example, Task
 from azneobert.pretrained import load_tokenizer
 
 WORDS = ["bakı", "gözəl", "şəhər", "dağ", "su", "çay", "ev", "üz", "ağ"]
@@ -169,6 +169,19 @@ def test_a_word_without_a_piece_is_in_no_entity_and_a_sentence_of_such_words_is_
     assert [[word for _, word in row.mark] for row in encoded.rows] == [[0, 2]]
     found = kind.decode(_outputs(kind, encoded.rows, 2), encoded.rows, task, examples)
     assert found.labels == [(0, 1, 0), (1, 1)]
+    assert encoded.unseen == 3
+
+
+def test_without_an_o_a_word_without_a_piece_has_no_tag(word_tokenizer):
+    """Regression: it had the first tag, and was right wherever that was its label."""
+    kind, task = kind_of("tokens"), _task("tokens", ["ADJ", "NOUN"])
+    examples = [_sentence(["su", DROPPED, "dağ"], (1, 0, 1)), _sentence([DROPPED], (0,)), _sentence(["ev"], (1,))]
+    encoded = kind.encode(word_tokenizer, task, examples, 24)
+    found = kind.decode(_outputs(kind, encoded.rows, 2), encoded.rows, task, examples)
+    assert found.labels == [(1, UNSEEN, 1), (UNSEEN,), (1,)]
+    assert found.confidences[:2] == [0, 0]
+    assert found.confidences[2] > 0.9
+    assert encoded.unseen == 2
 
 
 def test_a_sentence_is_as_sure_as_its_least_sure_word(word_tokenizer):

@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from azneobert.finetuning.mistakes import worst_mistakes, write_mistakes
-from azneobert.finetuning.task import Example, Task
+from azneobert.finetuning.task import UNSEEN, Example, Task
 
 
 def test_the_surest_mistakes_come_first_and_right_predictions_not_at_all():
@@ -49,6 +49,12 @@ def test_of_a_sentence_the_words_are_named_that_differ():
         "words": "Heydər: B-PER -> B-LOC; gözəldir: O -> B-LOC",
         "confidence": 0.8,
     }
+
+
+def test_a_word_that_the_model_did_not_see_is_said_to_have_no_token():
+    task = Task("pos", "tokens", ["ADJ", "NOUN"], {})
+    (row,) = worst_mistakes(task, [Example("here", ("bakı", "§"), (1, 1))], [(1, UNSEEN)], [0.0])
+    assert row["words"] == "§: NOUN -> no token"
 
 
 def test_answers_are_shown_by_what_they_say():

@@ -108,6 +108,13 @@ def test_words_that_the_tokenizer_drops_are_in_no_entity(tagger, tmp_path):
     assert [one["prediction"][-1] for one in found] == ["O", "O"]
 
 
+def test_without_an_o_words_that_the_tokenizer_drops_have_no_prediction(make_model, tmp_path):
+    folder = make_model(TaskSettings(kind="tokens"), ["ADJ", "NOUN"])
+    [found], _ = _read(folder, _write(tmp_path / "in.jsonl", [{"tokens": ["su", "\u200b"]}]))
+    assert found["prediction"][0] in ("ADJ", "NOUN")
+    assert (found["prediction"][1], found["confidence"]) == (None, 0)
+
+
 def test_a_number_has_no_confidence(make_model, tmp_path):
     folder = make_model(TaskSettings(kind="regression"), [])
     found, _ = _read(folder, _write(tmp_path / "in.jsonl", [{"text": "su", "text_pair": text} for text in TEXTS[:4]]))

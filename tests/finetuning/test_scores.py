@@ -5,7 +5,7 @@ import warnings
 import pytest
 
 from azneobert.finetuning.scores import chance, main_score, score
-from azneobert.finetuning.task import Task
+from azneobert.finetuning.task import UNSEEN, Task
 
 CLASSES = Task("reviews", "classification", ["mənfi", "müsbət", "neytral", "qarışıq"], {})
 REGRESSION = Task("similarity", "regression", [], {})
@@ -82,6 +82,17 @@ def test_where_no_entity_is_found_the_scores_are_0():
 def test_plain_tags_are_scored_by_word():
     scores = score(POS, [(0, 1, 2), (1,)], [(0, 1, 1), (1,)])
     assert scores == pytest.approx({"accuracy": 3 / 4, "macro_f1": (1 + 4 / 5 + 0) / 3})
+
+
+def test_an_unseen_word_is_wrong_whatever_its_label_is():
+    scores = score(POS, [(0, 1, 2), (1,)], [(UNSEEN, 1, 2), (1,)])
+    assert scores == pytest.approx({"accuracy": 3 / 4, "macro_f1": (0 + 1 + 1) / 3})
+    # Of the last tag too, which is the one that Python finds at -1.
+    assert score(POS, [(2,)], [(UNSEEN,)]) == {"accuracy": 0, "macro_f1": 0}
+    names = Task("names", "tokens", ["B-LOC", "B-PER"], {})
+    assert score(names, [(0, 1, 1)], [(0, UNSEEN, 1)]) == pytest.approx(
+        {"f1": 2 * 2 / (3 + 2), "precision": 1, "recall": 2 / 3, "accuracy": 2 / 3}
+    )
 
 
 def test_answers_are_scored_by_accuracy_alone():

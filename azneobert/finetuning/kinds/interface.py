@@ -25,17 +25,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Encoded:
-    """The rows of some examples, and how many of the examples did not fit and were cut."""
+    """The rows of some examples; how many of the examples did not fit and were cut; how many words have no token."""
 
     rows: list[Row]
     truncated: int = 0
+    unseen: int = 0
 
 
 @dataclass(frozen=True)
 class Predictions:
     """The prediction for each example, in the shape of its label, and the model's confidence in it, from 0 to 1.
 
-    Regression has no confidence: it is 0 there.
+    Regression has no confidence: it is 0 there. A word's prediction may be `UNSEEN`.
     """
 
     labels: Sequence[Label]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from azneobert.finetuning.kinds.interface import IGNORED, Encoded, Predictions, Row
-from azneobert.finetuning.task import OUTSIDE, Example, Task
+from azneobert.finetuning.task import OUTSIDE, UNSEEN, Example, Task
 
 _OVERLAP = 4  # windows share one part in so many of their length
 
@@ -33,7 +33,10 @@ class Tokens:
         return {"id2label": names, "label2id": {name: number for number, name in names.items()}}
 
     def encode(self, tokenizer: Any, task: Task, examples: Sequence[Example], max_length: int) -> Encoded:
-        """A row for each window that decides a tag. Its mark: the positions whose tags count, and their words."""
+        """A row for each window that decides a tag. Its mark: the positions whose tags count, and their words.
+
+        Words that yield no token, such as those of control characters alone, are in no row; they are counted.
+        """
         encoded = tokenizer(
             [list(one.text) for one in examples],
             is_split_into_words=True,
@@ -65,7 +68,7 @@ class Tokens:
                 labels[position] = tags[word]
             inputs = {name: values[number] for name, values in encoded.items()} | {"labels": labels}
             rows.append(Row(inputs, owner, mark))
-        return Encoded(rows)
+        return Encoded(rows, unseen=sum(len(one.text) for one in examples) - len(best))
 
     def collator(self, tokenizer: Any) -> Any:
         """Rows and their labels, padded to the longest."""
@@ -79,14 +82,19 @@ class Tokens:
         return torch.stack([tag.float(), probability], -1)
 
     def decode(self, outputs: np.ndarray, rows: Sequence[Row], task: Task, examples: Sequence[Example]) -> Predictions:
-        """A tag for each word, and the lowest probability among them. A word without a token is in no entity."""
-        outside = task.labels.index(OUTSIDE) if OUTSIDE in task.labels else 0
-        tags = [[outside] * len(one.text) for one in examples]
+        """A tag for each word, and the lowest probability among them.
+
+        A word without a token is in no entity: it gets `O`. Where no tag is `O` it gets `UNSEEN`, which is wrong
+        whatever its label is, and the confidence is 0.
+        """
+        unseen = task.labels.index(OUTSIDE) if OUTSIDE in task.labels else UNSEEN
+        tags = [[unseen] * len(one.text) for one in examples]
         sure = [1.0] * len(examples)
         for row, (found, probability) in zip(rows, outputs.transpose(0, 2, 1), strict=True):
             for position, word in row.mark:
                 tags[row.owner][word] = int(found[position])
                 sure[row.owner] = min(sure[row.owner], float(probability[position]))
+        sure = [0.0 if UNSEEN in one else confidence for one, confidence in zip(tags, sure, strict=True)]
         return Predictions([tuple(one) for one in tags], sure)
 
 
