@@ -141,12 +141,12 @@ class Rates:
             [f"{rate.rate:.1f} k" for rate in self.rates],
             [colours[rate.source] for rate in self.rates],
             places,
-            wrap=46,
+            wrap=52,
         )
         for source, colour in colours.items():
             axes.barh([0], [0], color=colour, label=str(source))
         axes.set(title="Tokens a second by sequence length and packing", xlabel="thousand tokens/s of one GPU")
-        figure.legend(loc="outside lower center", ncols=len(colours), frameon=False)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
         return figure
 
 

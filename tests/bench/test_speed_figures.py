@@ -100,11 +100,11 @@ def test_the_parts_of_a_step_are_bars_with_their_share_of_the_sum(tmp_path: Path
 def test_rates_are_ordered_by_length_and_packing_and_coloured_by_run(tmp_path: Path) -> None:
     page = changed(tmp_path, "6 x 144 | 321.2 k", "6 x 144 | 1,321.2 k")
     rates = shown(page, "tokens_per_second.png")
-    assert [(rate.length, rate.packed) for rate in rates.rates] == [(1024, False)] * 8 + [(1024, True)] * 3 + [
+    assert [(rate.length, rate.packed) for rate in rates.rates] == [(1024, False)] * 10 + [(1024, True)] * 5 + [
         (4096, False)
-    ] * 2
+    ] * 4
     assert {rate.source for rate in rates.rates} == {
-        Source("NVIDIA H200", c) for c in ("7350ce0", "e6ff847", "c673254")
+        Source("NVIDIA H200", c) for c in ("7350ce0", "e6ff847", "c673254", "a273469")
     }
     figure = rates.draw()
     (axes,) = figure.axes
@@ -112,12 +112,13 @@ def test_rates_are_ordered_by_length_and_packing_and_coloured_by_run(tmp_path: P
     assert [bar.get_width() for bar in bars] == [rate.rate for rate in rates.rates]
     assert max(bar.get_width() for bar in bars) == 1321.2
     colours = {(bar.get_facecolor(), rate.source.commit) for bar, rate in zip(bars, rates.rates, strict=True)}
-    assert len(colours) == 3
+    assert len(colours) == 4
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [
         "NVIDIA H200, commit 7350ce0",
         "NVIDIA H200, commit e6ff847",
         "NVIDIA H200, commit c673254",
+        "NVIDIA H200, commit a273469",
     ]
 
 
