@@ -219,7 +219,7 @@ class Model(Block):
 class Training(Block):
     """Training settings that both phases share: masking, AdamW, clipping and dtype. They decide what a run computes.
 
-    With `fp8`, three of a block's seven products take 8-bit operands. It needs a Hopper GPU and bfloat16:
+    With `fp8`, three of a block's twelve matrix products take 8-bit operands. It needs a Hopper GPU and bfloat16:
     docs/speed.md says what it gains and what it costs.
     """
 
