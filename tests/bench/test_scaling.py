@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from azneobert.bench import scaling
 from azneobert.bench.models import small_model
+from azneobert.bench.result_page import read_page
 from azneobert.bench.scaling import Plan, exchanged, full_plan, moved, step_rows
 from azneobert.bench.train import Shape
 from azneobert.cli import app
@@ -133,3 +134,29 @@ def test_the_command_measures_both_engines_and_writes_the_table(tmp_path: Path) 
     for what in ("all_reduce of", "all_gather of", "plain; full rows of 64, 2 x 4: a step on 2", "zero2; ", "for 4"):
         assert what in table
     assert " yes |" not in table, "toy sizes meet no bar"
+
+
+# The page of results
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_the_page_of_eight_gpus_has_the_sums_that_it_names(number: int) -> None:
+    page = read_page(ROOT / "docs/results/eight-gpus.md")
+    links = page.table("The model").numbers("on two GPUs", "ms")
+    table = page.table("On two, and what it predicts for eight")
+    engine, length, _ = table.labels[number].split(", ")
+    alone, two, measured, eight = (
+        table.numbers(column, "ms")[number]
+        for column in ("slowest GPU by itself", "+ collectives = predicted", "measured on two", "predicted for eight")
+    )
+    crossing = sum(links if engine == "ZeRO-2" else links[:1])
+    further = moved("all_reduce", 1, 8) / moved("all_reduce", 1, 2)
+    assert two == pytest.approx(alone + crossing, abs=0.11)
+    assert eight == pytest.approx(alone + further * crossing, abs=0.11)
+    off = float(table.texts("off")[number].removesuffix("%"))
+    assert off == pytest.approx(100 * (measured / two - 1), abs=0.02)
+    shares = {"of twice the slowest": alone / measured, "of eight times the slowest": alone / eight}
+    for column, share in shares.items():
+        assert float(table.texts(column)[number].removesuffix("%")) == pytest.approx(100 * share, abs=0.06)
+    tokens = 2304 * 1024 if length == "1,024" else 512 * 4096
+    assert table.numbers("tokens/s on eight", "M")[number] == pytest.approx(tokens / eight / 1e3, abs=1e-3)
