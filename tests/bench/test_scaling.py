@@ -143,20 +143,21 @@ def test_the_command_measures_both_engines_and_writes_the_table(tmp_path: Path) 
 def test_the_page_of_eight_gpus_has_the_sums_that_it_names(number: int) -> None:
     page = read_page(ROOT / "docs/results/eight-gpus.md")
     links = page.table("The model").numbers("on two GPUs", "ms")
-    table = page.table("On two, and what it predicts for eight")
-    engine, length, _ = table.labels[number].split(", ")
-    alone, two, measured, eight = (
-        table.numbers(column, "ms")[number]
-        for column in ("slowest GPU by itself", "+ collectives = predicted", "measured on two", "predicted for eight")
-    )
+    here, there = page.table("Measured on two"), page.table("Predicted for eight")
+    assert here.labels == there.labels
+    engine, length, _ = here.labels[number].split(", ")
+    alone, two, measured = (here.numbers(name, "ms")[number] for name in ("slowest alone", "predicted", "measured"))
+    eight = there.numbers("predicted", "ms")[number]
     crossing = sum(links if engine == "ZeRO-2" else links[:1])
     further = moved("all_reduce", 1, 8) / moved("all_reduce", 1, 2)
     assert two == pytest.approx(alone + crossing, abs=0.11)
     assert eight == pytest.approx(alone + further * crossing, abs=0.11)
-    off = float(table.texts("off")[number].removesuffix("%"))
+    off, share, share_of_eight = (
+        float(table.texts(column)[number].removesuffix("%"))
+        for table, column in ((here, "off"), (here, "of twice the slowest"), (there, "of eight times the slowest"))
+    )
     assert off == pytest.approx(100 * (measured / two - 1), abs=0.02)
-    shares = {"of twice the slowest": alone / measured, "of eight times the slowest": alone / eight}
-    for column, share in shares.items():
-        assert float(table.texts(column)[number].removesuffix("%")) == pytest.approx(100 * share, abs=0.06)
+    assert share == pytest.approx(100 * alone / measured, abs=0.06)
+    assert share_of_eight == pytest.approx(100 * alone / eight, abs=0.06)
     tokens = 2304 * 1024 if length == "1,024" else 512 * 4096
-    assert table.numbers("tokens/s on eight", "M")[number] == pytest.approx(tokens / eight / 1e3, abs=1e-3)
+    assert there.numbers("tokens/s", "M")[number] == pytest.approx(tokens / eight / 1e3, abs=1e-3)
