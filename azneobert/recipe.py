@@ -428,6 +428,9 @@ class Recipe(Block):
                     f"use {limit} or less"
                 )
             check_division(phase.global_batch, self.runtime.processes, f"{name}.")
+        for key, slower in (("blocks", "torch"), ("attention", "reference")):
+            if self.training.fp8 and getattr(self.runtime, key) == slower:
+                raise ValueError(f"training.fp8: true needs fused blocks, found runtime.{key}: {slower}; use auto")
         if self.guards.repeat_every and not self.runtime.deterministic:
             raise ValueError(
                 "guards.repeat_every compares bits, which needs runtime.deterministic: true; use that, or 0"

@@ -148,6 +148,9 @@ def test_check_predicts_the_memory_of_a_gpu_for_each_kind_of_blocks() -> None:
     said = invoke("check", "h200", "--allow-missing")
     assert said.count("fused blocks (Hopper): a GPU is predicted to need 32.7 GiB") == 1  # ZeRO-2 on 8, 48 rows
     assert said.count("torch blocks: a GPU is predicted to need") == 2
+    change("recipes/h200.yaml", "training", fp8=True)
+    assert "torch blocks" not in invoke("check", "h200", "--allow-missing")
+    change("recipes/h200.yaml", "training", fp8=False)
     change("recipes/h200.yaml", "runtime", blocks="torch")
     assert "fused" not in invoke("check", "h200", "--allow-missing")
 

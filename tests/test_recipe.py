@@ -9,6 +9,7 @@ import pytest
 from dvc.utils.serialize import modify_yaml
 from pydantic import ValidationError
 from refusals import refused
+from toy import toy_recipe
 
 from azneobert.course import divide_batch
 from azneobert.dotted import flatten
@@ -167,6 +168,15 @@ def test_fp8_is_optional_and_refused_beside_float32(edited, h200):
     assert h200.training.fp8 is False
     with refused(RecipeError, "training", "fp8: true needs compute_dtype: bfloat16, found float32"):
         load_recipe(edited("training.fp8", True))
+
+
+@pytest.mark.parametrize(("key", "slower"), [("blocks", "torch"), ("attention", "reference")])
+def test_fp8_is_refused_where_the_recipe_asks_for_other_blocks_than_fused_ones(key, slower):
+    fast = toy_recipe({"training": {"compute_dtype": "bfloat16", "fp8": True}, "runtime": {key: "auto"}})
+    assert fast.training.fp8
+    found = f"training.fp8: true needs fused blocks, found runtime.{key}: {slower}; use auto"
+    with pytest.raises(ValidationError, match=re.escape(found)):
+        toy_recipe({"training": {"compute_dtype": "bfloat16", "fp8": True}, "runtime": {key: slower}})
 
 
 def test_a_missing_key_is_refused_with_its_path(edited):

@@ -174,7 +174,9 @@ def needs_on_gpus(recipe: Recipe, phase: PhaseName) -> dict[str, StepMemory]:
     fused = {}
     if runtime.blocks != "torch" and flash and model.hidden_size // model.num_attention_heads in FUSED_HEAD_SIZES:
         fused = {"fused blocks (Hopper)": blocks_of(runtime, attention, fused=True)}
-    torch = {} if runtime.blocks == "fused" else {"torch blocks": blocks_of(runtime, attention, fused=False)}
+    torch = {"torch blocks": blocks_of(runtime, attention, fused=False)}
+    if runtime.blocks == "fused" or recipe.training.fp8:
+        torch = {}
     return {
         name: StepMemory.of(recipe, phase, blocks, runtime.processes, attention)
         for name, blocks in (fused | torch).items()
