@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 REFERENCE_NAME, DIVIDED, WRONG_NAME, LONGER = "reference", "divided", "wrong", "longer"
 _MORE_STEPS = 1.05
+_AS_REFERENCE = (DIVIDED, LONGER)  # controls that are computed as the reference is
 # ZeRO-2 is no kernel, and its engine shares no process with others.
 KNOWN = (DIVIDED, WRONG_NAME, LONGER, *(name for name, variant in ABLATION.items() if variant.engine == "plain"))
 SAMPLE = Path("recipes/sample.yaml")  # names the collections of the embedded sample
@@ -67,7 +68,7 @@ class Experiment:
 
     def variant(self, name: str) -> Variant:
         """The way of computing of this name."""
-        controls = {REFERENCE_NAME: REFERENCE, DIVIDED: REFERENCE, LONGER: REFERENCE, WRONG_NAME: WRONG}
+        controls = {WRONG_NAME: WRONG} | dict.fromkeys((REFERENCE_NAME, *_AS_REFERENCE), REFERENCE)
         found = controls.get(name) or ABLATION[name]
         if self.toy:
             return replace(found, compile=False, attention="auto", exact=True)
@@ -299,7 +300,7 @@ def compared(
     for name in experiment.variants:
         trained = [one for one in found if one.variant == name and one.seed in reference]
         row = _verdict_row(name, experiment.variant(name).name, reference, trained, past, (failures or {}).get(name))
-        if row.figure.startswith("neutral") and name not in (DIVIDED, LONGER):
+        if row.figure.startswith("neutral") and name not in _AS_REFERENCE:
             neutral.append(name)
         yield row
     yield Row(
@@ -387,7 +388,7 @@ def _gradient_errors(
         exact = exact_gradients(course.model, weights, batch)
         errors[when] = {}
         for name in experiment.names:
-            if name in (DIVIDED, LONGER, *failures):
+            if name in (*_AS_REFERENCE, *failures):
                 continue
             try:
                 found = gradients(learner(name), experiment.variant(name), weights, batch)

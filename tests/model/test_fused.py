@@ -192,7 +192,7 @@ def test_products_of_fp8_operands_are_the_others_but_for_the_rounding(
     torch.testing.assert_close(of_logits(model, computed), expected, atol=1e-10, rtol=1e-9)
 
 
-def test_a_model_with_fp8_has_the_gradients_of_one_without_but_for_a_tenth(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_with_fp8_has_the_gradients_of_one_without_but_for_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     plain_kernels.stand_in(monkeypatch)
     model = lively(model_of())
     model.encoder.compute_dtype = BF16
