@@ -486,7 +486,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
         ("one document without an end.txt", b"metn\n", "document"),
         ("one line without an end.txt", b"x", "line"),
         ("one row without an end.csv", b"x", "document"),
-        ("rows without an end.csv", b"text\n" + b"x" * 5000 + b"\n", "document"),
+        ("rows without an end.csv", b"id,text\n1," + b"x" * 5000 + b"\n", "document"),
     ],
 )
 def test_what_unpacks_without_an_end_takes_little_time_and_memory(
