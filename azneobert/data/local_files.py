@@ -419,7 +419,7 @@ def _csv_header(file: Path, compression: str | None, cursor: _Cursor) -> list[st
     if not "".join(names).strip() and _count_blank(file, compression) is not None:
         return None
     if not names:
-        raise DataError(f"{file}: its first row is longer than {_CSV_BLOCK >> 20} MB; put the names of the columns there")
+        raise DataError(f"{file}: its first row is longer than {_CSV_BLOCK >> 20} MB; put the column names there")
     return names
 
 
