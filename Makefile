@@ -93,10 +93,12 @@ doctor: setup ## what this machine can do, and what is in the way
 ui: setup ## MLflow's page of the runs: prints its address
 	azneobert ui
 
+# For 3.11.0 on, since Debian 12 has 3.11.2 and newer releases of some packages ask for more.
 constraints: setup ## pin what pyproject.toml needs; what is pinned stays where it can (`UPGRADE=--upgrade` moves it)
 	sed 's/^torch==.*/torch==2.13.0+cpu/' constraints.txt > constraints.new  # or the CUDA build is taken, 2.9 GB
-	echo "torch==2.13.0" | uv pip compile --quiet --extra dev --extra docs --extra wandb --extra s3 --extra ssh $(UPGRADE) \
-	  --no-annotate --no-header --output-file constraints.new pyproject.toml -
+	echo "torch==2.13.0" | uv pip compile --quiet --python-version 3.11 $(UPGRADE) \
+	  --extra dev --extra docs --extra wandb --extra s3 --extra ssh --no-annotate --no-header \
+	  --output-file constraints.new pyproject.toml -
 	sed 's/+cpu$$//' constraints.new > constraints.txt
 	rm constraints.new
 
