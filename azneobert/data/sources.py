@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from azneobert.data.arrow_threads import settle_at_exit
 from azneobert.data.hub import HubReader
 from azneobert.data.local_files import FileReader
 from azneobert.data.records import SourceReader
@@ -14,4 +15,5 @@ def open_source(source: Source) -> SourceReader:
     Raises:
         DataError: there is nothing to read; the message says what to do.
     """
+    settle_at_exit()
     return FileReader(source) if isinstance(source, FileSource) else HubReader(source)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -411,10 +413,23 @@ def test_shards_in_each_others_place_are_refused(tied_zero2: Path) -> None:
 @pytest.mark.parametrize("position", [0.3, 0.5, 0.9])
 def test_a_flipped_byte_in_a_shard_is_refused(position: float, tied_zero2: Path) -> None:
     file = shard(tied_zero2, 1)
+    stored = positions_of_data(file)  # what stands between the records, such as their padding, is not read
     content = bytearray(file.read_bytes())
-    content[int(position * len(content))] ^= 0x10
+    content[stored[int(position * len(stored))]] ^= 0x10
     file.write_bytes(content)
     assert_refused(tied_zero2, file.name)
+
+
+def positions_of_data(file: Path) -> list[int]:
+    """Where the bytes of a zip file's records stand, each after a header of 30 bytes, a name and an extra field."""
+    content = file.read_bytes()
+    found: list[int] = []
+    with zipfile.ZipFile(file) as archive:
+        for record in archive.infolist():
+            name, extra = struct.unpack_from("<HH", content, record.header_offset + 26)
+            start = record.header_offset + 30 + name + extra
+            found += range(start, start + record.file_size)
+    return found
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
@@ -422,6 +437,33 @@ def test_a_truncated_shard_is_refused(kept: float, tied_zero2: Path) -> None:
     file = shard(tied_zero2, 1)
     file.write_bytes(file.read_bytes()[: int(kept * file.stat().st_size)])
     assert_refused(tied_zero2, file.name)
+
+
+class Reduced:
+    """An object that is pickled as a call."""
+
+    def __init__(self, call: Callable[..., Any], *arguments: Any) -> None:
+        self.call = (call, arguments)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.call
+
+
+def test_an_enum_that_python_3_11_2_pickled_is_read(tied_zero2: Path, tmp_path: Path) -> None:
+    # Regression: "holds getattr". Debian 12's Python pickles a member of an Enum as `getattr(its class, its name)`.
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    stage = Reduced(getattr, ZeroStageEnum, "gradients")
+    file = shard(tied_zero2, 1)
+    content = torch.load(file, weights_only=False)
+    assert "zero_stage" in content["optimizer_state_dict"]
+    content["optimizer_state_dict"]["zero_stage"] = stage
+    torch.save(content, file)
+    convert(tied_zero2, tmp_path / "universal", "universal")
+    for owner in (torch.Tensor, stage, "text"):
+        content["optimizer_state_dict"]["zero_stage"] = Reduced(getattr, owner, "__class__")
+        torch.save(content, file)
+        assert_refused(tied_zero2, file.name, "getattr")
 
 
 class Bomb:

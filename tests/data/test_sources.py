@@ -4,8 +4,6 @@ import io
 import json
 import os
 import subprocess
-import sys
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -18,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import refused
 
-from azneobert.data import csv_stream, local_files, unpacking
+from azneobert.data import local_files, unpacking
 from azneobert.data import records as records_module
 from azneobert.data.local_files import source_files
 from azneobert.data.records import TOO_LONG, Records
@@ -326,37 +324,6 @@ def test_malformed_rows_of_a_csv_file_count_also_where_a_whole_block_is_malforme
     assert len(records.malformed) == 60
     path.write_text("id,text\n" + "x,y,z\n" * 30)
     assert len(joined(read(path)).malformed) == 30
-
-
-@pytest.mark.parametrize("last", [b"", b"7,x,\xff\n"])
-def test_arrow_holds_no_python_object_of_a_csv_file_that_nobody_reads(tmp_path, monkeypatch, last):
-    # Regression: a thread of Arrow's let go of Python's bytes while the interpreter ended, and aborted it.
-    monkeypatch.setattr(local_files, "_CSV_BLOCK", 256)
-    monkeypatch.setattr(csv_stream, "_BUFFER", 1)
-    given: list[bytes] = []
-    lent: list[weakref.ref] = []
-    plain, lend = csv_stream.Feed.plain, csv_stream.Feed.lend
-
-    def noted(feed, size):
-        given.append(plain(feed, size))
-        return given[-1]
-
-    def noted_lend(feed, what):
-        lent.append(weakref.ref(what))
-        return lend(feed, what)
-
-    monkeypatch.setattr(csv_stream.Feed, "plain", noted)
-    monkeypatch.setattr(csv_stream.Feed, "lend", noted_lend)
-    path = write(tmp_path / "a.csv", [(number, text_of(number)) for number in range(2000)])
-    path.write_bytes(path.read_bytes() + last)
-    records = open_source(FileSource(path=str(path))).read()
-    next(records)
-    # The newest is left out: Arrow's thread may be about to copy it.
-    *counts, of_bytes_that_nobody_holds = [sys.getrefcount(data) for data in (*given[:-1], bytes(500))]
-    assert set(counts) == {of_bytes_that_nobody_holds + 1}  # the list `given`
-    records.close()
-    assert len(lent) >= 4
-    assert all(what() is None for what in lent)
 
 
 def test_a_value_of_a_parquet_file_that_is_not_utf8_is_one_malformed_record(tmp_path):
