@@ -466,16 +466,6 @@ def test_an_enum_that_python_3_11_2_pickled_is_read(tied_zero2: Path, tmp_path: 
         assert_refused(tied_zero2, file.name, "getattr")
 
 
-class Bomb:
-    """Whoever unpickles it makes a folder."""
-
-    def __init__(self, place: Path) -> None:
-        self.place = place
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.place),)
-
-
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize(
     "file", ["pytorch_model/zero_pp_rank_0_mp_rank_00_optim_states.pt", "pytorch_model/mp_rank_00_model_states.pt"]
@@ -483,7 +473,7 @@ class Bomb:
 def test_a_zero2_file_that_would_run_code_is_refused_and_nothing_is_run(
     file: str, zipped: bool, tied_zero2: Path, tmp_path: Path
 ) -> None:
-    content = {"optimizer_state_dict": Bomb(tmp_path / "made")}
+    content = {"optimizer_state_dict": Reduced(os.mkdir, str(tmp_path / "made"))}
     torch.save(content, tied_zero2 / file, _use_new_zipfile_serialization=zipped)
     assert_refused(tied_zero2, Path(file).name)
 
@@ -493,7 +483,7 @@ def test_a_plain_file_that_would_run_code_is_refused_and_nothing_is_run(
     file: str, stock: Callable[[str], Stock], tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(stock("bin").folder, tmp_path / "damaged"))
-    torch.save({"state": Bomb(tmp_path / "made")}, copy / file)
+    torch.save({"state": Reduced(os.mkdir, str(tmp_path / "made"))}, copy / file)
     assert_refused(copy, file)
 
 
